@@ -1,0 +1,50 @@
+"""Stable Diffusion hypernetworks: files, fused layers, an adapter for existing models, training.
+
+The public names load on first use, so that ``import hnkernels`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Adapter": "hnkernels.adapter",
+    "AdapterError": "hnkernels.adapter",
+    "CheckpointError": "hnkernels.checkpoint",
+    "Hypernetwork": "hnkernels.hypernetwork",
+    "HypernetworkMLP": "hnkernels.mlp",
+    "HypernetworkTrainer": "hnkernels.training",
+    "MLPConfig": "hnkernels.mlp",
+    "TrainingConfig": "hnkernels.training",
+    "attach": "hnkernels.adapter",
+    "hyper_context": "hnkernels.functional",
+    "hyper_kv": "hnkernels.functional",
+    "load_hypernetwork": "hnkernels.checkpoint",
+    "save_hypernetwork": "hnkernels.checkpoint",
+    "train_hypernetwork": "hnkernels.training",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from hnkernels.adapter import Adapter, AdapterError, attach
+    from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
+    from hnkernels.functional import hyper_context, hyper_kv
+    from hnkernels.hypernetwork import Hypernetwork
+    from hnkernels.mlp import HypernetworkMLP, MLPConfig
+    from hnkernels.training import HypernetworkTrainer, TrainingConfig, train_hypernetwork
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hnkernels' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))

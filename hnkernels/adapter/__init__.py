@@ -1,0 +1,10 @@
+"""Puts hypernetworks into existing models, and takes them out again.
+
+One ``Host`` per model holds the adapters in their order and the attention ``Site``s; a ``Tap`` on the instance of each
+``to_k`` and ``to_v`` hands their input to the site. Contexts that all cross-attention sites share are rewritten once.
+"""
+
+from hnkernels.adapter.adapter import Adapter, attach
+from hnkernels.adapter.sites import AdapterError
+
+__all__ = ["Adapter", "AdapterError", "attach"]

@@ -1,0 +1,89 @@
+"""A model with hypernetworks on it: the adapters in their order, the sites, the shared contexts."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hnkernels.adapter.contexts import ContextStore, SharedContext
+from hnkernels.adapter.site import Link, Links, Site
+from hnkernels.adapter.sites import AttentionSpec
+
+if TYPE_CHECKING:
+    from hnkernels.adapter.adapter import Adapter
+
+_ATTRIBUTE = "_hnkernels_host"
+_CONTEXT_ARGUMENTS = ("encoder_hidden_states", "context")  # diffusers' name, and that of the original repositories
+
+
+class Host:
+    """What hnkernels keeps about one model. It lives on the model instance and leaves with the last adapter."""
+
+    def __init__(self, model: nn.Module, specs: list[AttentionSpec]):
+        self.model = model
+        self.adapters: list[Adapter] = []
+        self.contexts = ContextStore()
+        parameters = list(inspect.signature(type(model).forward).parameters)
+        self._context_name = next((name for name in _CONTEXT_ARGUMENTS if name in parameters), None)
+        self._context_index = parameters.index(self._context_name) - 1 if self._context_name else -1
+        self.sites = [Site(spec, self) for spec in specs]
+        self._hook = model.register_forward_pre_hook(self._before, with_kwargs=True)
+        model.__dict__[_ATTRIBUTE] = self
+
+    @staticmethod
+    def of(model: nn.Module) -> Host | None:
+        """The host on this model, if it has one."""
+        return model.__dict__.get(_ATTRIBUTE)
+
+    def remove(self) -> None:
+        """Gives the model back as it was."""
+        for site in self.sites:
+            site.remove()
+        self._hook.remove()
+        del self.model.__dict__[_ATTRIBUTE]
+
+    def clear(self) -> None:
+        """Forgets all that was computed once and kept."""
+        self.contexts.clear()
+        for site in self.sites:
+            site.clear()
+
+    def links(self, site: Site) -> Links:
+        """What the adapters do at this site now, in order of application."""
+        return tuple(
+            Link(*adapter.net[site.width], adapter.strength, adapter.fused)
+            for adapter in self.adapters
+            if adapter.acts_on(site.kind, site.width)
+        )
+
+    def shared(self, x: Tensor) -> SharedContext | None:
+        """The entry of a context that sites share; ``None`` where each has to compute for itself."""
+        if torch.is_grad_enabled():
+            # Only what was computed outside a checkpointed block may be used inside it.
+            return self.contexts.find(x)
+        return self.contexts.open(x)
+
+    def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        self.contexts.call += 1
+        if not torch.is_grad_enabled() or self._context_name is None:
+            return None
+        positional = len(args) > self._context_index
+        context = args[self._context_index] if positional else kwargs.get(self._context_name)
+        chains = {
+            tuple(link.stream(stream) for link in self.links(site))
+            for site in self.sites
+            if site.kind == "attn2" and isinstance(context, Tensor) and context.shape[-1] == site.width
+            for stream in ("k", "v")
+        } - {()}
+        if not chains:
+            return None
+        alias = context.view_as(context)
+        entry = self.contexts.open(alias)
+        for chain in chains:
+            entry.rewritten(chain, self.contexts.call)
+        if positional:
+            return (*args[: self._context_index], alias, *args[self._context_index + 1 :]), kwargs
+        return args, {**kwargs, self._context_name: alias}

@@ -1,0 +1,159 @@
+"""The hypernetwork operations as functions: check the inputs, pick the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hnkernels import portable
+from hnkernels.mlp import HypernetworkMLP
+
+MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
+BACKENDS = ("auto", "triton", "portable")
+
+
+def hyper_context(
+    context: Tensor,
+    mlps: MLPs,
+    *,
+    strength: float | Sequence[float] = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """The context after one MLP or a chain of them: ``x ← x + m·f(x)`` for each, in order.
+
+    Args:
+        context: [..., d] in a floating dtype.
+        mlps: one MLP of width d, or a chain applied first to last. Parameters may have another floating dtype than
+            the context (fp32 master weights, say); they are cast to the context's for the computation.
+        strength: factor on every MLP's own multiplier, or one factor each. Without effect on MLPs in training mode.
+        backend: ``"auto"``, ``"portable"`` or ``"triton"``.
+
+    Returns:
+        [..., d] in the context's dtype; under autocast as eager PyTorch promotes it.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; the message names them.
+    """
+    chain = _chain("mlps", mlps, strength)
+    _check_backend(backend)
+    _check_context(context)
+    _check_chain("mlps", chain, context)
+    return portable.transform(context, chain)
+
+
+def hyper_kv(
+    context: Tensor,
+    mlp_k: MLPs,
+    mlp_v: MLPs,
+    w_k: Tensor,
+    w_v: Tensor,
+    b_k: Tensor | None = None,
+    b_v: Tensor | None = None,
+    *,
+    strength: float | Sequence[float] = 1.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """K and V of attention with a hypernetwork: ``K = (x + m·f_k(x)) w_kᵀ + b_k``, V likewise.
+
+    Differentiable in the context, in every MLP parameter, and in the projections where they require a gradient.
+
+    Args:
+        context: x, [..., d] in a floating dtype.
+        mlp_k, mlp_v: one MLP of width d each, or chains of them; an empty sequence leaves the context as it is.
+        w_k, w_v: [n_k, d] and [n_v, d], in the context's dtype (any floating dtype under autocast).
+        b_k, b_v: [n_k] and [n_v].
+        strength: factor on the multiplier of every MLP, or one per position of the chain, for K and V alike. Without
+            effect on MLPs in training mode, whose multiplier is 1.
+        backend: ``"auto"`` picks the fastest that can do it; ``"portable"`` is plain PyTorch; ``"triton"`` is refused
+            with a reason where it cannot run.
+
+    Returns:
+        K [..., n_k] and V [..., n_v].
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or the backend cannot run; the message names what was given
+            and what is accepted.
+    """
+    chain_k, chain_v = _chain("mlp_k", mlp_k, strength), _chain("mlp_v", mlp_v, strength)
+    _check_backend(backend)
+    _check_context(context)
+    for name, chain in (("mlp_k", chain_k), ("mlp_v", chain_v)):
+        _check_chain(name, chain, context)
+    for suffix, weight, bias in (("k", w_k, b_k), ("v", w_v, b_v)):
+        _check_projection(suffix, weight, bias, context)
+    y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
+    return portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
+
+
+def _chain(name: str, mlps: MLPs, strength: float | Sequence[float]) -> portable.Chain:
+    """The MLPs with the multiplier each is to use now."""
+    mlps = (mlps,) if isinstance(mlps, HypernetworkMLP) else tuple(mlps)
+    for mlp in mlps:
+        if not isinstance(mlp, HypernetworkMLP):
+            raise ValueError(f"{name} must be a HypernetworkMLP or a sequence of them, not {type(mlp).__name__}")
+    strengths = (strength,) * len(mlps) if isinstance(strength, (int, float)) else tuple(strength)
+    if len(strengths) != len(mlps):
+        raise ValueError(f"strength has {len(strengths)} values and {name} is a chain of {len(mlps)}; give one each")
+    return tuple(
+        (mlp, mlp.effective_multiplier if mlp.training else mlp.effective_multiplier * s)
+        for mlp, s in zip(mlps, strengths, strict=True)
+    )
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; accepted are {', '.join(BACKENDS)}")
+    if backend == "triton":
+        raise ValueError("backend 'triton' is not part of this version; use 'auto' or 'portable'")
+
+
+def _check_context(context: Tensor) -> None:
+    if not isinstance(context, Tensor):
+        raise ValueError(f"context must be a tensor, not {type(context).__name__}")
+    if context.ndim < 1 or not context.is_floating_point():
+        raise ValueError(
+            f"context must be a floating-point tensor [..., d], not {_describe(context)}; cast it with .float()"
+        )
+
+
+def _check_chain(name: str, chain: portable.Chain, context: Tensor) -> None:
+    for mlp, _ in chain:
+        if mlp.dim != context.shape[-1]:
+            raise ValueError(
+                f"{name} is for contexts of width {mlp.dim}, the context is {_describe(context)}, width "
+                f"{context.shape[-1]}"
+            )
+        weight = mlp.linear[0].weight
+        if weight.device != context.device:
+            raise ValueError(
+                f"{name} is on {weight.device}, the context on {context.device}; move one with .to(device)"
+            )
+
+
+def _check_projection(suffix: str, weight: Tensor, bias: Tensor | None, context: Tensor) -> None:
+    width = context.shape[-1]
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"w_{suffix} must be [n, {width}] for a context of width {width}, not {list(weight.shape)}"
+            + ("; it looks transposed" if weight.ndim == 2 and weight.shape[0] == width else "")
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"b_{suffix} must be [{weight.shape[0]}] like w_{suffix}, not {list(bias.shape)}")
+    for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
+        if tensor is None:
+            continue
+        if tensor.device != context.device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, the context on {context.device}; move one with .to(device)"
+            )
+        if tensor.dtype != context.dtype and not torch.is_autocast_enabled(context.device.type):
+            raise ValueError(
+                f"{name} is {tensor.dtype} and the context {context.dtype}; cast one of them, or run under "
+                "torch.autocast"
+            )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"

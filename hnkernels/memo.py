@@ -1,0 +1,66 @@
+"""Values that are computed once and kept for as long as the tensors they were made from stay as they are."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Snapshot:
+    """What some tensors were at one moment: the same objects, at the same address, in the same version.
+
+    Autograd's version counter sees every in-place operation, an optimiser's step and ``load_state_dict`` included.
+    What it does not see is a write through ``tensor.data``; whoever does that has to drop the value by hand.
+    Tensors made in inference mode carry no version, so that a snapshot of one is never current.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], extra: Hashable = None):
+        self._extra = extra
+        self._states = [
+            None if t.is_inference() else (weakref.ref(t), t._version, t.data_ptr(), t.requires_grad) for t in tensors
+        ]
+
+    def is_current(self, tensors: Sequence[Tensor], extra: Hashable = None) -> bool:
+        """Whether these are the tensors of the snapshot, unchanged since."""
+        return (
+            extra == self._extra
+            and len(tensors) == len(self._states)
+            and all(
+                state is not None
+                and state[0]() is t
+                and state[1] == t._version
+                and state[2] == t.data_ptr()
+                and state[3] == t.requires_grad
+                for state, t in zip(self._states, tensors, strict=True)
+            )
+        )
+
+
+class Memo(Generic[T]):
+    """One such value. A deep copy or a pickle of it starts empty: the copied tensors are other tensors."""
+
+    def __init__(self) -> None:
+        self._snapshot: Snapshot | None = None
+        self._value: T | None = None
+
+    def get(self, tensors: Sequence[Tensor], compute: Callable[[], T], extra: Hashable = None) -> T:
+        """The kept value if ``tensors`` and ``extra`` are what it was made from, else ``compute()``, which is kept."""
+        if self._snapshot is None or not self._snapshot.is_current(tensors, extra):
+            self._value = compute()
+            self._snapshot = Snapshot(tensors, extra)
+        return self._value  # type: ignore[return-value]
+
+    def clear(self) -> None:
+        """Forgets the value."""
+        self._snapshot = self._value = None
+
+    def __deepcopy__(self, memo: dict) -> Memo[T]:
+        return Memo()
+
+    def __reduce__(self):
+        return Memo, ()

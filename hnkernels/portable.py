@@ -1,0 +1,79 @@
+"""The plain-torch backend: fast without Triton, on any device, in any floating dtype.
+
+What it saves over running the modules one by one: activations overwrite their input where autograd allows it, the
+residual is added in place, a zero multiplier costs nothing, and frozen CPU projections run on prepacked weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hnkernels.activations import resolve
+from hnkernels.mlp import HypernetworkMLP
+
+Chain = tuple[tuple[HypernetworkMLP, float], ...]
+"""MLPs in order of application, each with its multiplier."""
+
+
+def transform(x: Tensor, chain: Chain) -> Tensor:
+    """``x ← x + m·f(x)`` for every (f, m) of the chain. Shape: x [..., d] → [..., d]; x itself if nothing acts."""
+    for mlp, m in chain:
+        if m != 0:
+            x = _residual(x, mlp, m)
+    return x
+
+
+def transform_pair(x: Tensor, chain_k: Chain, chain_v: Chain) -> tuple[Tensor, Tensor]:
+    """The K and the V stream of one context. Shape: x [..., d] → two of [..., d]."""
+    return transform(x, chain_k), transform(x, chain_v)
+
+
+def project(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``y weightᵀ + bias``. Shape: y [..., d], weight [n, d], bias [n] → [..., n]."""
+    return F.linear(y, weight, bias)
+
+
+def _residual(x: Tensor, mlp: HypernetworkMLP, m: float) -> Tensor:
+    # Under autocast the linears cast for themselves; otherwise the master weights follow the context.
+    dtype = None if torch.is_autocast_enabled(x.device.type) else x.dtype
+    activation = resolve(mlp.config.activation, mlp.config.allow_legacy_activations)
+    h = x
+    for layer in mlp.layers():
+        h = F.linear(h, _cast(layer.linear.weight, dtype), _cast(layer.linear.bias, dtype))
+        if layer.activation is not None:
+            assert activation is not None
+            h = _activate(h, layer.activation, activation.inplace, activation.inplace_in_training)
+        if layer.norm is not None:
+            norm = layer.norm
+            h = F.layer_norm(h, norm.normalized_shape, _cast(norm.weight, dtype), _cast(norm.bias, dtype), norm.eps)
+        if layer.dropout > 0 and mlp.training:
+            h = F.dropout(h, layer.dropout, training=True)
+    if m == 1 and h.dtype == x.dtype and _overwritable(h, mlp):
+        return h.add_(x)
+    return torch.add(x, h, alpha=m)
+
+
+def _activate(h: Tensor, module: nn.Module, inplace: Callable[[Tensor], Tensor] | None, in_training: bool) -> Tensor:
+    if isinstance(module, nn.PReLU):
+        return F.prelu(h, module.weight.to(h.dtype))
+    if inplace is not None and (in_training or not _recording(h)):
+        return inplace(h)
+    return module(h)
+
+
+def _overwritable(h: Tensor, mlp: HypernetworkMLP) -> bool:
+    """Whether autograd can do without the value of h, the output of the MLP's last sub-layer."""
+    last = mlp.layers()[-1]
+    return not _recording(h) or last.activation is None or last.norm is not None
+
+
+def _recording(h: Tensor) -> bool:
+    return torch.is_grad_enabled() and h.requires_grad
+
+
+def _cast(parameter: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return parameter if dtype is None else parameter.to(dtype)
