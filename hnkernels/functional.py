@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -89,17 +89,16 @@ def hyper_kv(
 
 def _chain(name: str, mlps: MLPs, strength: float | Sequence[float]) -> portable.Chain:
     """The MLPs with the multiplier each is to use now."""
-    mlps = (mlps,) if isinstance(mlps, HypernetworkMLP) else tuple(mlps)
+    mlps = tuple(mlps) if isinstance(mlps, Iterable) else (mlps,)
     for mlp in mlps:
         if not isinstance(mlp, HypernetworkMLP):
             raise ValueError(f"{name} must be a HypernetworkMLP or a sequence of them, not {type(mlp).__name__}")
-    strengths = (strength,) * len(mlps) if isinstance(strength, (int, float)) else tuple(strength)
+    strengths = tuple(strength) if isinstance(strength, (tuple, list)) else (strength,) * len(mlps)
+    if not all(isinstance(s, (int, float)) for s in strengths):
+        raise ValueError(f"strength must be a number, or one per MLP of the chain, not {strength!r}")
     if len(strengths) != len(mlps):
         raise ValueError(f"strength has {len(strengths)} values and {name} is a chain of {len(mlps)}; give one each")
-    return tuple(
-        (mlp, mlp.effective_multiplier if mlp.training else mlp.effective_multiplier * s)
-        for mlp, s in zip(mlps, strengths, strict=True)
-    )
+    return tuple((mlp, mlp.multiplier_at(s)) for mlp, s in zip(mlps, strengths, strict=True))
 
 
 def _check_backend(backend: str) -> None:
@@ -134,6 +133,9 @@ def _check_chain(name: str, chain: portable.Chain, context: Tensor) -> None:
 
 def _check_projection(suffix: str, weight: Tensor, bias: Tensor | None, context: Tensor) -> None:
     width = context.shape[-1]
+    for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
+        if not isinstance(tensor, Tensor) and not (tensor is None and name[0] == "b"):
+            raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if weight.ndim != 2 or weight.shape[1] != width:
         raise ValueError(
             f"w_{suffix} must be [n, {width}] for a context of width {width}, not {list(weight.shape)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -98,8 +99,8 @@ class Hypernetwork(nn.Module):
         """The (K, V) pair of MLPs for contexts of this width."""
         if size not in self:
             raise KeyError(f"no MLPs for width {size!r}; this hypernetwork has {', '.join(map(str, self.sizes))}")
-        mlp_k, mlp_v = self.layers[str(size)]
-        return mlp_k, mlp_v
+        pair = cast("Sequence[HypernetworkMLP]", self.layers[str(size)])
+        return pair[0], pair[1]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.sizes)

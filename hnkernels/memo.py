@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -47,12 +48,18 @@ class Memo(Generic[T]):
     def __init__(self) -> None:
         self._snapshot: Snapshot | None = None
         self._value: T | None = None
+        self._version = 0
 
     def get(self, tensors: Sequence[Tensor], compute: Callable[[], T], extra: Hashable = None) -> T:
-        """The kept value if ``tensors`` and ``extra`` are what it was made from, else ``compute()``, which is kept."""
-        if self._snapshot is None or not self._snapshot.is_current(tensors, extra):
-            self._value = compute()
+        """The kept value if ``tensors`` and ``extra`` are what it was made from, else ``compute()``, which is kept.
+
+        A kept tensor that its receiver has written into is made anew.
+        """
+        current = self._snapshot is not None and self._snapshot.is_current(tensors, extra)
+        if not current or _version(self._value) != self._version:
+            self._value = _outside_inference_mode(compute)
             self._snapshot = Snapshot(tensors, extra)
+            self._version = _version(self._value)
         return self._value  # type: ignore[return-value]
 
     def clear(self) -> None:
@@ -64,3 +71,15 @@ class Memo(Generic[T]):
 
     def __reduce__(self):
         return Memo, ()
+
+
+def _version(value: object) -> int:
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _outside_inference_mode(compute: Callable[[], T]) -> T:
+    # An inference tensor carries no version, and no recorded pass could use it later.
+    if not torch.is_inference_mode_enabled():
+        return compute()
+    with torch.inference_mode(False), torch.no_grad():
+        return compute()

@@ -37,7 +37,7 @@ class PackedLinear:
 
 
 def _packable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return (
+    return bool(
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and 0 < x.numel() // x.shape[-1] <= _ROWS_AT_MOST
@@ -62,7 +62,7 @@ def _apply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _PackedLinearFunction(torch.autograd.Function):
-    """``y = x weightᵀ + bias`` and ``dx = dy · weight``: each is the other's gradient, so any order of derivative works."""
+    """``y = x weightᵀ + bias`` and ``dx = dy · weight``; each is the other's gradient, to any order."""
 
     @staticmethod
     def forward(ctx, x, packed, packed_t, bias):

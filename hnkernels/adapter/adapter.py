@@ -28,8 +28,8 @@ class Adapter:
         fused: whether ``fuse()`` is in force.
     """
 
-    def __init__(self, host: Host, net: Hypernetwork, strength: float, targets: tuple[str, ...]):
-        self._host: Host | None = host
+    def __init__(self, net: Hypernetwork, strength: float, targets: tuple[str, ...]):
+        self._host: Host | None = None
         self.net = net
         self.strength = strength
         self.targets = targets
@@ -153,7 +153,7 @@ def attach(
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     if not targets or not set(targets) <= set(TARGETS):
         raise ValueError(f"targets must be some of {', '.join(TARGETS)}, not {targets!r}")
-    module = _denoiser(model)
+    module = denoiser(model)
     specs = find_attention(module)
     widths = {spec.width for spec in specs if spec.kind in targets}
     if not widths & set(net):
@@ -161,13 +161,14 @@ def attach(
             f"{type(module).__name__} has attention contexts of the widths {sorted(widths) or 'none'} in "
             f"{', '.join(targets)}, the hypernetwork is for {sorted(net)}: it is for another model"
         )
-    host = Host.of(module) or Host(module, specs)
-    adapter = Adapter(host, net, strength, targets)
+    adapter = Adapter(net, strength, targets)  # checks the strength, so that the model is not touched in vain
+    host = adapter._host = Host.of(module) or Host(module, specs)
     host.adapters.append(adapter)
     return adapter
 
 
-def _denoiser(model: Any) -> nn.Module:
+def denoiser(model: Any) -> nn.Module:
+    """The module with the attention layers: a pipeline's UNet or transformer, or the module itself."""
     for candidate in (getattr(model, "unet", None), getattr(model, "transformer", None), model):
         if isinstance(candidate, nn.Module):
             return candidate

@@ -28,6 +28,7 @@ class SharedContext:
         # would stall the queue, and it is taken as new in every call.
         self._content = source.clone() if source.is_inference() and source.device.type == "cpu" else None
         self._changes = 0
+        self.recorded = torch.is_grad_enabled()
         self._rewritten: dict[tuple[int, ...], tuple[Memo[Tensor], list[int]]] = {}
         self._projected: dict[Hashable, Memo[Tensor]] = {}
 
@@ -42,8 +43,8 @@ class SharedContext:
         extra = (
             state,
             tuple((m, mlp.multiplier, mlp.training) for mlp, m in chain),
-            # A recorded graph serves one backward, and dropout one pass: neither outlives the call.
-            call if torch.is_grad_enabled() or any(mlp.training for mlp, _ in chain) else None,
+            # Dropout serves one call. A recorded entry is of one call anyway, and its recomputation falls into another.
+            call if not self.recorded and any(mlp.training for mlp, _ in chain) else None,
         )
 
         def compute() -> Tensor:
@@ -85,9 +86,9 @@ class ContextStore:
         if entry is None:
             entry = self._entries[id(context)] = SharedContext(context)
             weakref.finalize(context, _forget, weakref.ref(self), id(context), weakref.ref(entry))
-            if not torch.is_grad_enabled():
-                while len(self._entries) > _CONTEXTS_AT_MOST:
-                    self._entries.popitem(last=False)
+            kept = [key for key, other in self._entries.items() if not other.recorded]
+            for key in kept[:-_CONTEXTS_AT_MOST]:
+                del self._entries[key]
         return entry
 
     def find(self, context: Tensor) -> SharedContext | None:

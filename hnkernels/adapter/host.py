@@ -63,7 +63,8 @@ class Host:
         """The entry of a context that sites share; ``None`` where each has to compute for itself."""
         if torch.is_grad_enabled():
             # Only what was computed outside a checkpointed block may be used inside it.
-            return self.contexts.find(x)
+            entry = self.contexts.find(x)
+            return entry if entry is not None and entry.recorded else None
         return self.contexts.open(x)
 
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -72,12 +73,12 @@ class Host:
             return None
         positional = len(args) > self._context_index
         context = args[self._context_index] if positional else kwargs.get(self._context_name)
-        chains = {
-            tuple(link.stream(stream) for link in self.links(site))
-            for site in self.sites
-            if site.kind == "attn2" and isinstance(context, Tensor) and context.shape[-1] == site.width
-            for stream in ("k", "v")
-        } - {()}
+        if not isinstance(context, Tensor):
+            return None
+        sites = [site for site in self.sites if site.kind == "attn2" and site.width == context.shape[-1]]
+        # A dict, not a set: dropout must draw for the chains in the same order in every run.
+        chains = dict.fromkeys(tuple(x.stream(s) for x in self.links(site)) for site in sites for s in ("k", "v"))
+        chains.pop((), None)
         if not chains:
             return None
         alias = context.view_as(context)

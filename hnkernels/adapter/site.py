@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class Tap:
         self.stream = stream
         self.module = module
         self.wrapped = module.__dict__.get("forward")  # another tool's instance forward, or None
-        module.forward = self  # type: ignore[method-assign, assignment]
+        module.forward = self
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.site is None:
@@ -47,20 +47,26 @@ class Tap:
         """What the module does without us."""
         if self.wrapped is not None:
             return self.wrapped(x, *args, **kwargs)
-        return type(self.module).forward(self.module, x, *args, **kwargs)  # type: ignore[arg-type]
+        return type(self.module).forward(self.module, x, *args, **kwargs)
 
     @property
     def plain(self) -> bool:
-        """Whether the module is a linear whose weight and bias say all there is to say."""
-        return type(self.module) is nn.Linear and self.wrapped is None
+        """Whether the module is a linear whose weight and bias say all there is to say, before it is called too."""
+        alone = self.wrapped is None and self.in_place and not self.module._forward_pre_hooks
+        return alone and type(self.module) is nn.Linear
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the tap is what the module calls: neither wrapped by another tool nor thrown away by it."""
+        return self.module.__dict__.get("forward") is self
 
     def remove(self) -> None:
         """Gives the module back as it was."""
         self.site = None
-        if self.module.__dict__.get("forward") is self:
+        if self.in_place:
             del self.module.__dict__["forward"]
             if self.wrapped is not None:
-                self.module.forward = self.wrapped  # type: ignore[method-assign]
+                self.module.forward = self.wrapped
 
 
 class Link(NamedTuple):
@@ -85,7 +91,7 @@ class Site:
     def __init__(self, spec: AttentionSpec, host: Host):
         self.name, self.kind, self.width, self.attention = spec.name, spec.kind, spec.width, spec.module
         self.host = host
-        self._reached = False
+        self._reached: set[str] = set()
         self._pending: tuple[Tensor, Tensor] | None = None
         self._folded: dict[str, Memo[Projection]] = {s: Memo() for s in STREAMS}
         self._packed = {s: PackedLinear() for s in STREAMS}
@@ -110,7 +116,7 @@ class Site:
 
     def run(self, tap: Tap, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """The output of ``to_k`` or ``to_v`` for the layer's context x. Shape: [..., d] → [..., n]."""
-        self._reached = True
+        self._reached.add(tap.stream)
         links = self.host.links(self)
         if not links:
             return tap.inner(x, *args, **kwargs)
@@ -161,17 +167,18 @@ class Site:
         return not any(p.requires_grad for module in modules for p in module.parameters())
 
     def _projection(self, stream: str, folded: Links) -> Projection:
-        weight, bias = self._taps[stream].module.weight, self._taps[stream].module.bias
+        linear = cast(nn.Linear, self._taps[stream].module)
+        weight, bias = linear.weight, linear.bias
         if not folded:
             return weight, bias
-        chain = tuple((mlp, mlp.effective_multiplier * (1 if mlp.training else s)) for mlp, s in _chain(folded, stream))
+        chain = tuple((mlp, mlp.multiplier_at(s)) for mlp, s in _chain(folded, stream))
         tensors = [weight, *([] if bias is None else [bias]), *(p for mlp, _ in chain for p in mlp.parameters())]
         return self._folded[stream].get(
             tensors, lambda: fold_projection(weight, bias, chain), tuple((id(mlp), m) for mlp, m in chain)
         )
 
     def _before(self, *_: object) -> None:
-        self._reached = False
+        self._reached.clear()
         self._pending = None
         for stream, tap in self._taps.items():
             module = getattr(self.attention, f"to_{stream}")
@@ -180,11 +187,14 @@ class Site:
                 self._taps[stream] = Tap(self, stream, module)
 
     def _after(self, *_: object) -> None:
-        if not self._reached and self.host.links(self):
+        lost = [tap for stream, tap in self._taps.items() if stream not in self._reached]
+        # A processor may do without one of the two; a tap that another tool threw away is another matter.
+        if (len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and self.host.links(self):
+            names = " and ".join(f"to_{tap.stream}" for tap in lost)
             raise AdapterError(
-                f"{self.name} computed its attention without calling to_k and to_v, so that the hypernetwork had no "
-                f"effect there (processor: {type(getattr(self.attention, 'processor', None)).__name__}); call "
-                "unfuse_qkv_projections() or set another attention processor"
+                f"{self.name} computed its attention without the hypernetwork's {names} (processor: "
+                f"{type(getattr(self.attention, 'processor', None)).__name__}); call unfuse_qkv_projections(), set "
+                "another attention processor, or attach again if another tool has reset their forward"
             )
 
 

@@ -34,7 +34,7 @@ def find_attention(model: nn.Module) -> list[AttentionSpec]:
     for name, module in model.named_modules():
         projections = [getattr(module, p, None) for p in ("to_q", "to_k", "to_v")]
         if all(isinstance(p, nn.Module) and hasattr(p, "in_features") for p in projections):
-            q_width, width, _ = (int(p.in_features) for p in projections)  # type: ignore[union-attr, arg-type]
+            q_width, width, _ = (int(p.in_features) for p in projections)  # type: ignore[union-attr]
             found.append(AttentionSpec(name, module, _kind(name, module, q_width, width), width))
     return found
 

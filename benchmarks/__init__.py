@@ -1,0 +1,1 @@
+"""Speed, measured: both sides in one process, interleaved, quoted as ratios of medians."""

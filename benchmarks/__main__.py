@@ -1,0 +1,37 @@
+"""``python -m benchmarks [name …]``: runs the benchmarks, prints their table, writes it to benchmarks/results/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import cross_attention, self_attention, unet
+from benchmarks.result import markdown, write_results
+
+BENCHMARKS = {
+    "cross-attention": cross_attention.run,
+    "self-attention": self_attention.run,
+    "fused": unet.run_fused,
+    "training": unet.run_training,
+}
+
+
+def main(names: list[str]) -> None:
+    """Runs the named benchmarks, or all."""
+    unknown = set(names) - set(BENCHMARKS)
+    if unknown:
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    torch.set_num_threads(2)
+    results = []
+    for name in names or BENCHMARKS:
+        print(f"running {name} …", file=sys.stderr)
+        results += BENCHMARKS[name]()
+    print("\n".join(markdown(results)))
+    if not names:
+        write_results(results, Path(__file__).parent / "results")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,53 @@
+"""The way the web UIs run a hypernetwork, on the reference modules: one pair of MLP calls per attention layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+import hnkernels as hn
+import reference
+from hnkernels.adapter.sites import find_attention
+
+
+def reference_pair(net: hn.Hypernetwork, size: int) -> tuple[reference.MLP, reference.MLP]:
+    """The reference's copies of a network's K and V MLPs for contexts of this width."""
+    pair = []
+    for mlp in net[size]:
+        config = mlp.config
+        copy = reference.MLP(
+            mlp.dim,
+            config.layer_structure,
+            config.activation,
+            config.layer_norm,
+            config.dropout_structure,
+            config.activate_output,
+        )
+        copy.load_state_dict(mlp.state_dict())
+        pair.append(copy.train(mlp.training))
+    return pair[0], pair[1]
+
+
+def patch(model: nn.Module, net: hn.Hypernetwork) -> tuple[nn.ModuleDict, Callable[[], None]]:
+    """Puts the reference MLPs in front of every ``to_k`` and ``to_v`` of the model.
+
+    Returns:
+        The reference MLPs by width, and a function that takes them out again.
+    """
+    pairs = {size: reference_pair(net, size) for size in net}
+    handles = []
+    for spec in find_attention(model):
+        if spec.width in pairs:
+            for projection, mlp in zip((spec.module.to_k, spec.module.to_v), pairs[spec.width], strict=True):
+                handles.append(projection.register_forward_pre_hook(_rewriter(mlp)))
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return nn.ModuleDict({str(size): nn.ModuleList(pair) for size, pair in pairs.items()}), undo
+
+
+def _rewriter(mlp: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
+    return lambda module, args: mlp(args[0])

@@ -1,0 +1,89 @@
+"""K and V of the 16 cross-attention layers of Stable Diffusion 1.5, [1, 2, 1] relu, width 768."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import hnkernels as hn
+from benchmarks.baseline import patch
+from benchmarks.result import Result
+from benchmarks.timing import interleave
+
+CHANNELS = (320,) * 5 + (640,) * 5 + (1280,) * 6
+ROWS, TOKENS, WIDTH = 2, 77, 768  # one image under classifier-free guidance
+ROUNDS = 40
+
+
+class _Attention(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(WIDTH, channels, bias=False)
+        self.to_v = nn.Linear(WIDTH, channels, bias=False)
+
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.to_k(context), self.to_v(context)
+
+
+class CrossAttentions(nn.Module):
+    """The projections of all cross-attention layers, without the rest of the UNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(
+            {f"layer{i}": nn.ModuleDict({"attn2": _Attention(c)}) for i, c in enumerate(CHANNELS)}
+        )
+
+    def forward(self, encoder_hidden_states: Tensor) -> list[Tensor]:
+        return [t for layer in self.layers.values() for t in layer["attn2"](encoder_hidden_states)]
+
+
+def run() -> list[Result]:
+    torch.manual_seed(0)
+    net = hn.Hypernetwork((WIDTH,), activation="relu").eval()
+    ours, theirs = CrossAttentions(), CrossAttentions()
+    theirs.load_state_dict(ours.state_dict())
+    hn.attach(ours, net)
+    mlps, _ = patch(theirs, net)
+    prompt = torch.randn(ROWS, TOKENS, WIDTH)
+
+    with torch.no_grad():
+        for a, b in zip(ours(prompt), theirs(prompt), strict=True):
+            torch.testing.assert_close(a, b)
+        seen = prompt.clone()
+        forward = interleave(
+            {
+                "a1111": lambda: theirs(prompt.clone()),
+                "new prompt": lambda: ours(prompt.clone()),
+                "same prompt": lambda: ours(seen),
+            },
+            ROUNDS,
+        )
+
+    net.train()
+    mlps.train()
+    ours.requires_grad_(False)
+    gradients = [torch.randn(ROWS, TOKENS, c) for c in CHANNELS for _ in range(2)]
+
+    def step(model: nn.Module, *trained: nn.Module) -> None:
+        for module in trained:
+            module.zero_grad(set_to_none=True)
+        torch.autograd.backward(model(prompt), gradients)
+
+    step(ours, net)
+    step(theirs, theirs, mlps)
+    for size in net:
+        for a, b in zip(nn.ModuleList(net[size]).parameters(), mlps[str(size)].parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+    both = interleave({"a1111": lambda: step(theirs, theirs, mlps), "hnkernels": lambda: step(ours, net)}, ROUNDS // 2)
+
+    return [
+        _result("16 cross-attention layers, forward", forward.speedup("a1111", "new prompt"), 6, ROUNDS),
+        _result("the same from the second denoising step on", forward.speedup("a1111", "same prompt"), 50, ROUNDS),
+        _result("16 cross-attention layers, forward + backward", both.speedup("a1111", "hnkernels"), 6, ROUNDS // 2),
+    ]
+
+
+def _result(name: str, ratio: float, target: float, rounds: int) -> Result:
+    return Result(name, "the A1111 way, eager", ratio, "x", f"≥ {target}", ratio >= target, rounds)

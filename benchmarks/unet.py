@@ -1,0 +1,115 @@
+"""A whole UNet of Stable Diffusion 1.5's shape (random weights), 256 px: sampling with a fused network, training."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+import hnkernels as hn
+from benchmarks.baseline import patch
+from benchmarks.result import Result
+from benchmarks.timing import interleave
+
+SIZES = (320, 640, 768, 1280)
+
+
+def build() -> Any:
+    """The UNet, with the default configuration of diffusers, which is Stable Diffusion 1.5's, at 256 px."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(sample_size=32, cross_attention_dim=768)
+
+
+def inputs(rows: int) -> dict[str, torch.Tensor]:
+    """One call's arguments: latents [rows, 4, 32, 32], timesteps, text [rows, 77, 768]."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "sample": torch.randn(rows, 4, 32, 32, generator=generator),
+        "timestep": torch.full((rows,), 500),
+        "encoder_hidden_states": torch.randn(rows, 77, 768, generator=generator),
+    }
+
+
+def run_fused(rounds: int = 12) -> list[Result]:
+    """An affine network inside the projections' weights, against the UNet without one."""
+    unet = build().eval()
+    adapter = hn.attach(unet, hn.Hypernetwork(SIZES, activation=None).eval())
+    adapter.fuse()
+    call = inputs(rows=2)
+
+    def bare() -> None:
+        adapter.enabled = False
+        unet(**call)
+
+    def fused() -> None:
+        adapter.enabled = True
+        unet(**call)
+
+    with torch.no_grad():
+        comparison = interleave({"bare": bare, "fused": fused}, rounds)
+    cost = 1 / comparison.speedup("bare", "fused")
+    name = "UNet call with an affine network, fused"
+    return [Result(name, "the UNet without one", cost, "x its time", "≤ 1.02", cost <= 1.02, rounds)]
+
+
+def run_training(rounds: int = 5) -> list[Result]:
+    """One training step at batch 1, networks at all widths: time, and peak memory in a process of its own each."""
+    unet = build()
+    net = hn.Hypernetwork(SIZES).train()
+    ours, theirs = _step(unet, net, "hnkernels"), _step(unet, net, "a1111")
+    comparison = interleave({"a1111": theirs, "hnkernels": ours}, rounds, warmup=1)
+    ratio = comparison.speedup("a1111", "hnkernels")
+    saved = (_peak("a1111") - _peak("hnkernels")) / 1e9
+    return [
+        Result(
+            "training step of the UNet, batch 1",
+            "the A1111 way, base not frozen",
+            ratio,
+            "x",
+            "≥ 1.5",
+            ratio >= 1.5,
+            rounds,
+        ),
+        Result("the same: peak memory saved", "the A1111 way, base not frozen", saved, "GB", "≥ 3.4", saved >= 3.4, 1),
+    ]
+
+
+def _step(unet: Any, net: hn.Hypernetwork, way: str) -> Any:
+    call = inputs(rows=1)
+
+    def a1111() -> None:
+        unet.requires_grad_(True)
+        mlps, undo = patch(unet, net)
+        unet(**call).sample.square().mean().backward()
+        undo()
+        unet.zero_grad(set_to_none=True)
+        mlps.zero_grad(set_to_none=True)
+
+    def hnkernels() -> None:
+        unet.requires_grad_(False)
+        with hn.attach(unet, net):
+            unet(**call).sample.square().mean().backward()
+        net.zero_grad(set_to_none=True)
+
+    return a1111 if way == "a1111" else hnkernels
+
+
+def _peak(way: str) -> int:
+    """Peak resident bytes of two training steps in a fresh process."""
+    code = f"from benchmarks.unet import peak_of; peak_of({way!r})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_of(way: str) -> None:
+    """Prints the peak resident bytes of this process after two steps."""
+    step = _step(build(), hn.Hypernetwork(SIZES).train(), way)
+    step()
+    step()
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))

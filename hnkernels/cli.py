@@ -1,0 +1,180 @@
+"""The command line: ``hnkernels demo | info | convert | train | sample``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Stable Diffusion hypernetworks: look at files, convert them, train and sample.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console, errors = Console(), Console(stderr=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for pictures, networks and summary.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Train a hypernetwork on handwritten digits with the embedded model, and show what it does (CPU, minutes)."""
+    from hnkernels.demo.run import run_demo
+
+    run_demo(out, seed)
+
+
+@app.command()
+def info(file: Annotated[Path, typer.Argument(help="A hypernetwork, .pt or .safetensors.")]) -> None:
+    """Show what a hypernetwork file holds."""
+    from hnkernels.checkpoint import describe
+
+    table = Table(show_header=False, box=None)
+    for key, value in describe(file).items():
+        table.add_row(str(key), str(value))
+    console.print(table)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A hypernetwork, .pt or .safetensors.")],
+    target: Annotated[Path, typer.Argument(help="The file to write; its extension says the format.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite TARGET.")] = False,
+) -> None:
+    """Convert between A1111's .pt and .safetensors, without loss."""
+    from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
+
+    if target.exists() and not force:
+        raise ValueError(f"{target} exists already; overwrite it with --force")
+    save_hypernetwork(load_hypernetwork(source, allow_legacy_activations=True), target)
+    console.print(f"wrote {target}")
+
+
+@app.command()
+def train(
+    model: Annotated[Path, typer.Argument(help="Folder of a diffusers Stable Diffusion pipeline.")],
+    data: Annotated[Path, typer.Argument(help="Folder of images with .txt captions or a metadata.jsonl.")],
+    config: Annotated[Path | None, typer.Option(help="JSON file with the objects 'training' and 'network'.")] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Continue from this hypernetwork instead of a new one.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of a new hypernetwork.")] = "hypernetwork",
+    output_dir: Annotated[Path | None, typer.Option(help="Overrides the config's output_dir.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in output_dir.")
+    ] = False,
+) -> None:
+    """Train a hypernetwork on a folder of images."""
+    from hnkernels import Hypernetwork, HypernetworkTrainer, TrainingConfig, load_hypernetwork
+    from hnkernels.adapter.sites import find_attention
+
+    settings = _read_config(config)
+    training = TrainingConfig.of({**settings["training"], **({"output_dir": str(output_dir)} if output_dir else {})})
+    pipeline = _load_pipeline(model)
+    if init_from is not None:
+        net = load_hypernetwork(init_from)
+    else:
+        widths = {spec.width for spec in find_attention(pipeline.unet) if spec.kind in training.target_layers}
+        options = {"sizes": sorted(widths), "init": "identity", "name": name, **settings["network"]}
+        try:
+            net = Hypernetwork(**options)
+        except TypeError as error:
+            raise ValueError(f"{config}: 'network' has a setting that Hypernetwork does not know: {error}") from None
+    result = HypernetworkTrainer(net, pipeline, training, data).train(resume=resume)
+    console.print(f"{result.step} steps, mean loss {result.loss:.4f}, {result.iterations_per_second:.2f} it/s")
+    for file in result.files:
+        console.print(f"wrote {file}")
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="Folder of a diffusers Stable Diffusion pipeline.")],
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="The image file to write.")] = Path("sample.png"),
+    hypernetwork: Annotated[list[Path] | None, typer.Option(help="A hypernetwork; several chain in order.")] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="Strength, one per hypernetwork.")] = None,
+    negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
+    seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
+) -> None:
+    """Draw a picture with a pipeline and any number of hypernetworks."""
+    import torch
+
+    from hnkernels import attach, load_hypernetwork
+
+    files, strengths = hypernetwork or [], strength or []
+    if strengths and len(strengths) != len(files):
+        raise ValueError(
+            f"--strength is given {len(strengths)} times and --hypernetwork {len(files)} times; give one each"
+        )
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
+    nets = [load_hypernetwork(file) for file in files]
+    pipeline = _load_pipeline(model)
+    for index, net in enumerate(nets):
+        net.to(pipeline.unet.device)
+        attach(pipeline, net, strength=strengths[index] if strengths else 1.0)
+    image = pipeline(
+        prompt,
+        negative_prompt=negative or None,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(seed),
+    ).images[0]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    image.save(out)
+    console.print(f"wrote {out}")
+
+
+def _load_pipeline(folder: Path) -> Any:
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} is no diffusers pipeline: there is no model_index.json in it")
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The file's objects ``training`` and ``network``; both may be missing."""
+    if path is None:
+        return {"training": {}, "network": {}}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the config {path}: {error}") from error
+    if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
+        raise ValueError(f'{path} must hold {{"training": {{…}}, "network": {{…}}}}')
+    if unknown := set(settings) - {"training", "network"}:
+        raise ValueError(f"{path} has {', '.join(sorted(unknown))}; accepted are 'training' and 'network'")
+    return {"training": {}, "network": {}, **settings}
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake ends it with one line on stderr and exit code 1."""
+    from hnkernels.adapter.sites import AdapterError
+    from hnkernels.checkpoint import CheckpointError
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)
+    except (ValueError, CheckpointError, AdapterError, OSError) as error:
+        errors.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except ImportError as error:
+        errors.print(f"[red]error:[/red] {error}; install what this needs with: pip install 'hnkernels\\[demo]'")
+        sys.exit(1)

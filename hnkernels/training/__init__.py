@@ -1,0 +1,22 @@
+"""Training hypernetworks on a frozen base model.
+
+``train_hypernetwork`` is one optimiser step; ``HypernetworkTrainer`` is the whole job. Every random number of a run is
+a function of the seed and the step, so that a resumed run continues bit for bit.
+"""
+
+from hnkernels.training.config import TrainingConfig
+from hnkernels.training.data import Example, read_image_folder
+from hnkernels.training.schedule import Schedule
+from hnkernels.training.step import train_hypernetwork
+from hnkernels.training.trainer import DivergenceError, HypernetworkTrainer, TrainingResult
+
+__all__ = [
+    "DivergenceError",
+    "Example",
+    "HypernetworkTrainer",
+    "Schedule",
+    "TrainingConfig",
+    "TrainingResult",
+    "read_image_folder",
+    "train_hypernetwork",
+]

@@ -1,0 +1,108 @@
+"""Turning examples into what the UNet trains on: latents and text embeddings, each computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from hnkernels.training.config import TrainingConfig
+from hnkernels.training.data import CaptionMaker, Example
+
+_TEXTS_AT_MOST = 4096  # shuffled captions are endless; a CLIP embedding is 236 KB in fp32
+
+
+class TensorData:
+    """Training data that is encoded already, for a UNet without its pipeline.
+
+    Args:
+        rows: mappings with ``latents`` [C, h, w], scaled as the UNet expects them, and ``encoder_hidden_states``
+            [tokens, d].
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Tensor]]):
+        for row in rows:
+            if not {"latents", "encoder_hidden_states"} <= set(row):
+                raise ValueError(f"encoded data needs 'latents' and 'encoder_hidden_states', found {sorted(row)}")
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int], generator: Generator) -> dict[str, Tensor]:
+        """Latents [B, C, h, w] and embeddings [B, tokens, d] of these rows."""
+        return {key: torch.stack([self.rows[i][key] for i in indices]) for key in ("latents", "encoder_hidden_states")}
+
+
+class PipelineData:
+    """Images and captions, encoded by the pipeline's own VAE and text encoder.
+
+    Args:
+        pipeline: a diffusers Stable Diffusion pipeline.
+        examples: the images and captions.
+        config: resolution, latent sampling and caption settings.
+        name: the network's name, for the caption template.
+    """
+
+    def __init__(self, pipeline: Any, examples: Sequence[Example], config: TrainingConfig, name: str):
+        self.pipeline, self.examples = pipeline, examples
+        self.text = TextEncoder(pipeline)
+        self._sampling = config.latent_sampling
+        self._captions = CaptionMaker(
+            config.caption_template, name, config.shuffle_tags, config.tag_dropout, config.caption_dropout
+        )
+        scale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+        resolution = config.resolution or pipeline.unet.config.sample_size * scale
+        if resolution % scale:
+            raise ValueError(f"resolution {resolution} must be a multiple of {scale} for this model")
+        self._means, self._deviations = self._encode(resolution, config.seed)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, indices: Sequence[int], generator: Generator) -> dict[str, Tensor]:
+        """Latents [B, C, h, w] and embeddings [B, tokens, d] of these examples."""
+        latents = self._means[list(indices)]
+        if self._deviations is not None:
+            latents = latents + self._deviations[list(indices)] * torch.randn(latents.shape, generator=generator)
+        captions = [self._captions(self.examples[i].caption, generator) for i in indices]
+        return {"latents": latents, "encoder_hidden_states": self.text(captions)}
+
+    @torch.no_grad()
+    def _encode(self, resolution: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        vae = self.pipeline.vae
+        generator = torch.Generator().manual_seed(seed)
+        means, deviations = [], []
+        for start in range(0, len(self.examples), 8):
+            pixels = torch.stack([e.pixels(resolution) for e in self.examples[start : start + 8]])
+            posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+            means.append(posterior.mean.float().cpu())
+            deviations.append(posterior.std.float().cpu())
+        mean, deviation = torch.cat(means), torch.cat(deviations)
+        shift, scaling = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
+        if self._sampling == "once":
+            mean = mean + deviation * torch.randn(mean.shape, generator=generator)
+        return (mean - shift) * scaling, deviation * scaling if self._sampling == "random" else None
+
+
+class TextEncoder:
+    """Captions → embeddings [B, tokens, d], each caption encoded once."""
+
+    def __init__(self, pipeline: Any):
+        self.pipeline = pipeline
+        self._known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        new = [c for c in dict.fromkeys(captions) if c not in self._known]
+        if len(self._known) + len(new) > _TEXTS_AT_MOST:
+            self._known.clear()
+            new = list(dict.fromkeys(captions))
+        if new:
+            embeddings, _ = self.pipeline.encode_prompt(
+                new, self.pipeline.text_encoder.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            self._known.update(zip(new, embeddings, strict=True))
+        return torch.stack([self._known[c] for c in captions])

@@ -1,0 +1,51 @@
+"""A1111's step-schedule notation."""
+
+import pytest
+
+from hnkernels.training import Schedule
+
+
+def values(text, max_steps):
+    schedule = Schedule(text, max_steps)
+    return [schedule.at(step) for step in range(max_steps)]
+
+
+def test_each_rate_holds_until_its_step():
+    assert values("3:2, 2:4, 1", 6) == [3, 3, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("text", ["5e-5", "5e-5:-1", 5e-5, " 5e-5 "])
+def test_a_bare_rate_or_minus_one_runs_to_the_end(text):
+    assert values(text, 3) == [5e-5] * 3
+
+
+def test_minus_one_ends_parsing():
+    assert values("1:1, 2:-1, 3:2", 3) == [1, 2, 2]
+
+
+def test_what_follows_a_bare_rate_does_not_count():
+    assert values("1, 2:2", 3) == [1, 1, 1]
+
+
+def test_running_out_of_segments_ends_the_schedule():
+    assert values("1:1, 2:2", 4) == [1, 2, None, None]
+
+
+def test_an_until_step_beyond_the_end_is_clamped():
+    schedule = Schedule("1:100, 2:200", 10)
+    assert schedule.segments == [(1.0, 10)]
+    assert schedule.at(9) == 1
+    assert schedule.at(10) is None
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_passed_segments_are_skipped_on_resume(step):
+    assert Schedule("3:2, 2:4", 4).at(step) == [3, 3, 2, 2][step]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fast", "1:2:3", "1:x", "1:0", "1:-2", "-1", "nan", "inf:5", "1:2,,3", None, "1:2.5"]
+)
+def test_what_cannot_be_read_is_refused_and_named(text):
+    with pytest.raises(ValueError, match="schedule"):
+        Schedule(text, 10)
