@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -74,7 +74,7 @@ class MLPConfig:
         structure = _numbers("layer_structure", self.layer_structure)
         if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1:
             raise ValueError(f"layer_structure must have at least two entries and start and end with 1: {structure}")
-        if any(s <= 0 or not math.isfinite(s) for s in structure):
+        if not all(0 < s <= sys.float_info.max for s in structure):
             raise ValueError(f"layer_structure must be positive and finite: {structure}")
         object.__setattr__(self, "layer_structure", structure)
         resolve(self.activation, self.allow_legacy_activations)
@@ -199,10 +199,11 @@ class HypernetworkMLP(nn.Module):
             # Zeroing the linear instead would feed LayerNorm rows without variance: a gradient 1/sqrt(eps) too large.
             nn.init.zeros_(last.norm.weight)
             return
-        if last.activation is not None:
-            zero = torch.zeros(1, 1, 1, requires_grad=True)
-            with torch.enable_grad():
-                value = last.activation(zero)
+        activation = resolve(self.config.activation, self.config.allow_legacy_activations)
+        if last.activation is not None and activation is not None:
+            with torch.device("cpu"), torch.enable_grad():  # whatever device the parameters are being made on
+                zero = torch.zeros(1, 1, 1, requires_grad=True)
+                value = activation.build()(zero)
                 (slope,) = torch.autograd.grad(value.sum(), zero)
             if value.item() != 0 or slope.item() == 0:
                 raise ValueError(

@@ -1,0 +1,99 @@
+"""Loading and saving by file name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from hnkernels.checkpoint import a1111, safetensors_format
+from hnkernels.checkpoint.archive import write_torch_file
+from hnkernels.checkpoint.atomic import replacing
+from hnkernels.checkpoint.errors import CheckpointError, naming
+from hnkernels.checkpoint.reading import read_torch_file
+from hnkernels.checkpoint.record import Record, build, record_of
+from hnkernels.hypernetwork import Hypernetwork
+
+EXTENSIONS = (".pt", ".safetensors")
+
+
+def extension_of(path: str | os.PathLike[str]) -> str:
+    """``".pt"`` or ``".safetensors"``, whatever the case of the letters.
+
+    Raises:
+        CheckpointError: the name ends in anything else.
+    """
+    extension = Path(path).suffix.lower()
+    if extension not in EXTENSIONS:
+        raise CheckpointError(
+            f"{os.fspath(path)}: the extension {extension!r} is not accepted; use one of {', '.join(EXTENSIONS)}"
+        )
+    return extension
+
+
+def read_record(path: str | os.PathLike[str], allow_legacy_activations: bool = False) -> Record:
+    """The checked content of a file of either format; raises as ``load_hypernetwork``."""
+    extension = extension_of(path)
+    with naming(path):
+        if extension == ".safetensors":
+            return safetensors_format.read(Path(path), allow_legacy_activations)
+        return a1111.parse(read_torch_file(Path(path)), Path(path).stem, allow_legacy_activations)
+
+
+def load_hypernetwork(path: str | os.PathLike[str], *, allow_legacy_activations: bool = False) -> Hypernetwork:
+    """Loads a hypernetwork; never executes code from the file.
+
+    Args:
+        path: a ``.pt`` file of AUTOMATIC1111 in any of its variants since October 2022, or a ``.safetensors`` file
+            of ``save_hypernetwork``.
+        allow_legacy_activations: accept the softmax family, which mixes the items of a batch.
+
+    Returns:
+        The network on the CPU, in eval mode, in the dtype of the file (fp32 for A1111's), with what the file says
+        about its origin in ``provenance``. For a ``.pt`` file that says nothing about an option, A1111's default
+        counts: layer structure [1, 2, 1], no activation, no dropout, activated output.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, hostile, not a hypernetwork, holds NaN or infinite weights, or
+            contradicts itself. The message names the file, the fault, and what to do.
+    """
+    record = read_record(path, allow_legacy_activations)
+    with naming(path):
+        return build(record)
+
+
+def save_hypernetwork(net: Hypernetwork, path: str | os.PathLike[str]) -> None:
+    """Saves a hypernetwork, so that the file is either new and whole or as it was.
+
+    ``.safetensors`` loses nothing. ``.pt`` is what AUTOMATIC1111 loads: tensors always in fp32, the activation
+    ``None`` as ``"linear"``, the init ``"identity"`` as ``"KaimingNormal"``. The same network gives the same ``.pt``
+    bytes. Multipliers and training mode are not part of a file.
+
+    Args:
+        net: on any device.
+        path: its extension, ``.pt`` or ``.safetensors``, decides the format. An existing file is replaced.
+
+    Raises:
+        CheckpointError: the file cannot be written, or could not be read back (NaN or infinite weights, several
+            dtypes in ``.safetensors``, no data).
+        TypeError: ``net`` is not a ``Hypernetwork``.
+    """
+    if not isinstance(net, Hypernetwork):
+        raise TypeError(f"save_hypernetwork takes a Hypernetwork and a path, not {type(net).__name__} first")
+    extension = extension_of(path)
+    legacy = net.config.allow_legacy_activations
+    with naming(path), torch.no_grad():
+        record = record_of(net)
+        stem = Path(path).stem
+        # Parsing and building what is about to be written: no file is made that could not be read back.
+        if extension == ".safetensors":
+            header, tensors = safetensors_format.header_and_tensors(record)
+            build(safetensors_format.parse(header, tensors, stem, legacy))
+            with replacing(Path(path)) as file:
+                file.write(safetensors_format.to_bytes(header, tensors))
+        else:
+            flat = a1111.flatten(record)
+            build(a1111.parse(flat, stem, legacy))
+            with replacing(Path(path)) as file:
+                write_torch_file(flat, file)

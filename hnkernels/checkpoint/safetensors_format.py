@@ -1,0 +1,135 @@
+"""The safetensors form of a hypernetwork: nothing is lost, dtype and options included.
+
+Tensors are named ``<width>.<k|v>.linear.<i>.<weight|bias>``. The header's metadata has ``"format": "pt"`` as other
+tools expect, and under ``"hnkernels"`` one JSON object::
+
+    {"version": 1,
+     "config": {"layer_structure": [1, 2, 1], "activation": "relu", "layer_norm": false, "dropout_structure": null,
+                "activate_output": false, "init": "normal"},
+     "provenance": {"name": "style", "step": 0, "sd_checkpoint": null, "sd_checkpoint_name": null,
+                    "optional_info": null}}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from hnkernels.checkpoint.errors import Fault, brief
+from hnkernels.checkpoint.metadata import Metadata, config, provenance
+from hnkernels.checkpoint.reading import check_regular
+from hnkernels.checkpoint.record import Record, place
+from hnkernels.checkpoint.sublayers import StateDict, check_state_dict
+
+_VERSION = 1
+_HEADER = "hnkernels"
+_NAME = re.compile(r"([1-9]\d{0,8})\.([kv])\.(linear\..+)")
+_AGAIN = "fetch or save the file again"
+
+
+def read(path: Path, allow_legacy_activations: bool = False) -> Record:
+    """What a file says; its tensors are views of the mapped file.
+
+    Raises:
+        Fault: it is damaged, not of this library, or contradicts itself.
+        OSError: it cannot be read.
+    """
+    check_regular(path)
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not iterable
+    except OSError:
+        raise
+    except Exception as error:  # SafetensorError, and whatever torch says to an unknown dtype
+        raise Fault("is damaged, cut short, or not a safetensors file", _AGAIN) from error
+    return parse(header, tensors, path.stem, allow_legacy_activations)
+
+
+def parse(
+    header: Mapping[str, str], tensors: Mapping[str, Tensor], stem: str, allow_legacy_activations: bool = False
+) -> Record:
+    """What header and tensors say; see ``read``."""
+    if _HEADER not in header:
+        raise Fault(
+            f"is a safetensors file without the {_HEADER!r} entry of a hypernetwork saved by hnkernels",
+            "check that this is a hypernetwork, not a LoRA or a whole model",
+        )
+    try:
+        content = json.loads(header[_HEADER])
+    except (ValueError, RecursionError) as error:
+        raise Fault("has a header that is not valid JSON", _AGAIN) from error
+    sections = _sections(content)
+    options = Metadata(sections["config"])
+    return Record(
+        config(
+            layer_structure=options.numbers("layer_structure") or (),
+            activation=options.optional_text("activation"),
+            layer_norm=options.boolean("layer_norm", False),
+            dropout_structure=options.numbers("dropout_structure"),
+            activate_output=options.boolean("activate_output", False),
+            init=options.text("init", "normal"),
+            allow_legacy_activations=allow_legacy_activations,
+        ),
+        provenance(Metadata(sections["provenance"]), stem),
+        _pairs(tensors),
+    )
+
+
+def header_and_tensors(record: Record) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The inverse of ``parse``."""
+    options = asdict(record.config)
+    del options["allow_legacy_activations"]  # the reader's decision, not the file's
+    content = {"version": _VERSION, "config": options, "provenance": asdict(record.provenance)}
+    tensors = {
+        f"{width}.{stream}.{key}": tensor
+        for width, pair in record.pairs.items()
+        for stream, state in zip("kv", pair, strict=True)
+        for key, tensor in state.items()
+    }
+    try:
+        return {"format": "pt", _HEADER: json.dumps(content)}, tensors
+    except TypeError as error:
+        raise Fault(f"cannot hold the options or the provenance: {error}", "use plain strings and numbers") from error
+
+
+def to_bytes(header: dict[str, str], tensors: dict[str, Tensor]) -> bytes:
+    """The content of a file."""
+    return safetensors.torch.save(tensors, metadata=header)
+
+
+def _sections(content: Any) -> dict[str, dict[str, Any]]:
+    version = content.get("version") if isinstance(content, dict) else None
+    if type(version) is int and version > _VERSION:
+        raise Fault(f"has format version {version}; this hnkernels reads up to {_VERSION}", "update hnkernels")
+    if version != _VERSION or not all(isinstance(content.get(key), dict) for key in ("config", "provenance")):
+        raise Fault(f"has a {_HEADER!r} header without version, config and provenance", _AGAIN)
+    return content
+
+
+def _pairs(tensors: Mapping[str, Tensor]) -> dict[int, tuple[StateDict, StateDict]]:
+    collected: dict[int, tuple[StateDict, StateDict]] = {}
+    for name, tensor in tensors.items():
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise Fault(f"has the foreign tensor {brief(name)}", "check that this is a hypernetwork")
+        pair = collected.setdefault(int(match[1]), ({}, {}))
+        pair["kv".index(match[2])][match[3]] = tensor
+    if not collected:
+        raise Fault("has no weights for any context width", "check that this is a hypernetwork")
+    pairs: dict[int, tuple[StateDict, StateDict]] = {}
+    for width in sorted(collected):
+        for stream, state in enumerate(collected[width]):
+            if not state:
+                raise Fault(f"{place(width, stream)} is missing", _AGAIN)
+        k, v = (check_state_dict(place(width, stream), state) for stream, state in enumerate(collected[width]))
+        pairs[width] = k, v
+    return pairs

@@ -1,0 +1,190 @@
+"""The optimizer's side file belongs to exactly one .pt file, and fits the loaded network's parameters."""
+
+import hashlib
+
+import pytest
+import torch
+
+from hnkernels import CheckpointError, Hypernetwork, load_hypernetwork, save_hypernetwork
+from hnkernels.checkpoint import load_optimizer_state, save_optimizer_state
+from tests.checkpoint.a1111_files import flat_dict, pair, write
+from tests.checkpoint.hostile import RunsCode
+
+
+def step(net, optimizer):
+    torch.manual_seed(1)
+    loss = sum(mlp.train()(torch.randn(3, dim)).square().mean() for dim in net for mlp in net[dim])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def optimizer_of(net, kind=torch.optim.AdamW, **options):
+    return kind(net.parameters(), lr=1e-2, **options)
+
+
+def saved(tmp_path, kind=torch.optim.AdamW, **options):
+    net = Hypernetwork((4, 10))
+    optimizer = optimizer_of(net, kind, **options)
+    step(net, optimizer)
+    path = tmp_path / "style.pt"
+    save_hypernetwork(net, path)
+    save_optimizer_state(path, optimizer)
+    return net, optimizer, path
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_training_goes_on_as_if_it_had_not_stopped(kind, tmp_path):
+    net, optimizer, path = saved(tmp_path, kind)
+    resumed = load_hypernetwork(path)
+    state = load_optimizer_state(path)
+    assert state.optimizer_name == kind.__name__
+    again = optimizer_of(resumed, getattr(torch.optim, state.optimizer_name))
+    again.load_state_dict(state.state_dict)
+    for _ in range(3):
+        step(net, optimizer)
+        step(resumed, again)
+    for a, b in zip(net.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_side_file_is_as_a1111_writes_it(tmp_path):
+    _, optimizer, path = saved(tmp_path)
+    content = torch.load(tmp_path / "style.pt.optim", weights_only=True)
+    assert set(content) == {"optimizer_name", "hash", "optimizer_state_dict"}
+    assert content["optimizer_name"] == "AdamW"
+    assert content["hash"] == hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    assert content["optimizer_state_dict"]["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+def test_a_state_of_other_weights_is_ignored(tmp_path):
+    net, _, path = saved(tmp_path)
+    with torch.no_grad():
+        net[4][0].linear[0].bias.add_(1)
+    save_hypernetwork(net, path)
+    assert load_optimizer_state(path) is None
+
+
+def test_no_side_file_is_no_state(tmp_path):
+    save_hypernetwork(Hypernetwork((4,)), tmp_path / "f.pt")
+    assert load_optimizer_state(tmp_path / "f.pt") is None
+
+
+def rewrite(path, **changes):
+    side = path.with_name(path.name + ".optim")
+    content = torch.load(side, weights_only=True) | changes
+    torch.save({key: value for key, value in content.items() if value is not ...}, side)
+    return side
+
+
+def test_a_side_file_without_hash_or_state_is_ignored(tmp_path):
+    *_, path = saved(tmp_path)
+    rewrite(path, hash=...)
+    assert load_optimizer_state(path) is None
+    rewrite(path, hash=hashlib.sha256(path.read_bytes()).hexdigest()[:10], optimizer_state_dict=None)
+    assert load_optimizer_state(path) is None
+
+
+def test_a_side_file_without_a_name_is_adamw(tmp_path):
+    *_, path = saved(tmp_path)
+    rewrite(path, optimizer_name=...)
+    assert load_optimizer_state(path).optimizer_name == "AdamW"
+
+
+def test_a_legacy_hash_counts_where_the_file_has_the_bytes_it_covers(tmp_path):
+    net = Hypernetwork((4,), layer_structure=(1, 40_000, 1))
+    optimizer = optimizer_of(net, torch.optim.SGD)
+    path = tmp_path / "large.pt"
+    save_hypernetwork(net, path)
+    save_optimizer_state(path, optimizer)
+    part = path.read_bytes()[0x100000:0x110000]
+    rewrite(path, hash=hashlib.sha256(part).hexdigest()[:8])
+    assert load_optimizer_state(path).optimizer_name == "SGD"
+
+
+def test_a_legacy_hash_of_no_bytes_at_all_is_ignored(tmp_path):
+    *_, path = saved(tmp_path)
+    rewrite(path, hash=hashlib.sha256(b"").hexdigest()[:8])
+    assert load_optimizer_state(path) is None
+
+
+def test_a_state_in_the_files_order_of_widths_is_renumbered(tmp_path):
+    """A1111 numbers parameters as its file lists the widths, for example 768 before 320."""
+    modules = {10: pair(10), 4: pair(4)}
+    parameters = [p for mlps in modules.values() for mlp in mlps for p in mlp.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    path = write(tmp_path / "style.pt", flat_dict(modules))
+    save_optimizer_state(path, optimizer)
+    net = load_hypernetwork(path)
+    fresh = optimizer_of(net)
+    fresh.load_state_dict(load_optimizer_state(path).state_dict)
+    for dim, mlps in modules.items():
+        for stream, mlp in enumerate(mlps):
+            for theirs, ours in zip(mlp.parameters(), net[dim][stream].parameters(), strict=True):
+                assert torch.equal(optimizer.state[theirs]["exp_avg"], fresh.state[ours]["exp_avg"])
+
+
+def group(*indices):
+    return {"param_groups": [{"params": list(indices)}], "state": {}}
+
+
+BAD_STATES = {
+    "a list": ([1], "no optimizer state dict"),
+    "no groups": ({"state": {}}, "no optimizer state dict"),
+    "groups of another kind": ({"state": {}, "param_groups": [3]}, "no optimizer state dict"),
+    "too few parameters": (group(0, 1), "does not number the 16 parameters"),
+    "a foreign parameter": (group(*range(16)) | {"state": {99: {}}}, "foreign entry 99"),
+    "a string as parameter": (group(*range(16)) | {"state": {"0": {}}}, "foreign entry '0'"),
+    "NaN": (group(*range(16)) | {"state": {0: {"exp_avg": torch.tensor([float("nan")])}}}, "holds NaN"),
+    "an expanded tensor": (
+        group(*range(16)) | {"state": {0: {"exp_avg": torch.zeros(1).expand(10**9)}}}, "claims 4000000000 bytes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_STATES)
+def test_a_bad_state_is_refused(name, tmp_path):
+    state, match = BAD_STATES[name]
+    *_, path = saved(tmp_path)
+    side = rewrite(path, optimizer_state_dict=state)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        load_optimizer_state(path)
+    assert str(caught.value).startswith(f"{side}: ")
+
+
+def test_code_in_a_side_file_does_not_run(tmp_path):
+    *_, path = saved(tmp_path)
+    marker = tmp_path / "ran"
+    torch.save({"optimizer_state_dict": RunsCode(marker)}, tmp_path / "style.pt.optim")
+    with pytest.raises(CheckpointError, match="refused"):
+        load_optimizer_state(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04broken"])
+def test_a_damaged_side_file_is_refused(content, tmp_path):
+    *_, path = saved(tmp_path)
+    (tmp_path / "style.pt.optim").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"style\.pt\.optim: "):
+        load_optimizer_state(path)
+
+
+def test_only_an_existing_pt_file_has_a_side_file(tmp_path):
+    optimizer = optimizer_of(Hypernetwork((4,)))
+    for call in (load_optimizer_state, lambda path: save_optimizer_state(path, optimizer)):
+        with pytest.raises(CheckpointError, match="does not exist"):
+            call(tmp_path / "no.pt")
+        with pytest.raises(CheckpointError, match=r"only \.pt files"):
+            call(tmp_path / "f.safetensors")
+
+
+def test_a_state_that_a_file_cannot_hold_is_refused_when_saving(tmp_path):
+    _, optimizer, path = saved(tmp_path)
+    before = (tmp_path / "style.pt.optim").read_bytes()
+    optimizer.param_groups[0]["hook"] = print
+    with pytest.raises(CheckpointError, match="cannot hold"):
+        save_optimizer_state(path, optimizer)
+    assert (tmp_path / "style.pt.optim").read_bytes() == before
