@@ -1,4 +1,5 @@
-"""``python -m benchmarks [name …]``: runs the benchmarks, prints their table, writes it to benchmarks/results/."""
+"""``python -m benchmarks [name …]``: runs the benchmarks, prints their table, writes it to benchmarks/results/
+and, after a full run, into the README."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import cross_attention, self_attention, unet
-from benchmarks.result import markdown, write_results
+from benchmarks.result import markdown, update_readme, write_results
 
 BENCHMARKS = {
     "cross-attention": cross_attention.run,
@@ -30,7 +31,9 @@ def main(names: list[str]) -> None:
         results += BENCHMARKS[name]()
     print("\n".join(markdown(results)))
     if not names:
-        write_results(results, Path(__file__).parent / "results")
+        here = Path(__file__).parent
+        write_results(results, here / "results")
+        update_readme(results, here.parent / "README.md")
 
 
 if __name__ == "__main__":

@@ -29,24 +29,24 @@ def reference_pair(net: hn.Hypernetwork, size: int) -> tuple[reference.MLP, refe
     return pair[0], pair[1]
 
 
-def patch(model: nn.Module, net: hn.Hypernetwork) -> tuple[nn.ModuleDict, Callable[[], None]]:
-    """Puts the reference MLPs in front of every ``to_k`` and ``to_v`` of the model.
+def reference_net(net: hn.Hypernetwork) -> nn.ModuleDict:
+    """The reference's copy of a network: width → [K MLP, V MLP]."""
+    return nn.ModuleDict({str(size): nn.ModuleList(reference_pair(net, size)) for size in net})
 
-    Returns:
-        The reference MLPs by width, and a function that takes them out again.
-    """
-    pairs = {size: reference_pair(net, size) for size in net}
+
+def patch(model: nn.Module, mlps: nn.ModuleDict) -> Callable[[], None]:
+    """Puts the MLPs of ``reference_net`` in front of every ``to_k`` and ``to_v``; returns what takes them out again."""
     handles = []
     for spec in find_attention(model):
-        if spec.width in pairs:
-            for projection, mlp in zip((spec.module.to_k, spec.module.to_v), pairs[spec.width], strict=True):
+        if str(spec.width) in mlps:
+            for projection, mlp in zip((spec.module.to_k, spec.module.to_v), mlps[str(spec.width)], strict=True):
                 handles.append(projection.register_forward_pre_hook(_rewriter(mlp)))
 
     def undo() -> None:
         for handle in handles:
             handle.remove()
 
-    return nn.ModuleDict({str(size): nn.ModuleList(pair) for size, pair in pairs.items()}), undo
+    return undo
 
 
 def _rewriter(mlp: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:

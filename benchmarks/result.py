@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+_BEGIN, _END = "<!-- benchmarks: written by `make bench` -->", "<!-- /benchmarks -->"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -48,6 +50,15 @@ def write_results(results: Sequence[Result], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(asdict(r) for r in results)
     (folder / "cpu.md").write_text("\n".join(markdown(results)) + "\n", encoding="utf-8")
+
+
+def update_readme(results: Sequence[Result], readme: Path) -> None:
+    """Puts the table between the README's benchmark marks."""
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(_BEGIN)
+    _, after = rest.split(_END)
+    table = "\n".join(markdown(results))
+    readme.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}", encoding="utf-8")
 
 
 def markdown(results: Iterable[Result]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import hnkernels as hn
-from benchmarks.baseline import patch
+from benchmarks.baseline import patch, reference_net
 from benchmarks.result import Result
 from benchmarks.timing import interleave
 
@@ -82,10 +82,11 @@ def run_training(rounds: int = 5) -> list[Result]:
 
 def _step(unet: Any, net: hn.Hypernetwork, way: str) -> Any:
     call = inputs(rows=1)
+    mlps = reference_net(net)
 
     def a1111() -> None:
         unet.requires_grad_(True)
-        mlps, undo = patch(unet, net)
+        undo = patch(unet, mlps)
         unet(**call).sample.square().mean().backward()
         undo()
         unet.zero_grad(set_to_none=True)

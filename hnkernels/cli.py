@@ -74,10 +74,11 @@ def train(
     """Train a hypernetwork on a folder of images."""
     from hnkernels import Hypernetwork, HypernetworkTrainer, TrainingConfig, load_hypernetwork
     from hnkernels.adapter.sites import find_attention
+    from hnkernels.pipeline import load_pipeline
 
     settings = _read_config(config)
     training = TrainingConfig.of({**settings["training"], **({"output_dir": str(output_dir)} if output_dir else {})})
-    pipeline = _load_pipeline(model)
+    pipeline = load_pipeline(model)
     if init_from is not None:
         net = load_hypernetwork(init_from)
     else:
@@ -109,6 +110,7 @@ def sample(
     import torch
 
     from hnkernels import attach, load_hypernetwork
+    from hnkernels.pipeline import load_pipeline
 
     files, strengths = hypernetwork or [], strength or []
     if strengths and len(strengths) != len(files):
@@ -118,7 +120,7 @@ def sample(
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
     nets = [load_hypernetwork(file) for file in files]
-    pipeline = _load_pipeline(model)
+    pipeline = load_pipeline(model)
     for index, net in enumerate(nets):
         net.to(pipeline.unet.device)
         attach(pipeline, net, strength=strengths[index] if strengths else 1.0)
@@ -132,19 +134,6 @@ def sample(
     out.parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     console.print(f"wrote {out}")
-
-
-def _load_pipeline(folder: Path) -> Any:
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is no diffusers pipeline: there is no model_index.json in it")
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    try:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:
@@ -168,7 +157,7 @@ def main() -> None:
     from hnkernels.checkpoint import CheckpointError
 
     try:
-        app()
+        app(prog_name="hnkernels")
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(130)

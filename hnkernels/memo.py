@@ -8,22 +8,24 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 T = TypeVar("T")
 
 
 class Snapshot:
-    """What some tensors were at one moment: the same objects, at the same address, in the same version.
+    """What some tensors were at one moment: the same objects, in the same storage, in the same version.
 
     Autograd's version counter sees every in-place operation, an optimiser's step and ``load_state_dict`` included.
-    What it does not see is a write through ``tensor.data``; whoever does that has to drop the value by hand.
+    What it does not see is a write through ``tensor.data`` and the step of an optimiser with ``fused=True``; whoever
+    does that has to drop the value by hand.
     Tensors made in inference mode carry no version, so that a snapshot of one is never current.
     """
 
     def __init__(self, tensors: Sequence[Tensor], extra: Hashable = None):
         self._extra = extra
         self._states = [
-            None if t.is_inference() else (weakref.ref(t), t._version, t.data_ptr(), t.requires_grad) for t in tensors
+            None if t.is_inference() else (weakref.ref(t), t._version, _storage(t), t.requires_grad) for t in tensors
         ]
 
     def is_current(self, tensors: Sequence[Tensor], extra: Hashable = None) -> bool:
@@ -35,7 +37,7 @@ class Snapshot:
                 state is not None
                 and state[0]() is t
                 and state[1] == t._version
-                and state[2] == t.data_ptr()
+                and state[2] == _storage(t)
                 and state[3] == t.requires_grad
                 for state, t in zip(self._states, tensors, strict=True)
             )
@@ -71,6 +73,11 @@ class Memo(Generic[T]):
 
     def __reduce__(self):
         return Memo, ()
+
+
+def _storage(tensor: Tensor) -> tuple[StorageWeakRef, int]:
+    # An address would not do: .half() and then .float() often land where the first storage was.
+    return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset()
 
 
 def _version(value: object) -> int:

@@ -99,6 +99,11 @@ class ContextStore:
         self._entries.move_to_end(id(context))
         return entry
 
+    def forget_kept(self) -> None:
+        """Forgets what outlives a call."""
+        for key in [key for key, entry in self._entries.items() if not entry.recorded]:
+            del self._entries[key]
+
     def clear(self) -> None:
         """Forgets everything."""
         self._entries.clear()

@@ -69,7 +69,14 @@ class Host:
 
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         self.contexts.call += 1
-        if not torch.is_grad_enabled() or self._context_name is None:
+        if not torch.is_grad_enabled():
+            return None
+        if any(p.requires_grad for adapter in self.adapters for p in adapter.net.parameters()):
+            # A training step: optimisers with fused=True change parameters without a trace in their version.
+            self.contexts.forget_kept()
+            for site in self.sites:
+                site.clear_folded()
+        if self._context_name is None:
             return None
         positional = len(args) > self._context_index
         context = args[self._context_index] if positional else kwargs.get(self._context_name)

@@ -110,9 +110,13 @@ class Site:
 
     def clear(self) -> None:
         """Forgets folded and packed weights."""
-        for stream in STREAMS:
-            self._folded[stream].clear()
-            self._packed[stream] = PackedLinear()
+        self.clear_folded()
+        self._packed = {s: PackedLinear() for s in STREAMS}
+
+    def clear_folded(self) -> None:
+        """Forgets the weights that networks are folded into."""
+        for memo in self._folded.values():
+            memo.clear()
 
     def run(self, tap: Tap, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """The output of ``to_k`` or ``to_v`` for the layer's context x. Shape: [..., d] → [..., n]."""

@@ -77,7 +77,7 @@ def train_hypernetwork(
             stack.enter_context(attach(unet, net, targets=targets))
         for data in encoded:
             with torch.autocast(device, precision, enabled=precision is not None):
-                loss = _denoising_loss(unet, scheduler, data, generator) * (len(data["latents"]) / examples)
+                loss = denoising_loss(unet, scheduler, data, generator) * (len(data["latents"]) / examples)
             total += loss.item()
             if not math.isfinite(total):
                 optimizer.zero_grad(set_to_none=True)
@@ -153,7 +153,7 @@ def _encode(model: Any, batch: Batch) -> dict[str, Tensor]:
     return data
 
 
-def _denoising_loss(unet: Any, scheduler: Any, data: Mapping[str, Tensor], generator: Generator | None) -> Tensor:
+def denoising_loss(unet: Any, scheduler: Any, data: Mapping[str, Tensor], generator: Generator | None) -> Tensor:
     """Mean squared error of the prediction, in fp32 at least."""
     latents = data["latents"].to(unet.device, unet.dtype)
     noise = data.get("noise")

@@ -20,7 +20,7 @@ def test_nothing_gives_the_defaults_and_a_config_passes_through():
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one():
-    with pytest.raises(ValueError, match="'learning_rat'.*did you mean 'learning_rate'"):
+    with pytest.raises(ValueError, match=r"'learning_rat'.*did you mean 'learning_rate'"):
         TrainingConfig.of({"learning_rat": 1e-4})
 
 

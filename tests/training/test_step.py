@@ -126,7 +126,12 @@ def test_frozen_gives_back_what_it_took():
     flags = [i % 2 == 0 for i, _ in enumerate(unet.parameters())]
     for flag, p in zip(flags, unet.parameters(), strict=True):
         p.requires_grad_(flag)
-    with pytest.raises(RuntimeError), frozen(unet):
-        assert not any(p.requires_grad for p in unet.parameters())
-        raise RuntimeError
+
+    def fail_inside():
+        with frozen(unet):
+            assert not any(p.requires_grad for p in unet.parameters())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_inside()
     assert [p.requires_grad for p in unet.parameters()] == flags

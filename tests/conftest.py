@@ -1,0 +1,20 @@
+"""What every test starts from: the same seed and one thread, so that a failure is the same on every machine."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The cores of a CI machine are shared: a deadline would measure the neighbours.
+settings.register_profile(
+    "hnkernels", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("hnkernels")
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,145 @@
+"""The command line: what a user types, and the mistakes they make."""
+
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import hnkernels as hn
+from hnkernels.assets import TINY_SD
+from hnkernels.cli import main
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    """Runs a command; returns (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["hnkernels", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def style(tmp_path):
+    net = hn.Hypernetwork((48, 80, 96), activation="relu", name="style")
+    hn.save_hypernetwork(net, tmp_path / "style.pt")
+    return tmp_path / "style.pt"
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(3):
+        Image.new("RGB", (32, 32), (80 * index, 0, 0)).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text("digit one")
+    return folder
+
+
+def test_info_shows_what_a_file_holds(cli, style):
+    code, out, _ = cli("info", style)
+    assert code == 0
+    for words in ("style", "[48, 80, 96]", "relu", "[1, 2, 1]", "float32"):
+        assert words in out
+
+
+def test_convert_there_and_back_loses_nothing(cli, style, tmp_path):
+    assert cli("convert", style, tmp_path / "b.safetensors")[0] == 0
+    assert cli("convert", tmp_path / "b.safetensors", tmp_path / "c.pt")[0] == 0
+    assert (tmp_path / "c.pt").read_bytes() == style.read_bytes()
+
+
+def test_convert_overwrites_only_when_told_to(cli, style, tmp_path):
+    target = tmp_path / "b.safetensors"
+    target.write_text("precious")
+    code, _, err = cli("convert", style, target)
+    assert (code, target.read_text()) == (1, "precious")
+    assert "--force" in err
+    assert cli("convert", style, target, "--force")[0] == 0
+    assert hn.load_hypernetwork(target).provenance.name == "style"
+
+
+def test_train_then_sample(cli, images, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {"training": {"max_steps": 2, "batch_size": 2, "progress": False}, "network": {"activation": "silu"}}
+        )
+    )
+    out = tmp_path / "run"
+    code, printed, err = cli("train", TINY_SD, images, "--config", config, "--output-dir", out, "--name", "red")
+    assert code == 0, err
+    assert "2 steps" in printed
+    net = hn.load_hypernetwork(out / "red.pt")
+    assert (net.sizes, net.config.activation, net.provenance.step) == ((48, 80, 96), "silu", 2)
+    picture = tmp_path / "a" / "b.png"
+    code, _, err = cli(
+        "sample", TINY_SD, "digit one", "--out", picture, "--hypernetwork", out / "red.pt", "--strength", "0.5", "--steps", 2
+    )  # fmt: skip
+    assert code == 0, err
+    assert Image.open(picture).size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["info", "none.pt"], "none.pt: does not exist"),
+        (["info", "."], "extension"),
+        (["convert", "{style}", "b.ckpt"], "'.ckpt' is not accepted"),
+        (["train", "{images}", "{images}"], "is no diffusers pipeline"),
+        (["train", "{model}", "none"], "is no folder"),
+        (["train", "{model}", "{images}", "--config", "{bad}"], "did you mean 'batch_size'"),
+        (["train", "{model}", "{images}", "--config", "none.json"], "cannot read the config"),
+        (["sample", "{model}", "x", "--out", "x.gif"], "must end in .png"),
+        (["sample", "{model}", "x", "--strength", "1"], "give one each"),
+        (["sample", "{model}", "x", "--hypernetwork", "{foreign}"], "for another model"),
+    ],
+)
+def test_a_mistake_ends_in_one_clear_line(cli, style, images, tmp_path, words, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"training": {"batchsize": 2}}')
+    foreign = tmp_path / "foreign.pt"
+    hn.save_hypernetwork(hn.Hypernetwork((768,), layer_structure=(1, 0.01, 1)), foreign)
+    names = {"style": style, "images": images, "model": TINY_SD, "bad": bad, "foreign": foreign}
+    code, _, err = cli(*(word.format(**names) for word in words))
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_wrong_option_is_a_usage_error(cli):
+    code, _, err = cli("info")
+    assert code == 2
+    assert "Usage: hnkernels info" in err
+
+
+def test_interrupting_ends_with_130(cli, style, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hnkernels.checkpoint.describe", interrupt)
+    assert cli("info", style)[0] == 130
+
+
+def test_a_hostile_file_is_refused_without_running_it(cli, tmp_path):
+    marker = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self):
+            return open, (str(marker), "w")
+
+    torch.save({768: Hostile()}, tmp_path / "hostile.pt")
+    code, _, err = cli("info", tmp_path / "hostile.pt")
+    assert code == 1
+    assert "refused" in err
+    assert not marker.exists()

@@ -1,0 +1,485 @@
+"""``hyper_kv`` and ``hyper_context`` against the reference: values, every gradient, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import reference
+from hnkernels import HypernetworkMLP, hyper_context, hyper_kv
+from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, make_mlp, reference_of, relative_error
+
+SMOOTH = ("gelu", "silu", "mish", "tanh", "softplus")
+DETERMINISTIC = [
+    "celu",
+    "elu",
+    "gelu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "leakyrelu",
+    "logsigmoid",
+    "mish",
+    "prelu",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softshrink",
+    "softsign",
+    "swish",
+    "tanh",
+    "tanhshrink",
+]
+# Where eager half precision happens to hit float64's rounded value exactly, its error says nothing about ours.
+ABSOLUTE_FLOOR = 1e-7
+
+
+@dataclasses.dataclass
+class Case:
+    """Inputs of one ``hyper_kv`` call, and the upstream gradients of its outputs."""
+
+    context: Tensor
+    mlps_k: Sequence[HypernetworkMLP]
+    mlps_v: Sequence[HypernetworkMLP]
+    w_k: Tensor
+    w_v: Tensor
+    b_k: Tensor | None
+    b_v: Tensor | None
+    upstream: tuple[Tensor, Tensor]
+    strength: float | Sequence[float] = 1.0
+
+    @classmethod
+    def make(
+        cls,
+        dim: int = 8,
+        shape: tuple[int, ...] = (2, 5),
+        n: tuple[int, int] = (6, 7),
+        dtype: torch.dtype = torch.float32,
+        mlp_dtype: torch.dtype | None = None,
+        bias: bool = True,
+        length: int = 1,
+        train: bool = True,
+        strength: float | Sequence[float] = 1.0,
+        **options,
+    ) -> Case:
+        """Random tensors in ``dtype``; all of them take gradients."""
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(size).to(dtype).requires_grad_()
+
+        chains = [
+            [make_mlp(dim, dtype=mlp_dtype or dtype, **options).train(train) for _ in range(length)] for _ in "kv"
+        ]
+        biases = (draw(n[0]), draw(n[1])) if bias else (None, None)
+        upstream = tuple(torch.randn(*shape, width).to(dtype) for width in n)
+        return cls(draw(*shape, dim), *chains, draw(n[0], dim), draw(n[1], dim), *biases, upstream, strength)
+
+    def inputs(self) -> list[Tensor]:
+        own = [t for t in (self.context, self.w_k, self.w_v, self.b_k, self.b_v) if t is not None]
+        return own + [p for mlp in (*self.mlps_k, *self.mlps_v) for p in mlp.parameters()]
+
+    def ours(self) -> tuple[Tensor, Tensor]:
+        return hyper_kv(
+            self.context, self.mlps_k, self.mlps_v, self.w_k, self.w_v, self.b_k, self.b_v, strength=self.strength
+        )
+
+    def results(self) -> list[Tensor]:
+        """K, V and the gradient of every input, in ``inputs`` order."""
+        kv = self.ours()
+        return [*kv, *torch.autograd.grad(kv, self.inputs(), self.cast_upstream(kv))]
+
+    def cast_upstream(self, kv: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return [u.to(t.dtype) for u, t in zip(self.upstream, kv, strict=True)]
+
+    def expected(self, dtype: torch.dtype = torch.float64, context_dtype: torch.dtype | None = None) -> list[Tensor]:
+        """The same from the reference at ``dtype``, the context alone perhaps at another."""
+        strengths = self.strength if isinstance(self.strength, Sequence) else [self.strength] * len(self.mlps_k)
+        chains = []
+        for mlps in (self.mlps_k, self.mlps_v):
+            chain = [reference_of(mlp, dtype) for mlp in mlps]
+            for mlp, s in zip(chain, strengths, strict=True):
+                mlp.multiplier *= s
+            chains.append(chain)
+
+        def cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+            return None if t is None else t.detach().to(dtype, copy=True).requires_grad_()
+
+        context = cast(self.context, context_dtype or dtype)
+        w_k, w_v, b_k, b_v = (cast(t, dtype) for t in (self.w_k, self.w_v, self.b_k, self.b_v))
+        kv = reference.project_kv(context, *chains, w_k, w_v, b_k, b_v)
+        inputs = [t for t in (context, w_k, w_v, b_k, b_v) if t is not None]
+        inputs += [p for chain in chains for mlp in chain for p in mlp.parameters()]
+        return [*kv, *torch.autograd.grad(kv, inputs, self.cast_upstream(kv))]
+
+
+def check_fp32(case: Case) -> None:
+    """Asserts design.md §9's bounds for every output and every gradient."""
+    results = zip(case.results(), case.expected(torch.float32), case.expected(), strict=True)
+    for i, (actual, plain, exact) in enumerate(results):
+        # Some sums have no bound in any implementation: PReLU's gradient is one number whose terms may cancel, and
+        # LayerNorm magnifies a row of nearly equal values by up to 1/sqrt(eps). Eager's own error says how far.
+        bound = max(FORWARD_TOLERANCE if i < 2 else GRADIENT_TOLERANCE, 1.2 * relative_error(plain, exact))
+        assert relative_error(actual, exact) <= bound, i
+
+
+def check_half(case: Case, eager: list[Tensor]) -> None:
+    """Asserts that every error is at most 1.2 times the one that eager PyTorch makes at the same dtype (§9)."""
+    for i, (actual, plain, exact) in enumerate(zip(case.results(), eager, case.expected(), strict=True)):
+        assert relative_error(actual, exact) <= 1.2 * relative_error(plain, exact) + ABSOLUTE_FLOOR, i
+
+
+@pytest.mark.parametrize("structure", [(1, 1), (1, 2, 1), (1, 0.5, 1), (1, 1.5, 2.25, 1)])
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "swish", "prelu"])
+def test_values_and_all_gradients_in_fp32(structure, activation):
+    for norm, last, train in itertools.product((False, True), repeat=3):
+        check_fp32(
+            Case.make(
+                layer_structure=structure,
+                activation=activation,
+                layer_norm=norm,
+                activate_output=last,
+                train=train,
+                strength=0.6,
+                bias=not norm,
+            )
+        )
+
+
+@pytest.mark.parametrize("activation", DETERMINISTIC)
+def test_every_activation_in_fp32(activation):
+    for last in (False, True):
+        check_fp32(Case.make(shape=(3, 16), activation=activation, activate_output=last))
+
+
+@given(
+    dim=st.integers(2, 24),
+    hidden=st.lists(st.floats(0.5, 3), max_size=2),
+    shape=st.lists(st.integers(1, 5), max_size=3),
+    activation=st.sampled_from([None, *SMOOTH, "relu", "leakyrelu"]),
+    norm=st.booleans(),
+    last=st.booleans(),
+    train=st.booleans(),
+    bias=st.booleans(),
+    length=st.integers(0, 3),
+    strength=st.sampled_from([1.0, 0.5, -1.3, 0.0, 2]),
+    seed=st.integers(0, 2**16),
+)
+def test_any_structure_and_shape_in_float64(
+    dim, hidden, shape, activation, norm, last, train, bias, length, strength, seed
+):
+    torch.manual_seed(seed)
+    case = Case.make(
+        dim=dim,
+        shape=tuple(shape),
+        layer_structure=(1, *hidden, 1),
+        activation=activation,
+        layer_norm=norm,
+        activate_output=last,
+        train=train,
+        bias=bias,
+        length=length,
+        strength=strength,
+        dtype=torch.float64,
+    )
+    used = [i for i in case.inputs() if i.requires_grad]
+    kv = case.ours()
+    actual = torch.autograd.grad(kv, used, case.cast_upstream(kv), allow_unused=True, materialize_grads=True)
+    for mine, exact in zip((*kv, *actual), case.expected(), strict=True):
+        # LayerNorm of nearly equal values magnifies roundings of 1e-16 by up to 1/sqrt(eps), a few hundred.
+        torch.testing.assert_close(mine, exact, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "relu"},
+        {"activation": "silu", "layer_norm": True},
+        {"activation": "tanh", "activate_output": True},
+        {"activation": None, "layer_structure": (1, 1.5, 2, 1)},
+        {"activation": "gelu", "layer_norm": True, "activate_output": True},
+    ],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_half_precision_errs_no_more_than_eager(dtype, options, train):
+    case = Case.make(dim=24, shape=(4, 32), n=(16, 20), dtype=dtype, train=train, strength=0.7, **options)
+    check_half(case, case.expected(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fp32_master_weights_follow_the_context(dtype):
+    case = Case.make(dim=24, shape=(4, 32), dtype=dtype, mlp_dtype=torch.float32, activation="silu", layer_norm=True)
+    results = case.results()
+    assert results[0].dtype == results[1].dtype == dtype
+    assert [g.dtype for g in results[2:]] == [t.dtype for t in case.inputs()]
+    check_half(case, case.expected(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("context_dtype", [torch.float32, torch.bfloat16])
+def test_autocast_is_eagers_autocast(dtype, norm, context_dtype):
+    case = Case.make(dim=24, shape=(4, 32), activation="silu", layer_norm=norm, train=False, strength=0.7)
+    case.context = case.context.detach().to(context_dtype).requires_grad_()
+    case.upstream = tuple(u.to(dtype) for u in case.upstream)
+    with torch.autocast("cpu", dtype):
+        actual, eager = case.results(), case.expected(torch.float32, context_dtype)
+    assert [t.dtype for t in actual] == [t.dtype for t in eager]
+    assert actual[0].dtype == dtype
+    for mine, plain, exact in zip(actual, eager, case.expected(), strict=True):
+        assert relative_error(mine, exact) <= 1.2 * relative_error(plain, exact) + ABSOLUTE_FLOOR
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}, {"activate_output": True}])
+@pytest.mark.parametrize("activation", ["tanh", "silu", "prelu"])
+def test_first_and_second_derivatives_by_finite_differences(activation, options):
+    case = Case.make(dim=3, shape=(2,), n=(2, 2), dtype=torch.float64, activation=activation, **options)
+    inputs = tuple(case.inputs())
+    assert torch.autograd.gradcheck(lambda *_: case.ours(), inputs)
+    assert torch.autograd.gradgradcheck(lambda *_: case.ours(), inputs)
+
+
+def test_a_chain_feeds_each_network_the_output_of_the_one_before():
+    case = Case.make(length=3, train=False, activation="relu", strength=(1.0, -0.5, 2.0))
+    for m, mlp in zip((0.5, 2.0, -1.0), case.mlps_k, strict=True):
+        mlp.multiplier = m
+    check_fp32(case)
+    swapped = dataclasses.replace(case, mlps_k=case.mlps_k[::-1])
+    assert not torch.allclose(swapped.ours()[0], case.ours()[0])
+
+
+def test_one_mlp_and_a_chain_of_one_are_the_same():
+    case = Case.make()
+    single = hyper_kv(case.context, case.mlps_k[0], case.mlps_v[0], case.w_k, case.w_v, case.b_k, case.b_v)
+    assert all(torch.equal(a, b) for a, b in zip(single, case.ours(), strict=True))
+
+
+def test_chains_of_different_length_and_an_empty_one():
+    case = Case.make(length=2)
+    k, v = hyper_kv(case.context, case.mlps_k, [], case.w_k, case.w_v, case.b_k, case.b_v)
+    assert torch.equal(k, case.ours()[0])
+    assert torch.equal(v, torch.nn.functional.linear(case.context, case.w_v, case.b_v))
+
+
+def test_nothing_to_do_is_the_plain_projection_bit_for_bit():
+    case = Case.make(train=False, strength=0.0)
+    plain = torch.nn.functional.linear(case.context, case.w_k, case.b_k)
+    assert torch.equal(case.ours()[0], plain)
+    for mlp in (*case.mlps_k, *case.mlps_v):
+        mlp.multiplier = 0.0
+    assert torch.equal(dataclasses.replace(case, strength=1.0).ours()[0], plain)
+    assert torch.equal(dataclasses.replace(case, mlps_k=[], mlps_v=[]).ours()[0], plain)
+    assert hyper_context(case.context, []) is case.context
+
+
+def test_strength_has_no_effect_in_training_mode():
+    case = Case.make(train=True, strength=0.0)
+    assert torch.equal(case.ours()[0], dataclasses.replace(case, strength=1.0).ours()[0])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (5,), (2, 0), (2, 3), (2, 3, 4), (0, 3, 4)])
+def test_contexts_of_any_rank_and_row_count(shape):
+    case = Case.make(shape=shape, activation="silu", layer_norm=True, dtype=torch.float64)
+    for actual, expected in zip(case.results(), case.expected(), strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert case.ours()[0].shape == (*shape, 6)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded", "offset"])
+def test_contexts_of_any_memory_layout(layout):
+    x = {
+        "transposed": lambda: torch.randn(8, 5, 3).transpose(0, 2),
+        "strided": lambda: torch.randn(6, 5, 16)[::2, :, ::2],
+        "expanded": lambda: torch.randn(1, 5, 8).expand(3, 5, 8),
+        "offset": lambda: torch.randn(3 * 5 * 8 + 3)[3:].view(3, 5, 8),
+    }[layout]()
+    case = Case.make(shape=(3, 5), activation="relu")
+    case.context = x.requires_grad_()
+    check_fp32(case)
+
+
+def test_strided_projections():
+    case = Case.make()
+    case.w_k = torch.randn(8, 6).t().requires_grad_()
+    case.w_v = torch.randn(7, 16)[:, ::2].requires_grad_()
+    check_fp32(case)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "silu", None])
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_inputs_are_never_modified(grad, activation, norm):
+    case = Case.make(activation=activation, layer_norm=norm, activate_output=True, layer_structure=(1, 1))
+    before = [t.detach().clone() for t in case.inputs()]
+    with torch.set_grad_enabled(grad):
+        outputs = case.ours()
+    assert all(torch.equal(t, b) and t._version == 0 for t, b in zip(case.inputs()[:5], before[:5], strict=True))
+    assert all(torch.equal(t, b) for t, b in zip(case.inputs(), before, strict=True))
+    assert not {o.data_ptr() for o in outputs} & {t.data_ptr() for t in case.inputs()}
+
+
+def test_frozen_networks_still_pass_the_gradient_on():
+    case = Case.make(activation="silu", layer_norm=True)
+    for t in case.inputs()[1:]:
+        t.requires_grad_(False)
+    kv = case.ours()
+    (actual,) = torch.autograd.grad(kv, [case.context], case.upstream)
+    assert relative_error(actual, Case.expected(case)[2]) <= GRADIENT_TOLERANCE
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "hardtanh"])
+def test_networks_train_on_a_context_without_gradient(activation):
+    case = Case.make(activation=activation, activate_output=True)
+    expected = case.expected()
+    case.context = case.context.detach()
+    inputs = case.inputs()[1:]
+    for actual, exact in zip(torch.autograd.grad(case.ours(), inputs, case.upstream), expected[3:], strict=True):
+        assert relative_error(actual, exact) <= GRADIENT_TOLERANCE
+
+
+def test_dropout_replays_by_seed_and_stops_in_eval():
+    case = Case.make(dropout_structure=(0, 0.5, 0.5), shape=(4, 16))
+
+    def seeded(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return case.ours()[0]
+
+    assert torch.equal(seeded(1), seeded(1))
+    assert not torch.equal(seeded(1), seeded(2))
+    for mlp in (*case.mlps_k, *case.mlps_v):
+        mlp.eval()
+    assert torch.equal(seeded(1), seeded(2))
+    check_fp32(case)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("activate_output", [True, False])
+def test_dropout_is_the_references_draw_for_draw(norm, activate_output):
+    options = {"dropout_structure": (0, 0.5, 0.5), "activation": "silu"}
+    mlp = make_mlp(dtype=torch.float64, layer_norm=norm, activate_output=activate_output, **options)
+    ref, x = reference_of(mlp), torch.randn(4, 16, 8, dtype=torch.float64)
+    torch.manual_seed(3)
+    actual = hyper_context(x, mlp)
+    torch.manual_seed(3)
+    torch.testing.assert_close(actual, ref(x))
+
+
+def test_checkpointing_gives_the_same_gradients_dropout_included():
+    case = Case.make(activation="silu", layer_norm=True, dropout_structure=(0, 0.5, 0.2))
+    torch.manual_seed(5)
+    plain = torch.autograd.grad(case.ours(), case.inputs(), case.upstream)
+    torch.manual_seed(5)
+    replayed = torch.autograd.grad(
+        checkpoint(case.ours, use_reentrant=False), case.inputs(), case.upstream
+    )  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(plain, replayed, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"activation": a, "layer_norm": n} for a in ("relu", "silu") for n in (0, 1)])
+def test_a_second_backward_over_a_retained_graph_gives_the_same(options):
+    case = Case.make(**{**options, "layer_norm": bool(options["layer_norm"])}, activate_output=True)
+    kv = case.ours()
+    first = torch.autograd.grad(kv, case.inputs(), case.upstream, retain_graph=True)
+    second = torch.autograd.grad(kv, case.inputs(), case.upstream)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_torch_compile_takes_it_as_one_graph(train):
+    case = Case.make(activation="silu", layer_norm=True, train=train, strength=0.5)
+    compiled = torch.compile(hyper_kv, fullgraph=True, backend="aot_eager")
+    kv = compiled(
+        case.context, case.mlps_k, case.mlps_v, case.w_k, case.w_v, case.b_k, case.b_v, strength=case.strength
+    )  # fmt: skip
+    results = [*kv, *torch.autograd.grad(kv, case.inputs(), case.upstream)]
+    # aot_eager runs the same kernels, but its decomposed LayerNorm backward may sum in another order.
+    for actual, expected in zip(results, case.results(), strict=True):
+        assert relative_error(actual, expected) <= GRADIENT_TOLERANCE
+
+
+def test_inference_mode_gives_the_same():
+    case = Case.make(activation="silu", layer_norm=True)
+    with torch.inference_mode():
+        inferred = case.ours()
+    assert all(torch.equal(a, b) for a, b in zip(inferred, case.ours(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_hyper_context_is_the_chain_alone(dtype):
+    mlps = [make_mlp(activation="silu").eval() for _ in range(2)]
+    x = torch.randn(3, 8, dtype=dtype)
+    y = hyper_context(x, mlps, strength=(0.5, -1))
+    refs = [reference_of(m) for m in mlps]
+    refs[0].multiplier, refs[1].multiplier = 0.5, -1
+    assert y.dtype == dtype
+    # Six rounded operations in a row, each good to half an eps.
+    assert relative_error(y, reference.chain(x.double(), refs)) <= 3 * max(torch.finfo(dtype).eps, 1e-7)
+
+
+class TestRefusals:
+    """One message style: what was given, what is accepted, what to do."""
+
+    @staticmethod
+    def call(**changes):
+        case = Case.make(dim=8, shape=(2, 5), n=(6, 7))
+        arguments = {
+            "context": case.context, "mlp_k": case.mlps_k, "mlp_v": case.mlps_v,
+            "w_k": case.w_k, "w_v": case.w_v, "b_k": case.b_k, "b_v": case.b_v,
+        }  # fmt: skip
+        return hyper_kv(**{**arguments, **changes})
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"backend": "cuda"}, "backend 'cuda' is unknown; accepted are auto, triton, portable"),
+            ({"backend": "triton"}, "backend 'triton' .* use 'auto' or 'portable'"),
+            ({"context": [1.0]}, "context must be a tensor, not list"),
+            ({"context": torch.ones(2, 8).long()}, r"floating-point tensor \[..., d\], not torch.int64 \[2, 8\]; cast"),
+            ({"context": torch.tensor(1.0)}, r"not torch.float32 \[\]"),
+            ({"context": torch.ones(2, 9)}, r"mlp_k is for contexts of width 8, .* torch.float32 \[2, 9\], width 9"),
+            ({"context": torch.ones(2, 8, dtype=torch.float64)}, "w_k is torch.float32 and the context torch.float64"),
+            ({"context": torch.ones(2, 8, device="meta")}, "mlp_k is on cpu, the context on meta"),
+            ({"w_k": torch.ones(6, 9)}, r"w_k must be \[n, 8\] for a context of width 8, not \[6, 9\]"),
+            ({"w_v": torch.ones(8, 7)}, r"w_v must be \[n, 8\] .* not \[8, 7\]; it looks transposed"),
+            ({"w_k": torch.ones(8)}, r"w_k must be \[n, 8\] .* not \[8\]"),
+            ({"w_k": None}, "w_k must be a tensor, not NoneType"),
+            ({"b_k": torch.ones(7)}, r"b_k must be \[6\] like w_k, not \[7\]"),
+            ({"b_v": torch.ones(7, 1)}, r"b_v must be \[7\] like w_v, not \[7, 1\]"),
+            ({"b_v": 0.0}, "b_v must be a tensor, not float"),
+            ({"w_v": torch.ones(7, 8).half()}, "w_v is torch.float16 and the context torch.float32; cast one of them"),
+            ({"b_v": torch.ones(7).double()}, "b_v is torch.float64 and the context torch.float32"),
+            ({"w_k": torch.ones(6, 8, device="meta")}, "w_k is on meta, the context on cpu"),
+            ({"b_k": torch.ones(6, device="meta")}, "b_k is on meta, the context on cpu"),
+            ({"mlp_k": torch.nn.Linear(8, 8)}, "mlp_k must be a HypernetworkMLP or a sequence of them, not Linear"),
+            ({"mlp_v": [torch.nn.Linear(8, 8)]}, "mlp_v must be a HypernetworkMLP .* not Linear"),
+            ({"mlp_v": None}, "mlp_v must be a HypernetworkMLP .* not NoneType"),
+            ({"strength": (1.0, 2.0)}, "strength has 2 values and mlp_k is a chain of 1"),
+            ({"strength": "1"}, "strength must be a number"),
+            ({"strength": None}, "strength must be a number"),
+        ],
+    )
+    def test_hyper_kv(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            self.call(**changes)
+
+    def test_a_second_mlp_of_another_width(self):
+        with pytest.raises(ValueError, match="mlp_v is for contexts of width 4"):
+            self.call(mlp_v=[make_mlp(8), make_mlp(4)], strength=1.0)
+
+    def test_hyper_context(self):
+        with pytest.raises(ValueError, match=r"mlps is for contexts of width 8, .* width 9"):
+            hyper_context(torch.ones(2, 9), make_mlp(8))
+        with pytest.raises(ValueError, match="backend 'triton'"):
+            hyper_context(torch.ones(2, 8), make_mlp(8), backend="triton")

@@ -1,0 +1,35 @@
+"""Importing the package."""
+
+import subprocess
+import sys
+
+BLOCKED = "import sys; sys.modules.update(dict.fromkeys({names!r})); "
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_needs_neither_triton_nor_diffusers_and_loads_no_torch():
+    code = BLOCKED.format(names=["triton", "diffusers", "transformers", "typer", "rich"])
+    assert run(code + "import hnkernels; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_the_core_works_without_triton_diffusers_and_the_extras():
+    code = BLOCKED.format(names=["triton", "diffusers", "transformers", "typer", "rich", "PIL", "tqdm", "matplotlib"])
+    code += (
+        "import torch, hnkernels as hn; net = hn.Hypernetwork((8,)); x = torch.randn(2, 8); w = torch.randn(4, 8);"
+        "print(hn.hyper_kv(x, *net[8], w, w)[0].shape, hn.attach, hn.load_hypernetwork)"
+    )
+    assert "torch.Size([2, 4])" in run(code)
+
+
+def test_every_public_name_is_there():
+    assert run("import hnkernels as hn; print(all(hasattr(hn, n) for n in hn.__all__))").strip() == "True"
+
+
+def test_the_command_line_says_what_it_needs():
+    code = BLOCKED.format(names=["typer"]) + "from hnkernels.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'hnkernels[cli]'" in done.stderr

@@ -1,0 +1,139 @@
+"""Prepacked frozen weights: the numbers of ``F.linear``, and ``F.linear`` itself wherever packing does not apply."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import hnkernels.packed
+from hnkernels.packed import PackedLinear
+from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, relative_error
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN, so nothing is ever packed"
+)
+
+
+@pytest.fixture
+def packs(monkeypatch):
+    """How many weights were packed since the test began."""
+    made = []
+    pack = hnkernels.packed._pack
+    monkeypatch.setattr(hnkernels.packed, "_pack", lambda weight: made.append(weight) or pack(weight))
+    return made
+
+
+def exact(x, weight, bias):
+    return F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1,), (77,), (2, 77), (2, 3, 5), ()])
+def test_it_is_the_linear(shape, bias, packs):
+    x, weight, b = torch.randn(*shape, 24), torch.randn(20, 24), torch.randn(20) if bias else None
+    y = PackedLinear()(x, weight, b)
+    assert y.shape == (*shape, 20)
+    assert relative_error(y, exact(x, weight, b)) <= FORWARD_TOLERANCE
+    assert len(packs) == 1
+
+
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "strided"])
+def test_it_takes_any_memory_layout(layout):
+    x = {"transposed": torch.randn(24, 7).t(), "expanded": torch.randn(1, 24).expand(7, 24),
+         "strided": torch.randn(7, 48)[:, ::2]}[layout]  # fmt: skip
+    weight = torch.randn(24, 20).t()
+    assert relative_error(PackedLinear()(x, weight, None), exact(x, weight, None)) <= FORWARD_TOLERANCE
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_flow_to_x(bias, packs):
+    x, weight, b = torch.randn(3, 5, 24, requires_grad=True), torch.randn(20, 24), torch.randn(20) if bias else None
+    upstream = torch.randn(3, 5, 20)
+    linear = PackedLinear()
+    y = linear(x, weight, b)
+    first, second = (torch.autograd.grad(y, x, upstream, retain_graph=True)[0] for _ in range(2))
+    assert relative_error(first, upstream.double() @ weight.double()) <= GRADIENT_TOLERANCE
+    assert torch.equal(first, second)
+    assert len(packs) == 2  # the weight and its transpose
+    linear(x, weight, b)
+    assert len(packs) == 2
+
+
+def test_an_expanded_upstream_gradient():
+    x, weight = torch.randn(3, 24, requires_grad=True), torch.randn(20, 24)
+    PackedLinear()(x, weight, None).sum().backward()
+    assert relative_error(x.grad, torch.ones(3, 20).double() @ weight.double()) <= GRADIENT_TOLERANCE
+
+
+def test_second_derivatives_are_right():
+    x, weight = torch.randn(3, 24), torch.randn(20, 24)
+
+    def second(linear, dtype):
+        t = x.to(dtype).requires_grad_()
+        (first,) = torch.autograd.grad(linear(t, weight.to(dtype), None).pow(3).sum(), t, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), t)[0]
+
+    # Three times the depth of a gradient, each step with the gradient's own rounding.
+    assert (
+        relative_error(second(PackedLinear(), torch.float32), second(F.linear, torch.float64)) <= 3 * GRADIENT_TOLERANCE
+    )
+
+
+def test_a_changed_weight_is_packed_again(packs):
+    linear, x, weight = PackedLinear(), torch.randn(3, 24), torch.randn(20, 24)
+    linear(x, weight, None)
+    weight.mul_(2)
+    assert relative_error(linear(x, weight, None), exact(x, weight, None)) <= FORWARD_TOLERANCE
+    other = torch.randn(20, 24)
+    assert relative_error(linear(x, other, None), exact(x, other, None)) <= FORWARD_TOLERANCE
+    assert len(packs) == 3
+
+
+def test_packing_in_inference_mode_serves_autograd_later():
+    linear, x, weight = PackedLinear(), torch.randn(3, 24), torch.randn(20, 24)
+    with torch.inference_mode():
+        linear(x, weight, None)
+    x.requires_grad_()
+    linear(x, weight, None).sum().backward()
+    assert relative_error(x.grad, torch.ones(3, 20).double() @ weight.double()) <= GRADIENT_TOLERANCE
+
+
+class Subclass(torch.Tensor):
+    """A weight that is not just its numbers, as quantised ones are."""
+
+
+@pytest.mark.parametrize(
+    "case", ["many rows", "no rows", "float64", "bfloat16", "trains", "bias trains", "subclass", "no oneDNN"]
+)
+def test_elsewhere_it_is_f_linear_bit_for_bit(case, packs, monkeypatch):
+    x, weight, bias = torch.randn(5, 8), torch.randn(6, 8), torch.randn(6)
+    if case == "many rows":
+        x = torch.randn(1025, 8)
+    elif case == "no rows":
+        x = torch.randn(0, 8)
+    elif case in ("float64", "bfloat16"):
+        x, weight, bias = (t.to(getattr(torch, case)) for t in (x, weight, bias))
+    elif case == "trains":
+        weight.requires_grad_()
+    elif case == "bias trains":
+        bias.requires_grad_()
+    elif case == "subclass":
+        weight = weight.as_subclass(Subclass)
+    elif case == "no oneDNN":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert torch.equal(PackedLinear()(x, weight, bias), F.linear(x, weight, bias))
+    assert not packs
+
+
+def test_under_autocast_it_is_f_linear(packs):
+    x, weight = torch.randn(5, 8), torch.randn(6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = PackedLinear()(x, weight, None)
+        assert y.dtype == torch.bfloat16
+        assert torch.equal(y, F.linear(x, weight))
+    assert not packs
+
+
+def test_a_trained_weight_gets_its_gradient():
+    x, weight = torch.randn(5, 8), torch.randn(6, 8, requires_grad=True)
+    PackedLinear()(x, weight, None).sum().backward()
+    assert weight.grad is not None
