@@ -81,9 +81,8 @@ def test_train_then_sample(cli, images, tmp_path):
     net = hn.load_hypernetwork(out / "red.pt")
     assert (net.sizes, net.config.activation, net.provenance.step) == ((48, 80, 96), "silu", 2)
     picture = tmp_path / "a" / "b.png"
-    code, _, err = cli(
-        "sample", TINY_SD, "digit one", "--out", picture, "--hypernetwork", out / "red.pt", "--strength", "0.5", "--steps", 2
-    )  # fmt: skip
+    hypernetwork = ("--hypernetwork", out / "red.pt", "--strength", "0.5")
+    code, _, err = cli("sample", TINY_SD, "digit one", "--out", picture, "--steps", 2, *hypernetwork)
     assert code == 0, err
     assert Image.open(picture).size == (32, 32)
 
