@@ -39,8 +39,9 @@ def patch(model: nn.Module, mlps: nn.ModuleDict) -> Callable[[], None]:
     handles = []
     for spec in find_attention(model):
         if str(spec.width) in mlps:
-            for projection, mlp in zip((spec.module.to_k, spec.module.to_v), mlps[str(spec.width)], strict=True):
-                handles.append(projection.register_forward_pre_hook(_rewriter(mlp)))
+            mlp_k, mlp_v = mlps[str(spec.width)].children()
+            for name, mlp in (("to_k", mlp_k), ("to_v", mlp_v)):
+                handles.append(spec.module.get_submodule(name).register_forward_pre_hook(_rewriter(mlp)))
 
     def undo() -> None:
         for handle in handles:

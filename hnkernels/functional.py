@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ def _chain(name: str, mlps: MLPs, strength: float | Sequence[float]) -> portable
     for mlp in mlps:
         if not isinstance(mlp, HypernetworkMLP):
             raise ValueError(f"{name} must be a HypernetworkMLP or a sequence of them, not {type(mlp).__name__}")
-    strengths = tuple(strength) if isinstance(strength, (tuple, list)) else (strength,) * len(mlps)
+    strengths: tuple[Any, ...] = tuple(strength) if isinstance(strength, (tuple, list)) else (strength,) * len(mlps)
     if not all(isinstance(s, (int, float)) for s in strengths):
         raise ValueError(f"strength must be a number, or one per MLP of the chain, not {strength!r}")
     if len(strengths) != len(mlps):

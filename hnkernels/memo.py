@@ -75,7 +75,9 @@ class Memo(Generic[T]):
         return Memo, ()
 
 
-def _storage(tensor: Tensor) -> tuple[StorageWeakRef, int]:
+def _storage(tensor: Tensor) -> tuple[object, object]:
+    if torch.compiler.is_compiling():  # Dynamo cannot trace a storage reference
+        return tensor.data_ptr(), 0
     # An address would not do: .half() and then .float() often land where the first storage was.
     return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset()
 

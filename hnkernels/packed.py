@@ -48,8 +48,14 @@ def _packable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.compiler.is_compiling()
+        and not _transformed()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
+
+
+def _transformed() -> bool:
+    # Forward-mode AD and torch.func (vmap, grad) know nothing of the function below.
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _pack(weight: Tensor) -> Tensor:

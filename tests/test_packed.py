@@ -137,3 +137,18 @@ def test_a_trained_weight_gets_its_gradient():
     x, weight = torch.randn(5, 8), torch.randn(6, 8, requires_grad=True)
     PackedLinear()(x, weight, None).sum().backward()
     assert weight.grad is not None
+
+
+def test_forward_mode_differentiation_keeps_its_tangent():
+    import torch.autograd.forward_ad as forward_ad
+
+    weight, x, tangent = torch.randn(6, 4), torch.randn(3, 4), torch.randn(3, 4)
+    with forward_ad.dual_level():
+        y = PackedLinear()(forward_ad.make_dual(x, tangent), weight, None)
+        assert torch.equal(forward_ad.unpack_dual(y).tangent, tangent @ weight.t())
+
+
+def test_torch_func_goes_through():
+    weight, x = torch.randn(6, 4), torch.randn(3, 4)
+    gradient = torch.func.grad(lambda t: PackedLinear()(t, weight, None).sum())(x)
+    torch.testing.assert_close(gradient, weight.sum(0).expand(3, 4))

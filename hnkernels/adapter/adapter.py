@@ -20,7 +20,8 @@ class Adapter:
 
     Attributes:
         net: the hypernetwork. Change its parameters or its mode freely; nothing stale is used. (One exception: a
-            write through ``parameter.data`` is invisible to PyTorch's version counter; call ``clear_cache()`` then.)
+            write through ``parameter.data``, or the step of an optimiser with ``fused=True`` that trains it on another
+            model, leaves no trace in PyTorch's version counter; call ``clear_cache()`` then.)
         strength: factor on the network's multiplier, any float. As in A1111 it has no effect while the network is in
             training mode.
         enabled: whether the network acts at all.

@@ -84,7 +84,7 @@ class Host:
             return None
         sites = [site for site in self.sites if site.kind == "attn2" and site.width == context.shape[-1]]
         # A dict, not a set: dropout must draw for the chains in the same order in every run.
-        chains = dict.fromkeys(tuple(x.stream(s) for x in self.links(site)) for site in sites for s in ("k", "v"))
+        chains = dict.fromkeys(chain for site in sites for chain in site.chains())
         chains.pop((), None)
         if not chains:
             return None

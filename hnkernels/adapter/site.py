@@ -125,7 +125,7 @@ class Site:
         if not links:
             return tap.inner(x, *args, **kwargs)
         entry = self.host.shared(x) if self.kind == "attn2" else None
-        if args or kwargs or not all(t.plain for t in self._taps.values()):
+        if args or kwargs or not self._plain():
             chain = _chain(links, tap.stream)
             y = entry.rewritten(chain, self.host.contexts.call)[0] if entry else _rewrite(x, chain)
             return tap.inner(y, *args, **kwargs)
@@ -138,6 +138,16 @@ class Site:
         if torch.is_grad_enabled():
             return compute()
         return entry.projected((self.name, tap.stream), [t for t in (weight, bias) if t is not None], token, compute)
+
+    def chains(self) -> list[Chain]:
+        """What is to be computed of a context now, for K and for V."""
+        links = self.host.links(self)
+        if self._plain():
+            links, _ = self._split(links)
+        return [_chain(links, stream) for stream in STREAMS]
+
+    def _plain(self) -> bool:
+        return all(tap.plain for tap in self._taps.values())
 
     def _both(self, stream: str, x: Tensor, links: Links, folded: Links) -> Tensor:
         """K and V in one operation when ``to_k`` is called; ``to_v`` then finds its half waiting."""

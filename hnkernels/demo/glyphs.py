@@ -117,8 +117,8 @@ def printed_glyphs(count: int, seed: int, digit_share: float = 0.5) -> Pictures:
 def handwritten_digits(split: str, seed: int = 0) -> Pictures:
     """Loads scikit-learn's handwritten digits as 32x32 ink pictures with captions such as "digit seven".
 
-    The 8x8 counts of ink get a margin of one pixel, are enlarged to 32x32 (bicubic), and their soft flanks are steepened:
-    plain enlargement would leave a blur by which anything could tell them from print, stroke shapes apart.
+    The 8x8 counts of ink get a margin of one pixel, are enlarged to 32x32 (bicubic), and their soft flanks are
+    steepened: plain enlargement would leave a blur by which anything could tell them from print, stroke shapes apart.
 
     Args:
         split: "train" (75 %) or "held_out" (25 %), disjoint for one seed and stratified by digit.

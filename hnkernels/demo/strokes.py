@@ -1,6 +1,6 @@
 """Training pictures for the embedded model's autoencoder: ink of every thickness, softness, slant and shade.
 
-The autoencoder has to reproduce handwriting although it must never see any (the demo's held-out scores would mean less).
+The autoencoder has to reproduce handwriting although it must never see any (the demo's held-out scores would say less).
 So it learns from rendered characters and random curves that are distorted far more than the printed glyphs are.
 """
 

@@ -212,7 +212,7 @@ def train(out: Path, seed: int, recipe: Recipe) -> None:
     for part in (vae, unet, text_encoder):
         part.to(torch.float16)
     pipeline.save_pretrained(out)
-    # transformers loads a model in the dtype its config names, diffusers in fp32: the whole pipeline is to load as fp32.
+    # transformers loads a model in the dtype its config names, diffusers in fp32: all of it is to load as fp32.
     _set_json(out / "text_encoder" / "config.json", dtype="float32")
     record = {"seed": seed, "threads": torch.get_num_threads(), "torch": torch.__version__, "recipe": vars(recipe)}
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

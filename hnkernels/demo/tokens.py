@@ -16,13 +16,13 @@ SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 def build_tokenizer(words: Sequence[str], folder: Path) -> CLIPTokenizer:
     """Makes a CLIP tokenizer that has one token for each of `words` and spells everything else in bytes.
 
-    The vocabulary is CLIP's layout in small: 256 byte letters, the same 256 as word ends, one token per merge, start and
-    end of text. Any text can be encoded; texts are cut at MAX_TOKENS.
+    The vocabulary is CLIP's layout in small: 256 byte letters, the same 256 as word ends, one token per merge, start
+    and end of text. Any text can be encoded; texts are cut at MAX_TOKENS.
 
     Args:
         words: lower-case words.
-        folder: gets vocab.json and merges.txt, which every version of transformers can read (version 5 itself saves only
-            tokenizer.json).
+        folder: gets vocab.json and merges.txt, which every version of transformers can read (version 5 itself saves
+            only tokenizer.json).
 
     Raises:
         ValueError: if the merges of one word break up another, so that it takes more than one token.
