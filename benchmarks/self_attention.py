@@ -20,7 +20,7 @@ def run() -> list[Result]:
 
 def _one(width: int, tokens: int) -> list[Result]:
     torch.manual_seed(0)
-    net = hn.Hypernetwork((width,), activation="relu").eval()
+    net = hn.Hypernetwork((width,), activation="relu").eval().requires_grad_(False)
     mlp_k, mlp_v = net[width]
     their_k, their_v = reference_pair(net, width)
     x = torch.randn(1, tokens, width)
@@ -41,7 +41,7 @@ def _one(width: int, tokens: int) -> list[Result]:
             ROUNDS,
         )
 
-    net.train(), their_k.train(), their_v.train()
+    net.train().requires_grad_(True), their_k.train(), their_v.train()
     x.requires_grad_()
     leaves = [x, *trained, *net.parameters(), *their_k.parameters(), *their_v.parameters()]
 

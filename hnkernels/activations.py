@@ -26,6 +26,7 @@ class Activation:
         inplace_in_training: also while a graph is recorded, because the gradient follows from the output as exactly
             as from the input. (elu, celu and selu allow it too, but near their lower bound the rounded output has
             lost the gradient.)
+        onednn: oneDNN's name, for GEMMs that apply it in their epilogue.
         legacy: mixes the items of a batch (the softmax family without a dim); built only when asked for by flag.
     """
 
@@ -33,6 +34,7 @@ class Activation:
     build: Callable[[], nn.Module]
     inplace: Callable[[Tensor], Tensor] | None = None
     inplace_in_training: bool = False
+    onednn: str | None = None
     legacy: bool = False
 
 
@@ -47,23 +49,23 @@ _ROWS = [
     Activation("gelu", nn.GELU),
     Activation("hardshrink", nn.Hardshrink),
     Activation("hardsigmoid", nn.Hardsigmoid, lambda x: F.hardsigmoid(x, inplace=True)),
-    Activation("hardswish", nn.Hardswish, lambda x: F.hardswish(x, inplace=True)),
+    Activation("hardswish", nn.Hardswish, lambda x: F.hardswish(x, inplace=True), onednn="hardswish"),
     Activation("hardtanh", nn.Hardtanh, F.hardtanh_, True),
     Activation("leakyrelu", nn.LeakyReLU, F.leaky_relu_, True),
     Activation("logsigmoid", nn.LogSigmoid),
     Activation("mish", nn.Mish, lambda x: F.mish(x, inplace=True)),
     Activation("prelu", nn.PReLU),
-    Activation("relu", nn.ReLU, torch.relu_, True),
+    Activation("relu", nn.ReLU, torch.relu_, True, onednn="relu"),
     Activation("relu6", nn.ReLU6, lambda x: F.relu6(x, inplace=True), True),
     Activation("rrelu", nn.RReLU),
     Activation("selu", nn.SELU, torch.selu_),
-    Activation("sigmoid", nn.Sigmoid, torch.sigmoid_, True),
-    Activation("silu", nn.SiLU, lambda x: F.silu(x, inplace=True)),
+    Activation("sigmoid", nn.Sigmoid, torch.sigmoid_, True, onednn="sigmoid"),
+    Activation("silu", nn.SiLU, lambda x: F.silu(x, inplace=True), onednn="swish"),
     Activation("softplus", nn.Softplus),
     Activation("softshrink", nn.Softshrink),
     Activation("softsign", nn.Softsign),
-    Activation("swish", nn.Hardswish, lambda x: F.hardswish(x, inplace=True)),
-    Activation("tanh", nn.Tanh, torch.tanh_, True),
+    Activation("swish", nn.Hardswish, lambda x: F.hardswish(x, inplace=True), onednn="hardswish"),
+    Activation("tanh", nn.Tanh, torch.tanh_, True, onednn="tanh"),
     Activation("tanhshrink", nn.Tanhshrink),
     Activation("logsoftmax", _legacy(nn.LogSoftmax), legacy=True),
     Activation("softmax", _legacy(nn.Softmax), legacy=True),

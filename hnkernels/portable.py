@@ -1,7 +1,9 @@
 """The plain-torch backend: fast without Triton, on any device, in any floating dtype.
 
 What it saves over running the modules one by one: activations overwrite their input where autograd allows it, the
-residual is added in place, a zero multiplier costs nothing, and frozen CPU projections run on prepacked weights.
+residual is added in place, a zero multiplier costs nothing, and on the CPU weights that do not train are prepacked, with
+activation and residual inside the GEMM. (Both first linears as one GEMM is not among it: with the weights side by side
+already, it took 0.97 to 1.07 times as long on the CPU, at 77 to 4096 tokens.)
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hnkernels import onednn
 from hnkernels.activations import resolve
 from hnkernels.mlp import HypernetworkMLP
 
@@ -34,18 +37,27 @@ def transform_pair(x: Tensor, chain_k: Chain, chain_v: Chain) -> tuple[Tensor, T
 
 def project(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``y weightᵀ + bias``. Shape: y [..., d], weight [n, d], bias [n] → [..., n]."""
-    return F.linear(y, weight, bias)
+    return onednn.linear(y, weight, bias) if onednn.applies(y, weight, bias) else F.linear(y, weight, bias)
 
 
 def _residual(x: Tensor, mlp: HypernetworkMLP, m: float) -> Tensor:
     # Under autocast the linears cast for themselves; otherwise the master weights follow the context.
     dtype = None if torch.is_autocast_enabled(x.device.type) else x.dtype
     activation = resolve(mlp.config.activation, mlp.config.allow_legacy_activations)
+    layers = mlp.layers()
     h = x
-    for layer in mlp.layers():
-        h = F.linear(h, _cast(layer.linear.weight, dtype), _cast(layer.linear.bias, dtype))
-        if layer.activation is not None:
-            assert activation is not None
+    for layer in layers:
+        weight, bias = _cast(layer.linear.weight, dtype), _cast(layer.linear.bias, dtype)
+        if not torch.is_grad_enabled() and onednn.applies(h, weight, bias):
+            bare = layer is layers[-1] and layer.activation is None and layer.norm is None
+            if bare and m == 1 and not (layer.dropout > 0 and mlp.training):
+                return onednn.linear(h, weight, bias, residual=x)
+            inside = None if layer.activation is None or activation is None else activation.onednn
+            h = onednn.linear(h, weight, bias, inside)
+        else:
+            inside = None
+            h = F.linear(h, weight, bias)
+        if layer.activation is not None and activation is not None and inside is None:
             h = _activate(h, layer.activation, activation.inplace, activation.inplace_in_training)
         if layer.norm is not None:
             norm = layer.norm

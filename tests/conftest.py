@@ -12,6 +12,11 @@ settings.load_profile("hnkernels")
 
 
 @pytest.fixture(autouse=True)
+def _onednn_at_test_sizes(monkeypatch):
+    monkeypatch.setattr("hnkernels.onednn.LEAST_ELEMENTS", 0)
+
+
+@pytest.fixture(autouse=True)
 def _reproducible():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from hnkernels import onednn
 from hnkernels.adapter.host import Host
 from hnkernels.adapter.sites import AdapterError, find_attention
 from hnkernels.folding import is_affine
@@ -92,8 +93,9 @@ class Adapter:
         return self
 
     def clear_cache(self) -> None:
-        """Forgets everything computed for this model's prompts and fused weights."""
+        """Forgets everything computed for this model's prompts, and all fused and prepacked weights."""
         self._here().clear()
+        onednn.forget()
 
     def detach(self) -> None:
         """Takes the network off the model. Without further adapters the model is as it was before, bit for bit.

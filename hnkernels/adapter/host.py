@@ -75,7 +75,7 @@ class Host:
             # A training step: optimisers with fused=True change parameters without a trace in their version.
             self.contexts.forget_kept()
             for site in self.sites:
-                site.clear_folded()
+                site.clear()
         if self._context_name is None:
             return None
         positional = len(args) > self._context_index

@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnkernels.adapter.contexts import Chain
@@ -15,7 +14,7 @@ from hnkernels.folding import fold_projection, is_affine
 from hnkernels.functional import hyper_context, hyper_kv
 from hnkernels.memo import Memo
 from hnkernels.mlp import HypernetworkMLP
-from hnkernels.packed import PackedLinear
+from hnkernels.portable import project
 
 if TYPE_CHECKING:
     from hnkernels.adapter.host import Host
@@ -94,7 +93,6 @@ class Site:
         self._reached: set[str] = set()
         self._pending: tuple[Tensor, Tensor] | None = None
         self._folded: dict[str, Memo[Projection]] = {s: Memo() for s in STREAMS}
-        self._packed = {s: PackedLinear() for s in STREAMS}
         self._taps = {s: Tap(self, s, getattr(self.attention, f"to_{s}")) for s in STREAMS}
         self._hooks = [
             self.attention.register_forward_pre_hook(self._before),
@@ -109,11 +107,6 @@ class Site:
             hook.remove()
 
     def clear(self) -> None:
-        """Forgets folded and packed weights."""
-        self.clear_folded()
-        self._packed = {s: PackedLinear() for s in STREAMS}
-
-    def clear_folded(self) -> None:
         """Forgets the weights that networks are folded into."""
         for memo in self._folded.values():
             memo.clear()
@@ -134,7 +127,7 @@ class Site:
             return self._both(tap.stream, x, links, folded)
         y, token = entry.rewritten(_chain(links, tap.stream), self.host.contexts.call)
         weight, bias = self._projection(tap.stream, folded)
-        compute = partial(self._packed[tap.stream], y, weight, bias)
+        compute = partial(project, y, weight, bias)
         if torch.is_grad_enabled():
             return compute()
         return entry.projected((self.name, tap.stream), [t for t in (weight, bias) if t is not None], token, compute)
@@ -152,7 +145,7 @@ class Site:
     def _both(self, stream: str, x: Tensor, links: Links, folded: Links) -> Tensor:
         """K and V in one operation when ``to_k`` is called; ``to_v`` then finds its half waiting."""
         if not links:
-            return F.linear(x, *self._projection(stream, folded))
+            return project(x, *self._projection(stream, folded))
         if stream == "v" and self._pending is not None and self._pending[0] is x:
             v = self._pending[1]
             self._pending = None

@@ -55,7 +55,7 @@ class Judges:
 
 def train_judges(vae: AutoencoderKL, seed: int = 0) -> Judges:
     """Trains both classifiers on the CPU; the split of the handwriting is `handwritten_digits`'s default."""
-    images, styles, digits = _examples("train", 2000, seed, vae)
+    images, styles, digits = _examples("train", 1400, seed, vae)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         style = _train(_network(2), images, styles, styles, seed)
