@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cross_attention, self_attention, unet
+from benchmarks import cross_attention, first_linear, self_attention, unet
 from benchmarks.result import markdown, update_readme, write_results
 
 BENCHMARKS = {
     "cross-attention": cross_attention.run,
     "self-attention": self_attention.run,
+    "first-linear": first_linear.run,
     "fused": unet.run_fused,
     "training": unet.run_training,
 }
