@@ -35,9 +35,15 @@ def transform_pair(x: Tensor, chain_k: Chain, chain_v: Chain) -> tuple[Tensor, T
     return transform(x, chain_k), transform(x, chain_v)
 
 
-def project(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``y weightᵀ + bias``. Shape: y [..., d], weight [n, d], bias [n] → [..., n]."""
-    return onednn.linear(y, weight, bias) if onednn.applies(y, weight, bias) else F.linear(y, weight, bias)
+def project(y: Tensor, weight: Tensor, bias: Tensor | None, few_rows: bool = False) -> Tensor:
+    """``y weightᵀ + bias``. Shape: y [..., d], weight [n, d], bias [n] → [..., n].
+
+    With ``few_rows`` a frozen weight is prepacked in recorded passes too. That takes two copies of it, and is worth it
+    for the rows of a text context only.
+    """
+    if onednn.applies(y, weight, bias) and (few_rows or not _recording(y)):
+        return onednn.linear(y, weight, bias)
+    return F.linear(y, weight, bias)
 
 
 def _residual(x: Tensor, mlp: HypernetworkMLP, m: float) -> Tensor:

@@ -1,17 +1,21 @@
 """Linears through oneDNN: the numbers of ``F.linear``, and ``F.linear`` itself wherever it does not apply."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hnkernels import onednn
+from hnkernels import onednn, portable
 from hnkernels.activations import ACTIVATIONS
-from hnkernels.portable import project
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, relative_error
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN, so nothing is ever packed"
 )
+
+
+project = functools.partial(portable.project, few_rows=True)
 
 
 @pytest.fixture(autouse=True)
@@ -199,3 +203,10 @@ def test_packed_weights_go_with_the_weight(packs):
     packs.clear()
     del weight
     assert len(onednn._packs) == 0
+
+
+def test_a_recorded_pass_over_many_rows_packs_nothing(packs):
+    x, weight = torch.randn(7, 24, requires_grad=True), torch.randn(20, 24)
+    y = portable.project(x, weight, None)
+    assert torch.equal(y, F.linear(x, weight))
+    assert not packs

@@ -31,9 +31,24 @@ class SharedContext:
         self.recorded = torch.is_grad_enabled()
         self._rewritten: dict[tuple[int, ...], tuple[Memo[Tensor], list[int]]] = {}
         self._projected: dict[Hashable, Memo[Tensor]] = {}
+        self._in_call: tuple[int, dict[Hashable, tuple[Tensor, Hashable]]] = (0, {})
 
-    def rewritten(self, chain: Chain, call: int) -> tuple[Tensor, Hashable]:
+    def rewritten(self, chain: Chain, store: ContextStore) -> tuple[Tensor, Hashable]:
         """The context after ``chain``, [..., d], and a token that changes whenever it does."""
+        if not store.running:
+            return self._checked(chain, store.call)
+        # Nothing changes within one call of the model: one check serves all of its layers.
+        if self._in_call[0] != store.call:
+            self._in_call = (store.call, {})
+        x = self.source()
+        assert x is not None
+        key = (chain, _autocast_dtype(x), torch.is_grad_enabled())
+        found = self._in_call[1].get(key)
+        if found is None:
+            found = self._in_call[1][key] = self._checked(chain, store.call)
+        return found
+
+    def _checked(self, chain: Chain, call: int) -> tuple[Tensor, Hashable]:
         x = self.source()
         assert x is not None
         state = (self._version(x, call), _autocast_dtype(x), torch.is_grad_enabled())
@@ -79,6 +94,7 @@ class ContextStore:
     def __init__(self) -> None:
         self._entries: OrderedDict[int, SharedContext] = OrderedDict()
         self.call = 0
+        self.running = False
 
     def open(self, context: Tensor) -> SharedContext:
         """The entry for this very tensor, made if there is none."""

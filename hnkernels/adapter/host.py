@@ -30,7 +30,10 @@ class Host:
         self._context_name = next((name for name in _CONTEXT_ARGUMENTS if name in parameters), None)
         self._context_index = parameters.index(self._context_name) - 1 if self._context_name else -1
         self.sites = [Site(spec, self) for spec in specs]
-        self._hook = model.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._hooks = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after, always_call=True),
+        ]
         model.__dict__[_ATTRIBUTE] = self
 
     @staticmethod
@@ -42,7 +45,8 @@ class Host:
         """Gives the model back as it was."""
         for site in self.sites:
             site.remove()
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         del self.model.__dict__[_ATTRIBUTE]
 
     def clear(self) -> None:
@@ -53,11 +57,15 @@ class Host:
 
     def links(self, site: Site) -> Links:
         """What the adapters do at this site now, in order of application."""
-        return tuple(
+        if self.contexts.running and site.links_in_call[0] == self.contexts.call:
+            return site.links_in_call[1]
+        links = tuple(
             Link(*adapter.net[site.width], adapter.strength, adapter.fused)
             for adapter in self.adapters
             if adapter.acts_on(site.kind, site.width)
         )
+        site.links_in_call = (self.contexts.call, links)
+        return links
 
     def shared(self, x: Tensor) -> SharedContext | None:
         """The entry of a context that sites share; ``None`` where each has to compute for itself."""
@@ -69,6 +77,7 @@ class Host:
 
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         self.contexts.call += 1
+        self.contexts.running = True
         if not torch.is_grad_enabled():
             return None
         if any(p.requires_grad for adapter in self.adapters for p in adapter.net.parameters()):
@@ -91,7 +100,10 @@ class Host:
         alias = context.view_as(context)
         entry = self.contexts.open(alias)
         for chain in chains:
-            entry.rewritten(chain, self.contexts.call)
+            entry.rewritten(chain, self.contexts)
         if positional:
             return (*args[: self._context_index], alias, *args[self._context_index + 1 :]), kwargs
         return args, {**kwargs, self._context_name: alias}
+
+    def _after(self, *_: object) -> None:
+        self.contexts.running = False

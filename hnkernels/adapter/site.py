@@ -92,6 +92,7 @@ class Site:
         self.host = host
         self._reached: set[str] = set()
         self._pending: tuple[Tensor, Tensor] | None = None
+        self.links_in_call: tuple[int, Links] = (0, ())
         self._folded: dict[str, Memo[Projection]] = {s: Memo() for s in STREAMS}
         self._taps = {s: Tap(self, s, getattr(self.attention, f"to_{s}")) for s in STREAMS}
         self._hooks = [
@@ -120,14 +121,14 @@ class Site:
         entry = self.host.shared(x) if self.kind == "attn2" else None
         if args or kwargs or not self._plain():
             chain = _chain(links, tap.stream)
-            y = entry.rewritten(chain, self.host.contexts.call)[0] if entry else _rewrite(x, chain)
+            y = entry.rewritten(chain, self.host.contexts)[0] if entry else _rewrite(x, chain)
             return tap.inner(y, *args, **kwargs)
         links, folded = self._split(links)
         if entry is None:
             return self._both(tap.stream, x, links, folded)
-        y, token = entry.rewritten(_chain(links, tap.stream), self.host.contexts.call)
+        y, token = entry.rewritten(_chain(links, tap.stream), self.host.contexts)
         weight, bias = self._projection(tap.stream, folded)
-        compute = partial(project, y, weight, bias)
+        compute = partial(project, y, weight, bias, few_rows=True)
         if torch.is_grad_enabled():
             return compute()
         return entry.projected((self.name, tap.stream), [t for t in (weight, bias) if t is not None], token, compute)

@@ -34,14 +34,14 @@ NAME = "handwriting"
 class Settings:
     """What the demo trains and how it samples; found by trying on the embedded model."""
 
-    layer_structure: tuple[float, ...] = (1, 2, 1)
+    layer_structure: tuple[float, ...] = (1, 4, 1)
     activation: str = "silu"
-    learning_rate: str = "2e-3:350, 5e-4:450, 1e-4"
-    steps: int = 500
-    batch_size: int = 64
+    learning_rate: str = "1e-3:20, 3e-3:350, 2e-3:550, 1e-3:700, 4e-4:800, 1e-4"
+    steps: int = 900
+    batch_size: int = 32
     caption_dropout: float = 0.1
-    guidance: float = 3.0
-    inference_steps: int = 15
+    guidance: float = 3.5
+    inference_steps: int = 20
 
 
 def run_demo(out: Path, seed: int = 0, settings: Settings | None = None) -> dict[str, Any]:
@@ -145,6 +145,7 @@ def _training_config(settings: Settings, out: Path, seed: int) -> dict[str, Any]
         "max_steps": settings.steps,
         "target_layers": ["attn1", "attn2"],
         "caption_dropout": settings.caption_dropout,
+        "latent_sampling": "deterministic",  # as the embedded model was trained
         "checkpoint_every": 0,
         "seed": seed,
         "output_dir": str(out / "training"),
