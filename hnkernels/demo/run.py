@@ -40,7 +40,7 @@ class Settings:
     steps: int = 900
     batch_size: int = 32
     caption_dropout: float = 0.1
-    guidance: float = 3.5
+    guidance: float = 3.0
     inference_steps: int = 20
 
 
