@@ -22,6 +22,7 @@ _HOME = {
     "attach": "hnkernels.adapter",
     "hyper_context": "hnkernels.functional",
     "hyper_kv": "hnkernels.functional",
+    "hyper_qkv": "hnkernels.functional",
     "load_hypernetwork": "hnkernels.checkpoint",
     "save_hypernetwork": "hnkernels.checkpoint",
     "train_hypernetwork": "hnkernels.training",
@@ -32,7 +33,7 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from hnkernels.adapter import Adapter, AdapterError, attach
     from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
-    from hnkernels.functional import hyper_context, hyper_kv
+    from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
     from hnkernels.mlp import HypernetworkMLP, MLPConfig
     from hnkernels.training import HypernetworkTrainer, TrainingConfig, train_hypernetwork

@@ -1,6 +1,7 @@
 """The one table of activations that hypernetwork files may name.
 
-Each row says how the activation is built, and how the portable backend may apply it in place. Names follow
+Each row says how the activation is built, how the portable backend may apply it in place, and under which name the
+Triton kernels know it. Names follow
 AUTOMATIC1111: six of its own (``swish`` is Hardswish, as there), then every class of
 ``torch.nn.modules.activation`` under its lower-cased name with default arguments.
 """
@@ -27,6 +28,8 @@ class Activation:
             as from the input. (elu, celu and selu allow it too, but near their lower bound the rounded output has
             lost the gradient.)
         onednn: oneDNN's name, for GEMMs that apply it in their epilogue.
+        device: its name in ``hnkernels.triton.activations``; ``None`` where there is no device code, because it is
+            random (rrelu) or not pointwise. The portable backend takes those.
         legacy: mixes the items of a batch (the softmax family without a dim); built only when asked for by flag.
     """
 
@@ -35,6 +38,7 @@ class Activation:
     inplace: Callable[[Tensor], Tensor] | None = None
     inplace_in_training: bool = False
     onednn: str | None = None
+    device: str | None = None
     legacy: bool = False
 
 
@@ -44,29 +48,31 @@ def _legacy(cls: type[nn.Module]) -> Callable[[], nn.Module]:
 
 
 _ROWS = [
-    Activation("celu", nn.CELU, torch.celu_),
-    Activation("elu", nn.ELU, F.elu_),
-    Activation("gelu", nn.GELU),
-    Activation("hardshrink", nn.Hardshrink),
-    Activation("hardsigmoid", nn.Hardsigmoid, lambda x: F.hardsigmoid(x, inplace=True)),
-    Activation("hardswish", nn.Hardswish, lambda x: F.hardswish(x, inplace=True), onednn="hardswish"),
-    Activation("hardtanh", nn.Hardtanh, F.hardtanh_, True),
-    Activation("leakyrelu", nn.LeakyReLU, F.leaky_relu_, True),
-    Activation("logsigmoid", nn.LogSigmoid),
-    Activation("mish", nn.Mish, lambda x: F.mish(x, inplace=True)),
-    Activation("prelu", nn.PReLU),
-    Activation("relu", nn.ReLU, torch.relu_, True, onednn="relu"),
-    Activation("relu6", nn.ReLU6, lambda x: F.relu6(x, inplace=True), True),
+    Activation("celu", nn.CELU, torch.celu_, device="elu"),
+    Activation("elu", nn.ELU, F.elu_, device="elu"),
+    Activation("gelu", nn.GELU, device="gelu"),
+    Activation("hardshrink", nn.Hardshrink, device="hardshrink"),
+    Activation("hardsigmoid", nn.Hardsigmoid, lambda x: F.hardsigmoid(x, inplace=True), device="hardsigmoid"),
+    Activation(
+        "hardswish", nn.Hardswish, lambda x: F.hardswish(x, inplace=True), onednn="hardswish", device="hardswish"
+    ),
+    Activation("hardtanh", nn.Hardtanh, F.hardtanh_, True, device="hardtanh"),
+    Activation("leakyrelu", nn.LeakyReLU, F.leaky_relu_, True, device="leakyrelu"),
+    Activation("logsigmoid", nn.LogSigmoid, device="logsigmoid"),
+    Activation("mish", nn.Mish, lambda x: F.mish(x, inplace=True), device="mish"),
+    Activation("prelu", nn.PReLU, device="prelu"),
+    Activation("relu", nn.ReLU, torch.relu_, True, onednn="relu", device="relu"),
+    Activation("relu6", nn.ReLU6, lambda x: F.relu6(x, inplace=True), True, device="relu6"),
     Activation("rrelu", nn.RReLU),
-    Activation("selu", nn.SELU, torch.selu_),
-    Activation("sigmoid", nn.Sigmoid, torch.sigmoid_, True, onednn="sigmoid"),
-    Activation("silu", nn.SiLU, lambda x: F.silu(x, inplace=True), onednn="swish"),
-    Activation("softplus", nn.Softplus),
-    Activation("softshrink", nn.Softshrink),
-    Activation("softsign", nn.Softsign),
-    Activation("swish", nn.Hardswish, lambda x: F.hardswish(x, inplace=True), onednn="hardswish"),
-    Activation("tanh", nn.Tanh, torch.tanh_, True, onednn="tanh"),
-    Activation("tanhshrink", nn.Tanhshrink),
+    Activation("selu", nn.SELU, torch.selu_, device="selu"),
+    Activation("sigmoid", nn.Sigmoid, torch.sigmoid_, True, onednn="sigmoid", device="sigmoid"),
+    Activation("silu", nn.SiLU, lambda x: F.silu(x, inplace=True), onednn="swish", device="silu"),
+    Activation("softplus", nn.Softplus, device="softplus"),
+    Activation("softshrink", nn.Softshrink, device="softshrink"),
+    Activation("softsign", nn.Softsign, device="softsign"),
+    Activation("swish", nn.Hardswish, lambda x: F.hardswish(x, inplace=True), onednn="hardswish", device="hardswish"),
+    Activation("tanh", nn.Tanh, torch.tanh_, True, onednn="tanh", device="tanh"),
+    Activation("tanhshrink", nn.Tanhshrink, device="tanhshrink"),
     Activation("logsoftmax", _legacy(nn.LogSoftmax), legacy=True),
     Activation("softmax", _legacy(nn.Softmax), legacy=True),
     Activation("softmax2d", _legacy(nn.Softmax), legacy=True),  # over dim -3, which is dim 0 of a 3-D context

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hnkernels import portable
 from hnkernels.mlp import HypernetworkMLP
+from hnkernels.triton import support
 
 MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
 BACKENDS = ("auto", "triton", "portable")
@@ -21,6 +22,7 @@ def hyper_context(
     *,
     strength: float | Sequence[float] = 1.0,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> Tensor:
     """The context after one MLP or a chain of them: ``x ← x + m·f(x)`` for each, in order.
 
@@ -29,7 +31,7 @@ def hyper_context(
         mlps: one MLP of width d, or a chain applied first to last. Parameters may have another floating dtype than
             the context (fp32 master weights, say); they are cast to the context's for the computation.
         strength: factor on every MLP's own multiplier, or one factor each. Without effect on MLPs in training mode.
-        backend: ``"auto"``, ``"portable"`` or ``"triton"``.
+        backend, recompute: see ``hyper_kv``.
 
     Returns:
         [..., d] in the context's dtype; under autocast as eager PyTorch promotes it.
@@ -41,7 +43,36 @@ def hyper_context(
     _check_backend(backend)
     _check_context(context)
     _check_chain("mlps", chain, context)
+    if _takes_triton(backend, context, chain):
+        from hnkernels.triton.backend import transform
+
+        return transform(context, chain, recompute)
     return portable.transform(context, chain)
+
+
+def hyper_context_pair(
+    context: Tensor,
+    mlp_k: MLPs,
+    mlp_v: MLPs,
+    *,
+    strength: float | Sequence[float] = 1.0,
+    backend: str = "auto",
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``hyper_context`` for the K and the V stream of one context, on the Triton backend in the same launches.
+
+    Args and errors as those of ``hyper_kv``. Shape: context [..., d] → two of [..., d].
+    """
+    chain_k, chain_v = _chain("mlp_k", mlp_k, strength), _chain("mlp_v", mlp_v, strength)
+    _check_backend(backend)
+    _check_context(context)
+    _check_chain("mlp_k", chain_k, context)
+    _check_chain("mlp_v", chain_v, context)
+    if _takes_triton(backend, context, (*chain_k, *chain_v)):
+        from hnkernels.triton.backend import transform_pair
+
+        return transform_pair(context, chain_k, chain_v, recompute)
+    return portable.transform_pair(context, chain_k, chain_v)
 
 
 def hyper_kv(
@@ -55,6 +86,7 @@ def hyper_kv(
     *,
     strength: float | Sequence[float] = 1.0,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """K and V of attention with a hypernetwork: ``K = (x + m·f_k(x)) w_kᵀ + b_k``, V likewise.
 
@@ -67,8 +99,10 @@ def hyper_kv(
         b_k, b_v: [n_k] and [n_v].
         strength: factor on the multiplier of every MLP, or one per position of the chain, for K and V alike. Without
             effect on MLPs in training mode, whose multiplier is 1.
-        backend: ``"auto"`` picks the fastest that can do it; ``"portable"`` is plain PyTorch; ``"triton"`` is refused
-            with a reason where it cannot run.
+        backend: ``"portable"`` is plain PyTorch; ``"triton"`` are the fused kernels, refused with a reason where they
+            cannot run; ``"auto"`` takes these wherever they can run on a GPU (CUDA from compute capability 8.0, ROCm,
+            XPU), and on CPU tensors under ``TRITON_INTERPRET=1``.
+        recompute: on the Triton backend, keep nothing but x for the backward pass and compute the rest once more there.
 
     Returns:
         K [..., n_k] and V [..., n_v].
@@ -76,16 +110,57 @@ def hyper_kv(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run; the message names what was given
             and what is accepted.
+        RuntimeError: a gradient of the Triton backend is differentiated once more.
     """
     chain_k, chain_v = _chain("mlp_k", mlp_k, strength), _chain("mlp_v", mlp_v, strength)
-    _check_backend(backend)
-    _check_context(context)
-    for name, chain in (("mlp_k", chain_k), ("mlp_v", chain_v)):
-        _check_chain(name, chain, context)
-    for suffix, weight, bias in (("k", w_k, b_k), ("v", w_v, b_v)):
-        _check_projection(suffix, weight, bias, context)
+    _check_all(context, {"mlp_k": chain_k, "mlp_v": chain_v}, {"k": (w_k, b_k), "v": (w_v, b_v)}, backend)
+    if _takes_triton(backend, context, (*chain_k, *chain_v)):
+        from hnkernels.triton.backend import project_pair
+
+        k, v = project_pair(context, chain_k, chain_v, (w_k, w_v), (b_k, b_v), recompute=recompute)
+        return k, v
     y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
     return portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
+
+
+def hyper_qkv(
+    x: Tensor,
+    mlp_k: MLPs,
+    mlp_v: MLPs,
+    w_q: Tensor,
+    w_k: Tensor,
+    w_v: Tensor,
+    b_q: Tensor | None = None,
+    b_k: Tensor | None = None,
+    b_v: Tensor | None = None,
+    *,
+    strength: float | Sequence[float] = 1.0,
+    backend: str = "auto",
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, K and V of self-attention with a hypernetwork: ``Q = x w_qᵀ + b_q``, K and V as in ``hyper_kv``.
+
+    On the Triton backend Q is computed in the launch of the MLPs' first linears, which read the same x.
+
+    Args:
+        x: [..., d].
+        w_q: [n_q, d].
+        b_q: [n_q].
+        mlp_k, mlp_v, w_k, w_v, b_k, b_v, strength, backend, recompute: see ``hyper_kv``, with its errors.
+
+    Returns:
+        Q [..., n_q], K [..., n_k] and V [..., n_v].
+    """
+    chain_k, chain_v = _chain("mlp_k", mlp_k, strength), _chain("mlp_v", mlp_v, strength)
+    projections = {"q": (w_q, b_q), "k": (w_k, b_k), "v": (w_v, b_v)}
+    _check_all(x, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
+    if _takes_triton(backend, x, (*chain_k, *chain_v)):
+        from hnkernels.triton.backend import project_pair
+
+        k, v, q = project_pair(x, chain_k, chain_v, (w_k, w_v), (b_k, b_v), (w_q, b_q), recompute)
+        return q, k, v
+    y_k, y_v = portable.transform_pair(x, chain_k, chain_v)
+    return portable.project(x, w_q, b_q), portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
 
 
 def _chain(name: str, mlps: MLPs, strength: float | Sequence[float]) -> portable.Chain:
@@ -102,11 +177,33 @@ def _chain(name: str, mlps: MLPs, strength: float | Sequence[float]) -> portable
     return tuple((mlp, mlp.multiplier_at(s)) for mlp, s in zip(mlps, strengths, strict=True))
 
 
+def _takes_triton(backend: str, context: Tensor, chain: portable.Chain) -> bool:
+    """Whether the Triton backend is to run; it has to say why if it was asked for and cannot."""
+    if backend == "portable":
+        return False
+    reason = support.why_not(context, [mlp for mlp, m in chain if m != 0])
+    if reason is not None and backend == "triton":
+        raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'auto' or 'portable'")
+    return reason is None
+
+
+def _check_all(
+    context: Tensor,
+    chains: dict[str, portable.Chain],
+    projections: dict[str, tuple[Tensor, Tensor | None]],
+    backend: str,
+) -> None:
+    _check_backend(backend)
+    _check_context(context)
+    for name, chain in chains.items():
+        _check_chain(name, chain, context)
+    for suffix, (weight, bias) in projections.items():
+        _check_projection(suffix, weight, bias, context)
+
+
 def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; accepted are {', '.join(BACKENDS)}")
-    if backend == "triton":
-        raise ValueError("backend 'triton' is not part of this version; use 'auto' or 'portable'")
 
 
 def _check_context(context: Tensor) -> None:

@@ -1,0 +1,36 @@
+"""What Triton's interpreter needs to give the values that the compiled kernels give, all in one place.
+
+Under ``TRITON_INTERPRET=1`` (Triton 3.9) ``tl.dot`` multiplies the bit patterns of bf16 operands, and a conversion to
+bf16 cuts bits off instead of rounding. Kernels call ``dot`` and ``convert`` of this module and know nothing of it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+"""Whether kernels of this process run in the interpreter; settled when Triton is imported."""
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """``a @ b + acc``. Shape: a [M, K], b [K, N], acc [M, N] in fp32 (float64 for float64 operands)."""
+    if _INTERPRETED:
+        a = a.to(acc.dtype)
+        b = b.to(acc.dtype)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+@triton.jit
+def convert(x, DTYPE: tl.constexpr):
+    """``x`` in DTYPE, rounded to nearest even."""
+    if _INTERPRETED and tl.bfloat16 == DTYPE and x.dtype != tl.bfloat16:
+        x = x.to(tl.float32)
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        quiet_nan = (bits >> 16) | 0x40  # rounding a NaN up would carry into its exponent
+        return tl.where(x == x, rounded, quiet_nan).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(DTYPE)

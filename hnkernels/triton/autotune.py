@@ -1,0 +1,122 @@
+"""Opt-in: tiles by measurement on the device at hand, kept on disk.
+
+``HNKERNELS_AUTOTUNE=1`` times the candidates once per kind of product, shape, dtype and device, on scratch tensors,
+and keeps the fastest in ``HNKERNELS_CACHE`` (default ``~/.cache/hnkernels``). Never while a CUDA graph is captured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from hnkernels.triton.tiling import Target, Tiles
+
+CANDIDATES = (
+    Tiles(128, 128, 64, 8, 3),
+    Tiles(128, 64, 64, 4, 3),
+    Tiles(64, 128, 64, 4, 3),
+    Tiles(64, 64, 64, 4, 3),
+    Tiles(64, 64, 64, 4, 4),
+    Tiles(64, 64, 32, 4, 2),
+    Tiles(16, 64, 128, 4, 3),
+)
+
+Timer = Callable[[Callable[[], object]], float]
+"""Runs a launch some times and returns the time of one."""
+
+_known: dict[Path, dict[str, Tiles]] = {}
+
+
+def enabled() -> bool:
+    """Whether the user asked for it."""
+    return os.environ.get("HNKERNELS_AUTOTUNE", "0") == "1"
+
+
+def cache_file() -> Path:
+    """Where the results are kept."""
+    return Path(os.environ.get("HNKERNELS_CACHE", Path.home() / ".cache" / "hnkernels")) / "tiles.json"
+
+
+def kept(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles | None:
+    """The tiles measured for this product, now or earlier; ``None`` where measuring is not wanted or not possible."""
+    if not enabled() or target.backend == "interpreter" or not torch.cuda.is_available():
+        return None
+    key = _key(kind, M, N, K, dtype, target)
+    tiles = _load().get(key)
+    if tiles is None and not torch.cuda.is_current_stream_capturing():
+        tiles = tune(kind, M, N, K, dtype, target, _do_bench)
+    return tiles
+
+
+def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, timer: Timer) -> Tiles:
+    """Times the candidates and keeps the fastest. One that does not compile or fit is passed over.
+
+    Raises:
+        RuntimeError: none of them runs.
+    """
+    from hnkernels.triton import launchers, tiling
+
+    device = "cpu" if target.backend == "interpreter" else "cuda"
+    x = torch.randn(M, N if kind == "gradient" else K, device=device, dtype=dtype)
+    other = torch.randn(*((M, K) if kind == "gradient" else (N, K)), device=device, dtype=dtype)
+    if kind == "backward":
+        other = other.t().contiguous()
+
+    def run() -> None:
+        if kind == "gradient":
+            gradients = launchers.WeightGradients([[(N, K)] * 2], M, dtype, x.device)
+            gradients.add(0, (x, x), (other, other))
+            gradients.total()
+        else:
+            launchers.linear((x, x), (other, other), transposed=kind == "backward")
+
+    times: dict[Tiles, float] = {}
+    for tiles in CANDIDATES:
+        with tiling.forced(tiles):
+            try:
+                times[tiles] = timer(run)
+            except Exception as fault:  # out of registers or shared memory: each backend says it in its own way
+                last = fault
+    if not times:
+        raise RuntimeError(f"no tiling runs {kind} {M}x{N}x{K} in {dtype} on {target.name}") from last
+    best = min(times, key=times.__getitem__)
+    _load()[_key(kind, M, N, K, dtype, target)] = best
+    _save()
+    return best
+
+
+def _key(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> str:
+    # Rows by powers of two: prompts and resolutions differ, the best tiles hardly.
+    return f"{kind} {1 << max(M - 1, 0).bit_length()}x{N}x{K} {dtype} {target.name}x{target.processors}"
+
+
+def _do_bench(run: Callable[[], object]) -> float:
+    from triton.testing import do_bench
+
+    return do_bench(run, return_mode="median")
+
+
+def _load() -> dict[str, Tiles]:
+    file = cache_file()
+    if file not in _known:
+        try:
+            rows = json.loads(file.read_text(encoding="utf-8"))
+            _known[file] = {key: Tiles(**row) for key, row in rows.items()}
+        except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours: measure anew
+            _known[file] = {}
+    return _known[file]
+
+
+def _save() -> None:
+    from hnkernels.checkpoint.atomic import replacing
+
+    file = cache_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({key: asdict(tiles) for key, tiles in _load().items()}, indent=1, sort_keys=True)
+    with replacing(file) as out:
+        out.write(text.encode())

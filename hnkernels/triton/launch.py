@@ -1,0 +1,93 @@
+"""The one place where kernels are launched, and therefore counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hnkernels.triton.tiling import Tiles
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    Attributes:
+        kernel: the kernel's name.
+        programs: how many programs it starts.
+        tiles: how it is cut up; ``None`` for row kernels.
+        flops: floating-point operations of its products, a multiply-add as two.
+        bytes_read, bytes_written: every byte once, however often it is read.
+    """
+
+    kernel: str
+    programs: int
+    tiles: Tiles | None
+    flops: int
+    bytes_read: int
+    bytes_written: int
+
+
+_records: ContextVar[tuple[list[Launch], ...]] = ContextVar("records", default=())
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Within it every launch is noted in the list. Recordings nest."""
+    launches: list[Launch] = []
+    token = _records.set((*_records.get(), launches))
+    try:
+        yield launches
+    finally:
+        _records.reset(token)
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *,
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor | None],
+    tiles: Tiles | None = None,
+    flops: int = 0,
+    **arguments: Any,
+) -> None:
+    """Launches a kernel on the device of what it writes; on the meta device it is only noted.
+
+    Args:
+        kernel: the jit function.
+        grid: programs along up to three axes; with a 0 in it nothing is launched.
+        reads, writes: the tensors that it touches, for the account.
+        tiles: how it is cut up, passed on as BLOCK_M … num_stages.
+        flops: of its products, for the account.
+        arguments: everything else that the kernel takes.
+    """
+    programs = 1
+    for size in grid:
+        programs *= size
+    if programs == 0:
+        return
+    for launches in _records.get():
+        launches.append(Launch(_name(kernel), programs, tiles, flops, _unique_bytes(reads), _unique_bytes(writes)))
+    device = next(t.device for t in writes if t is not None)
+    if device.type == "meta":
+        return
+    if tiles is not None:
+        arguments.update(tiles.arguments())
+    with nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device):
+        kernel[grid](**arguments)
+
+
+def _name(kernel: Any) -> str:
+    return (kernel.fn if hasattr(kernel, "fn") else kernel).__name__
+
+
+def _unique_bytes(tensors: Sequence[Tensor | None]) -> int:
+    unique = {id(t): t for t in tensors if t is not None}
+    return sum(t.numel() * t.element_size() for t in unique.values())

@@ -1,0 +1,176 @@
+"""One layer of the MLP, of the K and the V stream in one launch: linear, activation, LayerNorm, dropout, residual.
+
+A LayerNorm behind the layer is split between this launch and the next one. This one multiplies the activated tile by
+γ and stores the mean and the squared deviations of its part of every row; the next one combines these (Chan, Golub,
+LeVeque 1979) and normalises *after* its product, because normalising is affine in each row:
+
+    LN(z) Wᵀ = rstd·((z∘γ) Wᵀ − μ·(W γ)) + W β
+
+so that only the two vectors W γ and W β + b are needed besides, and W stays as it is.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hnkernels.triton._compat import convert
+from hnkernels.triton.activations import activate
+from hnkernels.triton.dropout import dropout_scale
+from hnkernels.triton.tiles import multiply, tile_of
+
+
+@triton.jit
+def combined_moments(
+    moments_ptr,  # [TILES, M, 2]: mean and sum of squared deviations per row and tile
+    rows,  # [BLOCK_M] int64
+    M,
+    N,
+    tiles,
+    width,  # columns of a tile; the last one may have fewer
+    eps,
+):
+    """Mean and reciprocal standard deviation of whole rows from those of their parts. Shape: two of [BLOCK_M]."""
+    mask = rows < M
+    mean = tl.zeros(rows.shape, moments_ptr.dtype.element_ty)
+    squares = tl.zeros(rows.shape, moments_ptr.dtype.element_ty)
+    for tile in range(tiles):
+        at = moments_ptr + (tile * tl.cast(M, tl.int64) + rows) * 2
+        part_mean = tl.load(at, mask=mask, other=0.0)
+        part_squares = tl.load(at + 1, mask=mask, other=0.0)
+        count = tile * width
+        part = tl.minimum(N - count, width)
+        delta = part_mean - mean
+        share = tl.cast(part, tl.float32) / tl.cast(count + part, tl.float32)
+        mean += delta * share
+        squares += part_squares + delta * delta * tl.cast(count, tl.float32) * share
+    return mean, tl.rsqrt(squares / N + eps)
+
+
+@triton.jit
+def mlp_layer_forward_kernel(
+    x_k_ptr,  # [M, K]
+    x_v_ptr,  # [M, K]
+    w_k_ptr,  # [N, K]
+    w_v_ptr,  # [N, K]
+    b_k_ptr,  # [N]: bias; with NORM_IN fp32 W β + b
+    b_v_ptr,
+    wg_k_ptr,  # [N] fp32: W γ, with NORM_IN
+    wg_v_ptr,
+    alpha_k_ptr,  # [1]: prelu's slope
+    alpha_v_ptr,
+    g_k_ptr,  # [N]: γ of the LayerNorm behind, with NORM_OUT
+    g_v_ptr,
+    residual_k_ptr,  # [M, N], with RESIDUAL
+    residual_v_ptr,
+    pre_ptr,  # [2, M, N]: pre-activations for backward, or None
+    out_k_ptr,  # [M, N], or None where a row kernel goes on from the pre-activations
+    out_v_ptr,
+    moments_in_ptr,  # [2, tiles_in, M, 2] fp32, with NORM_IN
+    moments_out_ptr,  # [2, tiles of N, M, 2] fp32, with NORM_OUT
+    rider_w_ptr,  # [RIDER_N, K]: to_q's weight, or None
+    rider_b_ptr,  # [RIDER_N] or None
+    rider_out_ptr,  # [M, RIDER_N]
+    seed_ptr,  # [1] int64, with DROPOUT
+    site,  # dropout's number of this layer; the stream is added
+    dropout,
+    multiplier_k,
+    multiplier_v,
+    eps,
+    M,
+    N,
+    K,
+    RIDER_N,
+    tiles_in,
+    width_in,
+    stride_xk,
+    stride_xv,
+    stride_rk,
+    stride_rv,
+    ACT: tl.constexpr,
+    NORM_IN: tl.constexpr,
+    NORM_OUT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRELU: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """``out = [residual + m·] dropout(act(x wᵀ + b)) [∘γ]``; with a rider, stream 2 is ``x rider_wᵀ + rider_b``."""
+    stream = tl.program_id(1)
+    x_ptr, w_ptr, b_ptr, out_ptr, stride_xm = x_k_ptr, w_k_ptr, b_k_ptr, out_k_ptr, stride_xk
+    width = N
+    if stream == 1:
+        x_ptr, w_ptr, b_ptr, out_ptr, stride_xm = x_v_ptr, w_v_ptr, b_v_ptr, out_v_ptr, stride_xv
+    if rider_w_ptr is not None:
+        if stream == 2:
+            w_ptr, width = rider_w_ptr, RIDER_N
+            out_ptr = rider_out_ptr
+        # The grid is as large as the widest stream needs.
+        if tl.program_id(0) >= tl.cdiv(M, BLOCK_M) * tl.cdiv(width, BLOCK_N):
+            return
+    tile_m, tile_n = tile_of(tl.program_id(0), M, width, BLOCK_M, BLOCK_N, GROUP_M)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < width
+    mask = (rows < M)[:, None] & col_mask[None, :]  # [BLOCK_M, BLOCK_N]
+    a = multiply(
+        tl.zeros((BLOCK_M, BLOCK_N), ACC), x_ptr, w_ptr, rows, cols, M, width, K, stride_xm, K, 1,
+        BLOCK_K, EVEN_K, PRECISION,
+    )  # fmt: skip
+
+    out_at = rows[:, None] * width + cols[None, :]
+    if rider_w_ptr is not None:
+        if stream == 2:
+            if rider_b_ptr is not None:
+                a += tl.load(rider_b_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
+            tl.store(out_ptr + out_at, convert(a, out_ptr.dtype.element_ty), mask=mask)
+            return
+
+    if NORM_IN:
+        wg_ptr = wg_k_ptr
+        if stream == 1:
+            wg_ptr = wg_v_ptr
+        moments = moments_in_ptr + stream * (tiles_in * tl.cast(M, tl.int64) * 2)
+        mean, rstd = combined_moments(moments, rows, M, K, tiles_in, width_in, eps)
+        wg = tl.load(wg_ptr + cols, mask=col_mask, other=0.0)
+        a = rstd[:, None] * (a - mean[:, None] * wg[None, :])
+    a += tl.load(b_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
+    stream_at = stream * (tl.cast(M, tl.int64) * N)
+    if pre_ptr is not None:
+        tl.store(pre_ptr + stream_at + out_at, convert(a, pre_ptr.dtype.element_ty), mask=mask)
+    if out_k_ptr is None:
+        return
+
+    alpha = 0.0
+    if PRELU:
+        alpha_ptr = alpha_k_ptr
+        if stream == 1:
+            alpha_ptr = alpha_v_ptr
+        alpha = tl.load(alpha_ptr).to(ACC)
+    z = activate(a, alpha, ACT)
+    if NORM_OUT:
+        g_ptr = g_k_ptr
+        if stream == 1:
+            g_ptr = g_v_ptr
+        count = tl.minimum(N - tile_n * BLOCK_N, BLOCK_N)
+        mean = tl.sum(tl.where(col_mask[None, :], z, 0.0), axis=1) / count  # [BLOCK_M]
+        delta = tl.where(col_mask[None, :], z - mean[:, None], 0.0)
+        at = moments_out_ptr + ((stream * tl.cdiv(N, BLOCK_N) + tile_n) * tl.cast(M, tl.int64) + rows) * 2
+        tl.store(at, mean, mask=rows < M)
+        tl.store(at + 1, tl.sum(delta * delta, axis=1), mask=rows < M)
+        z *= tl.load(g_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
+    if DROPOUT:
+        z *= dropout_scale(seed_ptr, dropout, rows, cols, site + stream)
+    if RESIDUAL:
+        residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
+        if stream == 1:
+            residual_ptr, stride_rm, m = residual_v_ptr, stride_rv, multiplier_v
+        residual = tl.load(residual_ptr + rows[:, None] * stride_rm + cols[None, :], mask=mask, other=0.0)
+        z = residual.to(ACC) + m * z
+    tl.store(out_ptr + out_at, convert(z, out_ptr.dtype.element_ty), mask=mask)

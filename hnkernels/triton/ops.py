@@ -1,0 +1,212 @@
+"""The kernels as operators of PyTorch, so that its compiler, fake tensors and checkpointing know them.
+
+An operator takes lists with one tensor per stream (K, V; or a single one) and the MLP's structure as plain numbers. It
+knows nothing of autograd: ``functions.py`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hnkernels.triton import launchers, mlps
+from hnkernels.triton.mlps import Layer
+
+_STRUCTURE = "str act, bool[] activated, bool[] norms, float[] dropouts"
+
+_library = torch.library.Library("hnkernels", "DEF")
+
+
+def _layers(act: str, activated: Sequence[bool], norms: Sequence[bool], dropouts: Sequence[float]) -> list[Layer]:
+    return [
+        Layer(act if is_activated else "linear", norm, dropout)
+        for is_activated, norm, dropout in zip(activated, norms, dropouts, strict=True)
+    ]
+
+
+def _parameters(layers: list[Layer], flat: Sequence[Tensor], streams: int) -> list[mlps.Parameters]:
+    count = len(flat) // streams
+    flat = [p.contiguous() for p in flat]
+    return mlps.unflatten(layers, [flat[s * count : (s + 1) * count] for s in range(streams)])
+
+
+def _rows(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors with contiguous rows, the same one only once."""
+    unique: dict[int, Tensor] = {}
+    for t in tensors:
+        if id(t) not in unique:
+            unique[id(t)] = t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+    return tuple(unique[id(t)] for t in tensors)
+
+
+def _both(tensors: Sequence[Tensor], streams: int) -> tuple[Tensor, ...]:
+    """One tensor per stream: a single one serves them all."""
+    return (*tensors,) * (streams if len(tensors) == 1 else 1)
+
+
+def _define(name: str, schema: str):
+    """Registers the decorated function as the operator's kernel on every device."""
+    _library.define(f"{name}{schema}")
+    return torch.library.impl(f"hnkernels::{name}", "default", lib=_library)
+
+
+@_define(
+    "mlp_forward",
+    f"(Tensor[] x, Tensor[] residual, Tensor[] parameters, Tensor[] vectors, Tensor? seed, Tensor? rider_w,"
+    f" Tensor? rider_b, {_STRUCTURE}, float[] multipliers, ScalarType out_dtype, bool save) -> Tensor[]",
+)
+def _mlp_forward(
+    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, out_dtype,
+    save,
+):  # fmt: skip
+    """y per stream, the rider's product if there is one, and what backward wants. One x serves both streams."""
+    streams = len(multipliers)
+    layers = _layers(act, activated, norms, dropouts)
+    x = _both(_rows(x), streams)
+    result = mlps.forward(
+        x, layers, _parameters(layers, parameters, streams), tuple(multipliers), out_dtype=out_dtype, save=save,
+        residual=_both(_rows(residual), streams) if residual else x, seed=seed, vectors=vectors or None,
+        rider=None if rider_w is None else (rider_w.contiguous(), rider_b),
+    )  # fmt: skip
+    return [*result.y, *([] if result.rider is None else [result.rider]), *result.saved]
+
+
+@torch.library.register_fake("hnkernels::mlp_forward", lib=_library)
+def _(
+    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, out_dtype,
+    save,
+):  # fmt: skip
+    streams, rows = len(multipliers), x[0].shape[0]
+    layers = _layers(act, activated, norms, dropouts)
+    outs = [x[0].new_empty(x[0].shape, dtype=out_dtype) for _ in range(streams)]
+    if rider_w is not None:
+        outs.append(x[0].new_empty(rows, rider_w.shape[0]))
+    if save:
+        widths = [p.w[0].shape[0] for p in _parameters(layers, parameters, streams)]
+        for layer, width in zip(layers, widths, strict=True):
+            if layer is not layers[-1] or layer.norm or layer.act != "linear":
+                outs.append(x[0].new_empty(streams, rows, width))
+    return outs
+
+
+@_define(
+    "mlp_backward",
+    f"(Tensor[] dy, Tensor? dq, Tensor[] x, Tensor[] parameters, Tensor[] saved, Tensor? seed, Tensor? rider_w,"
+    f" {_STRUCTURE}, float[] multipliers, ScalarType x_dtype, bool needs_x, bool needs_parameters, bool needs_rider)"
+    " -> Tensor[]",
+)
+def _mlp_backward(
+    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, x_dtype, needs_x,
+    needs_parameters, needs_rider,
+):  # fmt: skip
+    """The gradients that are needed: of every x, of weights and vectors (flat), of the rider. Nothing saved: anew."""
+    streams, shared = len(multipliers), len(x) == 1 and len(multipliers) > 1
+    layers = _layers(act, activated, norms, dropouts)
+    unflat = _parameters(layers, parameters, streams)
+    x = _both(_rows(x), streams)
+    if not saved:
+        saved = mlps.saved_again(x, layers, unflat, seed)
+    result = mlps.backward(
+        tuple(t.contiguous() for t in dy), x, layers, unflat, tuple(multipliers), saved, shared=shared,
+        needs_x=needs_x, needs_parameters=needs_parameters, x_dtype=x_dtype, seed=seed,
+        rider=None if dq is None or rider_w is None else (dq.contiguous(), rider_w.contiguous()),
+        needs_rider=needs_rider,
+    )  # fmt: skip
+    return [t for t in (*result.x, result.weights, result.vectors, result.rider) if t is not None]
+
+
+@torch.library.register_fake("hnkernels::mlp_backward", lib=_library)
+def _(
+    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, x_dtype, needs_x,
+    needs_parameters, needs_rider,
+):  # fmt: skip
+    streams = len(multipliers)
+    layers = _layers(act, activated, norms, dropouts)
+    unflat = _parameters(layers, parameters, streams)
+    outs = [t.new_empty(t.shape, dtype=x_dtype) for t in x] if needs_x else []
+    if needs_parameters:
+        weights, vectors = mlps.gradient_sizes(layers, unflat)
+        outs.append(x[0].new_empty(weights))
+        if vectors:
+            outs.append(x[0].new_empty(vectors, dtype=launchers.acc_dtype(x[0].dtype)))
+    if needs_rider:
+        outs.append(x[0].new_empty(launchers.WeightGradients.layout([[rider_w.shape]])[1]))
+    return outs
+
+
+@_define("linear", "(Tensor[] x, Tensor[] w, Tensor[] b, bool transposed) -> Tensor[]")
+def _linear(x, w, b, transposed):
+    """``x wᵀ + b`` per stream, or ``x w``."""
+    x = _both(_rows(x), len(w))
+    return list(launchers.linear(x, tuple(t.contiguous() for t in w), tuple(b) or None, transposed=transposed))
+
+
+@torch.library.register_fake("hnkernels::linear", lib=_library)
+def _(x, w, b, transposed):
+    return [x[0].new_empty(x[0].shape[0], t.shape[1 if transposed else 0]) for t in w]
+
+
+@_define("linear_weight_gradient", "(Tensor[] dy, Tensor[] x, bool biases) -> Tensor")
+def _linear_weight_gradient(dy, x, biases):
+    """``dyᵀ x`` and ``Σ dy`` per stream, flat."""
+    x = _both(_rows(x), len(dy))
+    shapes = [(d.shape[1], t.shape[1]) for d, t in zip(dy, x, strict=True)]
+    gradients = launchers.WeightGradients([shapes], x[0].shape[0], dy[0].dtype, dy[0].device, biases)
+    gradients.add(0, tuple(d.contiguous() for d in dy), x)
+    return gradients.total()
+
+
+@torch.library.register_fake("hnkernels::linear_weight_gradient", lib=_library)
+def _(dy, x, biases):
+    shapes = [(d.shape[1], x[0].shape[1]) for d in dy]
+    return dy[0].new_empty(launchers.WeightGradients.layout([shapes], biases)[1])
+
+
+@_define(
+    "mlp_project",
+    f"(Tensor[] x, Tensor[] parameters, Tensor? rider_w, Tensor? rider_b, {_STRUCTURE},"
+    " Tensor[] w, Tensor[] g, Tensor[] c) -> Tensor[]",
+)
+def _mlp_project(x, parameters, rider_w, rider_b, act, activated, norms, dropouts, w, g, c):
+    """The projections of the MLPs' output at inference: the hidden layers, then ``x wᵀ + h gᵀ + c``."""
+    streams = len(w)
+    layers = _layers(act, activated, norms, dropouts)
+    x = _both(_rows(x), streams)
+    rider = None if rider_w is None else (rider_w.contiguous(), rider_b)
+    state, _ = mlps.hidden_layers(x, layers, _parameters(layers, parameters, streams), save=False, rider=rider)
+    projected = launchers.linear(x, tuple(t.contiguous() for t in w), tuple(c), z=state.stacked, g=tuple(g))
+    return [*projected, *([] if state.rider is None else [state.rider])]
+
+
+@torch.library.register_fake("hnkernels::mlp_project", lib=_library)
+def _(x, parameters, rider_w, rider_b, act, activated, norms, dropouts, w, g, c):
+    riders = [] if rider_w is None else [rider_w]
+    return [x[0].new_empty(x[0].shape[0], t.shape[0]) for t in (*w, *riders)]
+
+
+@_define("grouped_linear", "(Tensor[] x, Tensor[] w, Tensor?[] b, int[] streams) -> Tensor")
+def _grouped_linear(x, w, b, streams):
+    """``x[streams[g]] w_gᵀ + b_g`` for every g, [M, N_g] each, one behind the other."""
+    x = _both(_rows(x), 2)
+    out = x[0].new_empty(x[0].shape[0] * sum(t.shape[0] for t in w))
+    launchers.grouped_linear(x, launchers.groups(w, b, streams, x[0].shape[0]), out)
+    return out
+
+
+@torch.library.register_fake("hnkernels::grouped_linear", lib=_library)
+def _(x, w, b, streams):
+    return x[0].new_empty(x[0].shape[0] * sum(t.shape[0] for t in w))
+
+
+@_define("grouped_linear_backward", "(Tensor[] dy, Tensor[] w, int[] streams) -> Tensor[]")
+def _grouped_linear_backward(dy, w, streams):
+    """``Σ dy_g w_g`` over the projections of the K stream, and of the V stream."""
+    groups = launchers.groups(w, [None] * len(w), streams, dy[0].shape[0])
+    return list(launchers.grouped_input_gradient([d.contiguous() for d in dy], groups))
+
+
+@torch.library.register_fake("hnkernels::grouped_linear_backward", lib=_library)
+def _(dy, w, streams):
+    return [dy[0].new_empty(dy[0].shape[0], w[0].shape[1]) for _ in range(2)]

@@ -1,0 +1,222 @@
+"""Kernels that need whole rows: the LayerNorm that no product follows, and the backward pass of activation and norm.
+
+A program owns one row at a time; K and V are the two halves of the grid. γ may be 0 or negative, and is never divided
+by.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hnkernels.triton._compat import convert
+from hnkernels.triton.activations import activate, derivative
+from hnkernels.triton.dropout import dropout_scale
+
+
+@triton.jit
+def norm_forward_kernel(
+    a_ptr,  # [2, M, N]: the pre-activations
+    g_k_ptr,  # [N]: γ
+    g_v_ptr,
+    b_k_ptr,  # [N]: β
+    b_v_ptr,
+    alpha_k_ptr,  # [1]: prelu's slope
+    alpha_v_ptr,
+    residual_k_ptr,  # [M, N], with RESIDUAL
+    residual_v_ptr,
+    out_k_ptr,  # [M, N]
+    out_v_ptr,
+    seed_ptr,
+    site,
+    dropout,
+    multiplier_k,
+    multiplier_v,
+    eps,
+    M,
+    N,
+    stride_rk,
+    stride_rv,
+    ACT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRELU: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """``out = [residual + m·] dropout(LN(act(a)))``, one row a program."""
+    row = tl.program_id(0).to(tl.int64)
+    stream = tl.program_id(1)
+    g_ptr, b_ptr, out_ptr = g_k_ptr, b_k_ptr, out_k_ptr
+    if stream == 1:
+        g_ptr, b_ptr, out_ptr = g_v_ptr, b_v_ptr, out_v_ptr
+    cols = tl.arange(0, BLOCK_N)
+    mask = cols < N
+    alpha = 0.0
+    if PRELU:
+        alpha_ptr = alpha_k_ptr
+        if stream == 1:
+            alpha_ptr = alpha_v_ptr
+        alpha = tl.load(alpha_ptr).to(ACC)
+    a = tl.load(a_ptr + (stream * tl.cast(M, tl.int64) + row) * N + cols, mask=mask, other=0.0).to(ACC)  # [BLOCK_N]
+    z = activate(a, alpha, ACT)
+    mean = tl.sum(tl.where(mask, z, 0.0), axis=0) / N
+    delta = tl.where(mask, z - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(delta * delta, axis=0) / N + eps)
+    g = tl.load(g_ptr + cols, mask=mask, other=0.0).to(ACC)
+    y = delta * rstd * g + tl.load(b_ptr + cols, mask=mask, other=0.0).to(ACC)
+    if DROPOUT:
+        scale = dropout_scale(seed_ptr, dropout, row + tl.zeros((1,), tl.int64), cols, site + stream)  # [1, BLOCK_N]
+        y *= tl.reshape(scale, (BLOCK_N,))
+    if RESIDUAL:
+        residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
+        if stream == 1:
+            residual_ptr, stride_rm, m = residual_v_ptr, stride_rv, multiplier_v
+        y = tl.load(residual_ptr + row * stride_rm + cols, mask=mask, other=0.0).to(ACC) + m * y
+    tl.store(out_ptr + row * N + cols, convert(y, out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def layer_output_backward_kernel(
+    dh_k_ptr,  # [M, N]: gradient of the layer's output
+    dh_v_ptr,
+    a_ptr,  # [2, M, N]: the pre-activations; None without activation and norm
+    g_k_ptr,  # [N]: γ, with NORM
+    g_v_ptr,
+    b_k_ptr,  # [N]: β, with NORM and h
+    b_v_ptr,
+    alpha_k_ptr,  # [1]: prelu's slope
+    alpha_v_ptr,
+    da_ptr,  # [2, M, N]: gradient of the pre-activations
+    h_ptr,  # [2, M, N]: the layer's output once more, or None
+    sums_ptr,  # [programs, row_of_sums] fp32, or None; this layer's part begins here
+    seed_ptr,
+    site,
+    dropout,
+    multiplier_k,
+    multiplier_v,
+    eps,
+    M,
+    N,
+    stride_dk,
+    stride_dv,
+    row_of_sums,  # elements from one program's sums to the next one's
+    stream_of_sums,  # elements from the K stream's sums to the V stream's
+    ACT: tl.constexpr,
+    NORM: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRELU: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The gradient through dropout, LayerNorm and activation; also Σ dγ, Σ dβ and prelu's slope per program.
+
+    With z = act(a), ẑ = (z − μ)·rstd and g = m·dh∘mask (Ba, Kiros, Hinton 2016, differentiated):
+
+        dβ = Σ g      dγ = Σ g∘ẑ      t = g∘γ      dz = rstd·(t − mean(t) − ẑ·mean(t∘ẑ))      da = dz∘act'(a)
+    """
+    program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    stream = tl.program_id(1)
+    dh_ptr, stride_dm, m = dh_k_ptr, stride_dk, multiplier_k
+    if stream == 1:
+        dh_ptr, stride_dm, m = dh_v_ptr, stride_dv, multiplier_v
+    cols = tl.arange(0, BLOCK_N)
+    mask = cols < N
+    alpha = 0.0
+    if PRELU:
+        alpha_ptr = alpha_k_ptr
+        if stream == 1:
+            alpha_ptr = alpha_v_ptr
+        alpha = tl.load(alpha_ptr).to(ACC)
+        d_alpha = tl.zeros((BLOCK_N,), ACC)
+    if NORM:
+        g_ptr, b_ptr = g_k_ptr, b_k_ptr
+        if stream == 1:
+            g_ptr, b_ptr = g_v_ptr, b_v_ptr
+        gamma = tl.load(g_ptr + cols, mask=mask, other=0.0).to(ACC)
+        if h_ptr is not None:
+            beta = tl.load(b_ptr + cols, mask=mask, other=0.0).to(ACC)
+        d_gamma = tl.zeros((BLOCK_N,), ACC)
+        d_beta = tl.zeros((BLOCK_N,), ACC)
+    for index in range(program, M, programs):
+        row = tl.cast(index, tl.int64)
+        at = (stream * tl.cast(M, tl.int64) + row) * N + cols
+        g = m * tl.load(dh_ptr + row * stride_dm + cols, mask=mask, other=0.0).to(ACC)  # [BLOCK_N]
+        if DROPOUT:
+            scale = dropout_scale(seed_ptr, dropout, row + tl.zeros((1,), tl.int64), cols, site + stream)
+            scale = tl.reshape(scale, (BLOCK_N,))
+            g *= scale
+        if a_ptr is not None:
+            a = tl.load(a_ptr + at, mask=mask, other=0.0).to(ACC)
+        if NORM:
+            z = activate(a, alpha, ACT)
+            mean = tl.sum(tl.where(mask, z, 0.0), axis=0) / N
+            delta = tl.where(mask, z - mean, 0.0)
+            rstd = tl.rsqrt(tl.sum(delta * delta, axis=0) / N + eps)
+            normal = delta * rstd
+            if h_ptr is not None:
+                h = normal * gamma + beta
+                if DROPOUT:
+                    h *= scale
+                tl.store(h_ptr + at, convert(h, h_ptr.dtype.element_ty), mask=mask)
+            d_beta += g
+            d_gamma += g * normal
+            g *= gamma
+            g = rstd * (g - tl.sum(g, axis=0) / N - normal * (tl.sum(g * normal, axis=0) / N))
+        elif h_ptr is not None:
+            h = activate(a, alpha, ACT)
+            if DROPOUT:
+                h *= scale
+            tl.store(h_ptr + at, convert(h, h_ptr.dtype.element_ty), mask=mask)
+        if PRELU:
+            d_alpha += tl.where(mask, g * tl.minimum(a, 0.0), 0.0)
+        if ACT != "linear":
+            g *= derivative(a, alpha, ACT)
+        tl.store(da_ptr + at, convert(g, da_ptr.dtype.element_ty), mask=mask)
+    if sums_ptr is not None:
+        sums = sums_ptr + program.to(tl.int64) * row_of_sums + stream * stream_of_sums
+        if NORM:
+            tl.store(sums + cols, d_gamma, mask=mask)
+            tl.store(sums + N + cols, d_beta, mask=mask)
+            sums += 2 * N
+        if PRELU:
+            tl.store(sums, tl.sum(d_alpha, axis=0))
+
+
+@triton.jit
+def norm_vectors_kernel(
+    w_k_ptr,  # [N, K]
+    w_v_ptr,
+    bias_k_ptr,  # [N]
+    bias_v_ptr,
+    g_k_ptr,  # [K]: γ of the LayerNorm in front
+    g_v_ptr,
+    b_k_ptr,  # [K]: β
+    b_v_ptr,
+    wg_ptr,  # [2, N] fp32: W γ
+    wb_ptr,  # [2, N] fp32: W β + bias
+    N,
+    K,
+    ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The two vectors that a LayerNorm folds into the linear behind it."""
+    stream = tl.program_id(1)
+    w_ptr, bias_ptr, g_ptr, b_ptr = w_k_ptr, bias_k_ptr, g_k_ptr, b_k_ptr
+    if stream == 1:
+        w_ptr, bias_ptr, g_ptr, b_ptr = w_v_ptr, bias_v_ptr, g_v_ptr, b_v_ptr
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = tl.arange(0, BLOCK_K)
+    by_gamma = tl.zeros((BLOCK_N, BLOCK_K), ACC)
+    by_beta = tl.zeros((BLOCK_N, BLOCK_K), ACC)
+    for k in range(0, K, BLOCK_K):
+        inside = depth < K - k
+        mask = (rows < N)[:, None] & inside[None, :]
+        w = tl.load(w_ptr + rows[:, None].to(tl.int64) * K + (k + depth)[None, :], mask=mask, other=0.0).to(ACC)
+        by_gamma += w * tl.load(g_ptr + k + depth, mask=inside, other=0.0).to(ACC)[None, :]
+        by_beta += w * tl.load(b_ptr + k + depth, mask=inside, other=0.0).to(ACC)[None, :]
+    bias = tl.load(bias_ptr + rows, mask=rows < N, other=0.0).to(ACC)
+    tl.store(wg_ptr + stream * N + rows, tl.sum(by_gamma, axis=1), mask=rows < N)
+    tl.store(wb_ptr + stream * N + rows, tl.sum(by_beta, axis=1) + bias, mask=rows < N)

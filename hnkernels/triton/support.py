@@ -1,0 +1,73 @@
+"""Whether the Triton kernels can do what is asked. Needs no Triton itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from hnkernels.activations import resolve
+from hnkernels.mlp import HypernetworkMLP
+
+LEAST_CAPABILITY = (8, 0)
+WIDEST_ROW = 32768
+"""A LayerNorm's row is held in registers, so its width has a limit."""
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@lru_cache
+def has_triton() -> bool:
+    """Whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not(context: Tensor, mlps: Sequence[HypernetworkMLP]) -> str | None:
+    """Why the kernels cannot run for this context and these MLPs; ``None`` if they can."""
+    return _device_fault(context.device) or _dtype_fault(context) or next(filter(None, map(_mlp_fault, mlps)), None)
+
+
+@lru_cache
+def _device_fault(device: torch.device) -> str | None:
+    if not has_triton():
+        return "Triton is not installed"
+    if device.type == "cpu":
+        return (
+            None if interpreting() else "CPU tensors run in Triton's interpreter only; set TRITON_INTERPRET=1 for that"
+        )
+    if interpreting():
+        return "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
+    if device.type == "cuda":
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+            return f"{torch.cuda.get_device_name(device)} has a compute capability below 8.0"
+        return None
+    return None if device.type == "xpu" else f"Triton has no backend for {device.type} tensors"
+
+
+def _dtype_fault(context: Tensor) -> str | None:
+    dtype = context.dtype
+    device = context.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if context.dtype in _DTYPES and dtype in _DTYPES:
+        return None
+    return f"the kernels compute in float16, bfloat16 and float32, not {context.dtype}"
+
+
+def _mlp_fault(mlp: HypernetworkMLP) -> str | None:
+    config = mlp.config
+    row = resolve(config.activation, config.allow_legacy_activations)
+    if row is not None and row.device is None and any(layer.activation is not None for layer in mlp.layers()):
+        return f"activation {config.activation!r} has no device code"
+    if any(layer.norm is not None and layer.linear.out_features > WIDEST_ROW for layer in mlp.layers()):
+        return f"a LayerNorm is wider than {WIDEST_ROW}"
+    return None

@@ -1,0 +1,157 @@
+"""The one tiling table: from kind of product, shape, dtype and architecture to tiles, by rules of thumb.
+
+Every row that the rules can choose is compiled for every target in the tests, without spills and within the target's
+shared memory. ``HNKERNELS_AUTOTUNE=1`` lets measurements on the device at hand decide instead; see ``autotune.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from hnkernels.triton._compat import INTERPRETED
+
+KINDS = ("forward", "backward", "gradient")
+"""``x wᵀ`` with rows of w contiguous; ``x w``; ``daᵀ h``, summed over tokens."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a matrix kernel is cut up.
+
+    Attributes:
+        block_m, block_n, block_k: rows, columns and depth of a step. Of a weight gradient: tokens of a step, and
+            rows and columns of the weight.
+        warps: warps per program.
+        stages: loads in flight.
+        group_m: tile rows walked together for the sake of the L2 cache.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int = 4
+    stages: int = 3
+    group_m: int = 8
+
+    def arguments(self) -> dict[str, int]:
+        """As the launch takes them."""
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "GROUP_M": self.group_m,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the kernels are to run on.
+
+    Attributes:
+        backend: Triton's ``"cuda"``, ``"hip"``, ``"xpu"``, or ``"interpreter"``.
+        arch: compute capability × 10 for CUDA, the name (``"gfx942"``) for HIP.
+        processors: streaming multiprocessors or compute units.
+    """
+
+    backend: str
+    arch: int | str = 0
+    processors: int = 108
+
+    @property
+    def name(self) -> str:
+        """``"sm_90"``, ``"gfx942"`` …"""
+        return f"sm_{self.arch}" if self.backend == "cuda" else str(self.arch or self.backend)
+
+
+TARGETS = {
+    t.name: t
+    for t in (
+        Target("cuda", 80, 108),
+        Target("cuda", 86, 82),
+        Target("cuda", 89, 128),
+        Target("cuda", 90, 132),
+        Target("cuda", 100, 148),
+        Target("cuda", 120, 170),
+        Target("hip", "gfx942", 304),
+        Target("hip", "gfx1100", 96),
+    )
+}
+"""The targets that the compile matrix covers, with the processors of their largest common card."""
+
+_SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
+
+_forced: ContextVar[Tiles | None] = ContextVar("forced", default=None)
+
+
+@contextmanager
+def forced(tiles: Tiles) -> Iterator[None]:
+    """Within it every matrix kernel uses these tiles."""
+    token = _forced.set(tiles)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@lru_cache
+def target_of(device: torch.device) -> Target:
+    """What a device is. A meta device stands for an A100, so that launches can be planned without one."""
+    if device.type == "meta":
+        return TARGETS["sm_80"]
+    if INTERPRETED or device.type == "cpu":
+        return Target("interpreter", processors=1)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        if torch.version.hip:
+            return Target("hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count)
+        major, minor = torch.cuda.get_device_capability(device)
+        return Target("cuda", major * 10 + minor, properties.multi_processor_count)
+    return Target(device.type, processors=64)
+
+
+def choose(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
+    """The tiles for a product [M, K] × [K, N], or for a weight gradient [N, K] summed over M tokens."""
+    tiles = _forced.get()
+    if tiles is None:
+        from hnkernels.triton import autotune
+
+        tiles = autotune.kept(kind, M, N, K, dtype, target) or heuristic(kind, M, N, K, dtype, target)
+    return tiles
+
+
+def heuristic(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
+    """The table."""
+    if target.backend == "interpreter":
+        return Tiles(32, 64, 64)  # few programs; tests of the tiling force smaller ones
+    if dtype not in (torch.float16, torch.bfloat16):
+        return Tiles(64, 64, 32, warps=4, stages=2)
+    if target.backend != "cuda":
+        block = 64 if target.arch == "gfx1100" else 128
+        return Tiles(64, 64, 32, 4, 2) if kind == "gradient" or M < 1024 else Tiles(block, 64, 32, 4, 2)
+    stages = 3 if target.arch in _SMALL_SHARED else 4
+    if kind == "gradient":
+        return Tiles(64, 64, 64, 4, stages)
+    if M <= 32:
+        return Tiles(16, 64, 128, 4, stages)
+    wide = 128 if N % 128 == 0 or N > 1024 else 64
+    many = -(-M // 128) * -(-N // wide) * 2 >= target.processors
+    return Tiles(128, wide, 64, 8 if wide == 128 else 4, 3) if many else Tiles(64, 64, 64, 4, stages)
+
+
+def splits(M: int, programs: int, block_m: int, target: Target) -> int:
+    """Into how many parts a sum over M tokens is cut, given the programs that one part has.
+
+    Few: every part costs a copy of the gradient in fp32. Only so many that the device is about full, and every part
+    has some tokens to add up.
+    """
+    if target.backend == "interpreter":
+        return 2 if block_m < M else 1  # so that the tests meet both
+    return max(1, min(target.processors // max(programs, 1), M // (8 * block_m)))
