@@ -20,6 +20,8 @@ _HOME = {
     "MLPConfig": "hnkernels.mlp",
     "TrainingConfig": "hnkernels.training",
     "attach": "hnkernels.adapter",
+    "Explanation": "hnkernels.explanation",
+    "explain": "hnkernels.explanation",
     "hyper_context": "hnkernels.functional",
     "hyper_kv": "hnkernels.functional",
     "hyper_qkv": "hnkernels.functional",
@@ -33,6 +35,7 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from hnkernels.adapter import Adapter, AdapterError, attach
     from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
+    from hnkernels.explanation import Explanation, explain
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
     from hnkernels.mlp import HypernetworkMLP, MLPConfig

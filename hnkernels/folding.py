@@ -70,6 +70,6 @@ def fold_projection(weight: Tensor, bias: Tensor | None, chain: Chain) -> tuple[
         shift = folded @ vector * m
         offset = shift if offset is None else offset.to(matrix.dtype) + shift
         folded = folded + m * (folded @ matrix)
-    if offset is not None and bias is None and not offset.any():
+    if offset is not None and bias is None and not (offset.is_meta or offset.any()):
         offset = None
     return folded.to(weight.dtype), None if offset is None else offset.to(weight.dtype)

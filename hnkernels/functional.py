@@ -117,7 +117,7 @@ def hyper_kv(
     if _takes_triton(backend, context, (*chain_k, *chain_v)):
         from hnkernels.triton.backend import project_pair
 
-        k, v = project_pair(context, chain_k, chain_v, (w_k, w_v), (b_k, b_v), recompute=recompute)
+        k, v = project_pair(context, chain_k, chain_v, (w_k, b_k), (w_v, b_v), recompute=recompute)
         return k, v
     y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
     return portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
@@ -157,7 +157,7 @@ def hyper_qkv(
     if _takes_triton(backend, x, (*chain_k, *chain_v)):
         from hnkernels.triton.backend import project_pair
 
-        k, v, q = project_pair(x, chain_k, chain_v, (w_k, w_v), (b_k, b_v), (w_q, b_q), recompute)
+        k, v, q = project_pair(x, chain_k, chain_v, (w_k, b_k), (w_v, b_v), (w_q, b_q), recompute)
         return q, k, v
     y_k, y_v = portable.transform_pair(x, chain_k, chain_v)
     return portable.project(x, w_q, b_q), portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)

@@ -4,6 +4,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from hnkernels.triton.support import interpreting
+
+if interpreting():
+    from tests import fast_interpreter
+
+    fast_interpreter.install()
+
 # The cores of a CI machine are shared: a deadline would measure the neighbours.
 settings.register_profile(
     "hnkernels", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -124,43 +125,62 @@ class Case:
         return [*kv, *torch.autograd.grad(kv, inputs, self.cast_upstream(kv))]
 
 
-def check_fp32(case: Case) -> None:
+def rms_errors(
+    make: Callable[[], Case], eager: Callable[[Case], list[Tensor]], draws: int
+) -> list[tuple[float, float]]:
+    """Our relative error and eager PyTorch's, for every output and gradient, as root mean square over some draws.
+
+    One draw of a short vector or a single number says little: two roundings of equal quality differ by luck.
+    """
+    sums: list[list[float]] = []
+    for _ in range(draws):
+        case = make()
+        for i, results in enumerate(zip(case.results(), eager(case), case.expected(), strict=True)):
+            actual, plain, exact = results
+            if i == len(sums):
+                sums.append([0.0, 0.0])
+            sums[i][0] += relative_error(actual, exact) ** 2
+            sums[i][1] += relative_error(plain, exact) ** 2
+    return [((ours / draws) ** 0.5, (theirs / draws) ** 0.5) for ours, theirs in sums]
+
+
+def check_fp32(case: Case | Callable[[], Case], draws: int = 1) -> None:
     """Asserts design.md §9's bounds for every output and every gradient."""
-    results = zip(case.results(), case.expected(torch.float32), case.expected(), strict=True)
-    for i, (actual, plain, exact) in enumerate(results):
+    make = case if callable(case) else lambda: case
+    for i, (ours, theirs) in enumerate(rms_errors(make, lambda c: c.expected(torch.float32), draws)):
         # Some sums have no bound in any implementation: PReLU's gradient is one number whose terms may cancel, and
         # LayerNorm magnifies a row of nearly equal values by up to 1/sqrt(eps). Eager's own error says how far.
-        bound = max(FORWARD_TOLERANCE if i < 2 else GRADIENT_TOLERANCE, 1.2 * relative_error(plain, exact))
-        assert relative_error(actual, exact) <= bound, i
+        assert ours <= max(FORWARD_TOLERANCE if i < 2 else GRADIENT_TOLERANCE, 1.2 * theirs), i
 
 
-def check_half(case: Case, eager: list[Tensor]) -> None:
-    """Asserts that every error is at most 1.2 times the one that eager PyTorch makes at the same dtype (§9)."""
-    for i, (actual, plain, exact) in enumerate(zip(case.results(), eager, case.expected(), strict=True)):
-        assert relative_error(actual, exact) <= 1.2 * relative_error(plain, exact) + ABSOLUTE_FLOOR, i
+def check_half(make: Callable[[], Case], eager: Callable[[Case], list[Tensor]], draws: int = 6) -> None:
+    """Asserts that no error is larger than 1.1 times the one that eager PyTorch makes at the same dtype (§9)."""
+    for i, (ours, theirs) in enumerate(rms_errors(make, eager, draws)):
+        assert ours <= 1.1 * theirs + ABSOLUTE_FLOOR, i
 
 
 @pytest.mark.parametrize("structure", [(1, 1), (1, 2, 1), (1, 0.5, 1), (1, 1.5, 2.25, 1)])
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "swish", "prelu"])
 def test_values_and_all_gradients_in_fp32(structure, activation):
     for norm, last, train in itertools.product((False, True), repeat=3):
-        check_fp32(
-            Case.make(
-                layer_structure=structure,
-                activation=activation,
-                layer_norm=norm,
-                activate_output=last,
-                train=train,
-                strength=0.6,
-                bias=not norm,
-            )
+        make = partial(
+            Case.make,
+            layer_structure=structure,
+            activation=activation,
+            layer_norm=norm,
+            activate_output=last,
+            train=train,
+            strength=0.6,
+            bias=not norm,
         )
+        check_fp32(make, draws=5 if activation == "prelu" else 1)
 
 
 @pytest.mark.parametrize("activation", DETERMINISTIC)
 def test_every_activation_in_fp32(activation):
     for last in (False, True):
-        check_fp32(Case.make(shape=(3, 16), activation=activation, activate_output=last))
+        make = partial(Case.make, shape=(3, 16), activation=activation, activate_output=last)
+        check_fp32(make, draws=5 if activation == "prelu" else 1)
 
 
 @given(
@@ -214,32 +234,46 @@ def test_any_structure_and_shape_in_float64(
 )
 @pytest.mark.parametrize("train", [True, False])
 def test_half_precision_errs_no_more_than_eager(dtype, options, train):
-    case = Case.make(dim=24, shape=(4, 32), n=(16, 20), dtype=dtype, train=train, strength=0.7, **options)
-    check_half(case, case.expected(dtype))
+    make = partial(Case.make, dim=24, shape=(4, 32), n=(16, 20), dtype=dtype, train=train, strength=0.7, **options)
+    check_half(make, lambda case: case.expected(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_fp32_master_weights_follow_the_context(dtype):
-    case = Case.make(dim=24, shape=(4, 32), dtype=dtype, mlp_dtype=torch.float32, activation="silu", layer_norm=True)
+    options = {"mlp_dtype": torch.float32, "activation": "silu", "layer_norm": True}
+    make = partial(Case.make, dim=24, shape=(4, 32), dtype=dtype, **options)
+    case = make()
     results = case.results()
     assert results[0].dtype == results[1].dtype == dtype
     assert [g.dtype for g in results[2:]] == [t.dtype for t in case.inputs()]
-    check_half(case, case.expected(dtype))
+    check_half(make, lambda case: case.expected(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("context_dtype", [torch.float32, torch.bfloat16])
 def test_autocast_is_eagers_autocast(dtype, norm, context_dtype):
-    case = Case.make(dim=24, shape=(4, 32), activation="silu", layer_norm=norm, train=False, strength=0.7)
-    case.context = case.context.detach().to(context_dtype).requires_grad_()
-    case.upstream = tuple(u.to(dtype) for u in case.upstream)
-    with torch.autocast("cpu", dtype):
-        actual, eager = case.results(), case.expected(torch.float32, context_dtype)
-    assert [t.dtype for t in actual] == [t.dtype for t in eager]
+
+    class Autocast(Case):
+        def results(self) -> list[Tensor]:
+            with torch.autocast("cpu", dtype):
+                return super().results()
+
+    def make() -> Case:
+        case = Autocast.make(dim=24, shape=(4, 32), activation="silu", layer_norm=norm, train=False, strength=0.7)
+        case.context = case.context.detach().to(context_dtype).requires_grad_()
+        case.upstream = tuple(u.to(dtype) for u in case.upstream)
+        return case
+
+    def eager(case: Case) -> list[Tensor]:
+        with torch.autocast("cpu", dtype):
+            return case.expected(torch.float32, context_dtype)
+
+    case = make()
+    actual = case.results()
+    assert [t.dtype for t in actual] == [t.dtype for t in eager(case)]
     assert actual[0].dtype == dtype
-    for mine, plain, exact in zip(actual, eager, case.expected(), strict=True):
-        assert relative_error(mine, exact) <= 1.2 * relative_error(plain, exact) + ABSOLUTE_FLOOR
+    check_half(make, eager)
 
 
 @pytest.mark.parametrize("options", [{}, {"layer_norm": True}, {"activate_output": True}])

@@ -1,6 +1,7 @@
 """The Triton backend: the same functions as ``hnkernels.portable`` has, on the kernels.
 
-K and V travel together as long as their MLPs are of one structure; where they are not, each goes alone.
+K and V travel together as long as their MLPs are of one structure; where they are not, each goes alone. At inference
+what can be computed once is: affine MLPs fold into the projection, the last linear of any other is composed with it.
 """
 
 from __future__ import annotations
@@ -8,117 +9,112 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hnkernels.activations import resolve
 from hnkernels.folding import fold_projection, is_affine
 from hnkernels.mlp import HypernetworkMLP
 from hnkernels.portable import Chain
+from hnkernels.triton.composition import compose
 from hnkernels.triton.derived import derived
 from hnkernels.triton.functions import Structure, run_linear, run_mlps
+from hnkernels.triton.launch import vendor_linear
+from hnkernels.triton.mlps import norm_vectors, unflatten
+from hnkernels.triton.support import compute_dtype
 
-Rider = tuple[Tensor, Tensor | None]
-"""Weight and bias of ``to_q``."""
+Projection = tuple[Tensor, Tensor | None]
+"""Weight [n, d] and bias [n]."""
+
+Link = tuple[HypernetworkMLP, float]
+"""One MLP with its multiplier."""
 
 
 def transform(x: Tensor, chain: Chain, recompute: bool = False) -> Tensor:
     """``x ← x + m·f(x)`` for every (f, m) of the chain. Shape: x [..., d] → [..., d]; x itself if nothing acts."""
-    return _Streams(x, [chain], recompute).rewritten(keep_dtype=True)[0]
+    return _Streams(x, [chain], recompute).rewritten()[0]
 
 
 def transform_pair(x: Tensor, chain_k: Chain, chain_v: Chain, recompute: bool = False) -> tuple[Tensor, Tensor]:
     """The K and the V stream of one context. Shape: x [..., d] → two of [..., d]."""
-    y = _Streams(x, [chain_k, chain_v], recompute).rewritten(keep_dtype=True)
-    return y[0], y[1]
+    y_k, y_v = _Streams(x, [chain_k, chain_v], recompute).rewritten()
+    return y_k, y_v
 
 
 def project_pair(
     x: Tensor,
     chain_k: Chain,
     chain_v: Chain,
-    w: tuple[Tensor, Tensor],
-    b: tuple[Tensor | None, Tensor | None],
-    rider: Rider | None = None,
+    projection_k: Projection,
+    projection_v: Projection,
+    rider: Projection | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
-    """K and V, and with a rider ``to_q``'s product at the end. Shape: x [..., d], w [n, d], b [n] → [..., n]."""
+    """K and V, and with a rider ``to_q``'s product at the end. Shape: x [..., d] → [..., n] each."""
     streams = _Streams(x, [chain_k, chain_v], recompute)
-    shape = x.shape[:-1]
-    dtype = streams.dtype
-    w = (_cast(w[0], dtype), _cast(w[1], dtype))
-    b = tuple(None if t is None else _cast(t, dtype) for t in b)
-    rider = None if rider is None else (_cast(rider[0], dtype), None if rider[1] is None else _cast(rider[1], dtype))
-    results = streams.projected(w, b, rider)
-    return tuple(t.unflatten(0, shape) if len(shape) != 1 else t for t in results)
+    results = streams.projected([projection_k, projection_v], rider)
+    return tuple(t.view(*x.shape[:-1], t.shape[-1]) for t in results)
 
 
 class _Streams:
     """One context on its way through one chain, or through those of K and V side by side."""
 
-    def __init__(self, x: Tensor, chains: Sequence[Chain], recompute: bool):
-        self.shape = x.shape
-        device = x.device.type
-        # Autocast does not reach into custom operators.
-        self.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        self.context = x
+    def __init__(self, context: Tensor, chains: Sequence[Chain], recompute: bool):
+        self.context = context
+        self.dtype = compute_dtype(context)  # autocast does not reach into custom operators
         self.recompute = recompute
         self.chains = [[link for link in chain if link[1] != 0] for chain in chains]
-        self.recording = torch.is_grad_enabled() and (
-            x.requires_grad
-            or any(p.requires_grad for chain in self.chains for mlp, _ in chain for p in mlp.parameters())
-        )
+        parameters = (p for chain in self.chains for mlp, _ in chain for p in mlp.parameters())
+        self.recording = torch.is_grad_enabled() and (context.requires_grad or any(p.requires_grad for p in parameters))
 
-    def rewritten(self, keep_dtype: bool) -> list[Tensor]:
-        """The context after every chain."""
-        x = self.context.reshape(-1, self.shape[-1])
-        y, _ = self._run([x] * len(self.chains), [list(chain) for chain in self.chains], None, keep_dtype)
-        return [self.context if t is x else t.view(self.shape) for t in y]
+    def rewritten(self) -> list[Tensor]:
+        """The context after every chain, [..., d], in the dtype that eager PyTorch gives it."""
+        x = self._rows()
+        y, _ = self._run([x] * len(self.chains), self.chains, None, keep_dtype=True)
+        return [self.context if t is x else t.view(self.context.shape) for t in y]
 
-    def projected(self, w: tuple[Tensor, Tensor], b: Sequence[Tensor | None], rider: Rider | None) -> list[Tensor]:
-        """The projections of the rewritten context, [M, n] each, and the rider's."""
-        x = self.context.reshape(-1, self.shape[-1])
-        chains = [list(chain) for chain in self.chains]
-        frozen = not (
-            torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*w, *b, *(rider or ())))
-        )
-        if frozen and not self.recording and not torch.compiler.is_compiling():
-            folded = [self._fold(chain, *wb) for chain, wb in zip(chains, zip(w, b, strict=True), strict=True)]
-            chains, w, b = ([c for c, _, _ in folded], tuple(t for _, t, _ in folded), [t for _, _, t in folded])
-            if all(chains) and _composable(*(chain[-1][0] for chain in chains)):
-                heads = [chain[:-1] for chain in chains]
-                y, q = self._run([x, x], heads, rider, keep_dtype=True)
-                *kv, late_q = self._composed(y, [chain[-1] for chain in chains], w, b, rider if q is None else None)
-                return [*kv, *[t for t in (q, late_q) if t is not None]]
-        if not any(chains):  # the plain projections, by the vendor's GEMM
-            x = x.to(self.dtype)
-            riders = () if rider is None else (rider,)
-            return [F.linear(x, *wb) for wb in (*zip(w, b, strict=True), *riders)]
-        y, q = self._run([x, x], chains, rider, keep_dtype=False)
-        y = [t.to(self.dtype) for t in y]
-        biases = () if all(t is None for t in b) else tuple(
-            t if t is not None else o.new_zeros(o.shape[0]) for t, o in zip(b, w, strict=True)
-        )  # fmt: skip
-        kv = run_linear([y[0]] if y[0] is y[1] else y, w, biases)
+    def projected(self, projections: Sequence[Projection], rider: Projection | None) -> list[Tensor]:
+        """The projections of the rewritten context, and the rider's, [M, n] each."""
+        chains = self.chains
+        projections = [self._cast_projection(p) for p in projections]
+        rider = None if rider is None else self._cast_projection(rider)
+        trained = (t for p in (*projections, *(() if rider is None else (rider,))) for t in p if t is not None)
+        recording = self.recording or (torch.is_grad_enabled() and any(t.requires_grad for t in trained))
+        # A compiled graph could not keep what is computed once here.
+        if not recording and not torch.compiler.is_compiling():
+            chains, projections = self._folded(projections)
+            if all(chains) and _composable([chain[-1][0] for chain in chains]):
+                return self._composed(chains, projections, rider)
+        x = self._rows()
+        y, q = self._run([x, x], chains, rider if any(chains) else None, keep_dtype=False)
+        x = x.to(self.dtype)
+        # A stream without an MLP, and to_q where it could not ride along, are plain projections.
+        acted = [i for i, chain in enumerate(chains) if chain]
+        products = iter(_project([y[i] for i in acted], [projections[i] for i in acted]))
+        kv = [next(products) if i in acted else vendor_linear(x, *p) for i, p in enumerate(projections)]
         if rider is not None and q is None:
-            q = F.linear(x.to(self.dtype), *rider)
+            q = vendor_linear(x, *rider)
         return [*kv, *([] if q is None else [q])]
 
     def _run(
-        self, y: list[Tensor], chains: list[list], rider: Rider | None, keep_dtype: bool
+        self, y: list[Tensor], chains: Sequence[Sequence[Link]], rider: Projection | None, keep_dtype: bool
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Every chain applied to its stream, and the rider's product if it could come along with a pair."""
+        """Every chain applied to its stream, and the rider's product if it could come along with a pair.
+
+        Between links the context keeps the wider dtype, as in eager PyTorch under autocast; after the last with
+        ``keep_dtype`` only.
+        """
         q = None
-        for position in range(max(map(len, chains), default=0)):
+        length = max([len(chain) for chain in chains])
+        for position in range(length):
             links = [chain[position] if position < len(chain) else None for chain in chains]
-            mlps = [link[0] for link in links if link is not None]
-            # Between links the context keeps the wider dtype, as in eager PyTorch under autocast.
-            keep = keep_dtype or position + 1 < max(map(len, chains))
-            if len(mlps) == 2 and _alike(*mlps):
-                with_rider = rider if position == 0 and y[0] is y[1] else None
-                results = self._apply([y[0]] if y[0] is y[1] else y, links, with_rider, keep)
+            keep = keep_dtype or position + 1 < length
+            pair = [link for link in links if link is not None]
+            if len(pair) == 2 and _alike([mlp for mlp, _ in pair]):
+                shared = y[0] is y[1]
+                along = rider if position == 0 and shared else None
+                results = self._apply(y[:1] if shared else y, pair, along, keep)
                 y = list(results[:2])
-                q = results[2] if with_rider is not None else q
+                q = results[2] if along is not None else q
             else:
                 y = [
                     t if link is None else self._apply([t], [link], None, keep)[0]
@@ -126,17 +122,19 @@ class _Streams:
                 ]
         return y, q
 
-    def _apply(self, x: Sequence[Tensor], links: Sequence, rider: Rider | None, keep_dtype: bool) -> tuple[Tensor, ...]:
+    def _apply(
+        self, x: Sequence[Tensor], links: Sequence[Link], rider: Projection | None, keep_dtype: bool
+    ) -> tuple[Tensor, ...]:
+        """One MLP per stream, of one structure, and the rider's product."""
         mlps, multipliers = [mlp for mlp, _ in links], tuple(float(m) for _, m in links)
         structure = _structure(mlps[0])
-        parameters = [p for mlp in mlps for p in self._parameters(mlp, structure)]
+        parameters = [p for mlp in mlps for p in self._parameters(mlp)]
         seed = None
         if any(structure.dropouts):
             # On the device and from its generator: no wait, and a checkpointed recomputation draws the same again.
             seed = torch.randint(2**62, (1,), device=x[0].device)
-        # Eager PyTorch adds the residual in the wider of the two dtypes.
         out_dtype = torch.promote_types(x[0].dtype, self.dtype) if keep_dtype else self.dtype
-        if self.recording:
+        if self.recording or (rider is not None and torch.is_grad_enabled()):
             return run_mlps(
                 x, parameters, structure, multipliers, out_dtype=out_dtype, seed=seed, rider=rider,
                 recompute=self.recompute,
@@ -144,111 +142,119 @@ class _Streams:
         inputs = [t.to(self.dtype) for t in x]
         residual = list(x) if x[0].dtype != self.dtype else []
         vectors = _vectors(mlps, parameters, structure)
-        return tuple(
-            torch.ops.hnkernels.mlp_forward(
-                inputs, residual, parameters, vectors, seed, *(rider or (None, None)), *structure, multipliers, out_dtype,
-                False,
-            )
+        results = torch.ops.hnkernels.mlp_forward(
+            inputs, residual, parameters, vectors, seed, *(rider or (None, None)), *structure, multipliers, out_dtype,
+            False,
         )  # fmt: skip
+        return tuple(results)
 
     def _composed(
-        self, y: list[Tensor], links: Sequence, w: Sequence[Tensor], b: Sequence[Tensor | None], rider: Rider | None
-    ) -> list[Tensor | None]:
-        """The last MLP inside the projection: its last linear and the projection are one weight."""
-        mlps = [mlp for mlp, _ in links]
-        structure = _structure(mlps[0])
-        hidden = Structure(structure.act, *(part[:-1] for part in structure[1:]))
-        composed = [_composition(wp, bp, mlp, m) for wp, bp, (mlp, m) in zip(w, b, links, strict=True)]
-        parameters = [p for mlp in mlps for p in self._parameters(mlp, structure)[:-2]]
-        rides = rider is not None and y[0] is y[1]
-        results = torch.ops.hnkernels.mlp_project(
-            [y[0].to(self.dtype)] if y[0] is y[1] else [t.to(self.dtype) for t in y], parameters,
-            *(rider if rides else (None, None)), *hidden, w, [g for g, _ in composed], [c for _, c in composed],
+        self, chains: Sequence[Sequence[Link]], projections: Sequence[Projection], rider: Projection | None
+    ) -> list[Tensor]:
+        """The last MLP of every chain inside the projection, whose weight its last linear is composed with."""
+        x = self._rows()
+        y, q = self._run([x, x], [chain[:-1] for chain in chains], rider, keep_dtype=True)
+        links = [chain[-1] for chain in chains]
+        structure = _structure(links[0][0])
+        hidden = Structure(
+            structure.act, structure.activated[:-1], structure.norms[:-1], structure.dropouts[:-1]
         )  # fmt: skip
-        if rides:
-            return results
-        q = None if rider is None else F.linear(self.context.reshape(-1, self.shape[-1]).to(self.dtype), *rider)
-        return [*results, q]
+        composed = [compose(*p, mlp, m) for p, (mlp, m) in zip(projections, links, strict=True)]
+        parameters = [p for mlp, _ in links for p in self._parameters(mlp)[:-2]]
+        shared = y[0] is y[1]
+        along = rider if q is None and shared else None
+        results = torch.ops.hnkernels.mlp_project(
+            [t.to(self.dtype) for t in (y[:1] if shared else y)], parameters, *(along or (None, None)), *hidden,
+            [w for w, _ in projections], [g for g, _ in composed], [c for _, c in composed],
+        )  # fmt: skip
+        if rider is not None and along is None:
+            results.append(q if q is not None else vendor_linear(x.to(self.dtype), *rider))
+        return results
 
-    def _fold(self, chain: list, w: Tensor, b: Tensor | None) -> tuple[list, Tensor, Tensor | None]:
-        """The chain without the affine MLPs at its end, and the projection that does their work."""
-        count = len(chain)
-        while count and is_affine(chain[count - 1][0]):
-            count -= 1
-        tail = tuple(chain[count:])
-        if not tail:
-            return chain, w, b
-        tensors = [w, *([] if b is None else [b]), *(p for mlp, _ in tail for p in mlp.parameters())]
-        purpose = ("fold", b is None, tuple((id(mlp), m) for mlp, m in tail))
-        return chain[:count], *derived(w, purpose, tensors, lambda: fold_projection(w, b, tail))
+    def _folded(self, projections: Sequence[Projection]) -> tuple[list[list[Link]], list[Projection]]:
+        """The chains without the affine MLPs at their ends, and the projections that do their work."""
+        chains, folded = [], []
+        for chain, (w, b) in zip(self.chains, projections, strict=True):
+            count = len(chain)
+            while count and is_affine(chain[count - 1][0]):
+                count -= 1
+            tail = tuple(chain[count:])
+            chains.append(chain[:count])
+            folded.append((w, b) if not tail else _fold(w, b, tail))
+        return chains, folded
 
-    def _parameters(self, mlp: HypernetworkMLP, structure: Structure) -> list[Tensor]:
-        """The parameters in the operators' order, in the compute dtype; those of LayerNorm stay in theirs."""
-        parameters = []
+    def _rows(self) -> Tensor:
+        return self.context.reshape(-1, self.context.shape[-1])
+
+    def _parameters(self, mlp: HypernetworkMLP) -> list[Tensor]:
+        """The parameters in the operators' order, in the compute dtype; LayerNorm's and prelu's stay in theirs."""
+        parameters: list[Tensor] = []
         for layer in mlp.layers():
-            parameters += [self._parameter(layer.linear.weight), self._parameter(layer.linear.bias)]
-            if structure.act == "prelu" and layer.activation is not None:
+            parameters += [self._cast(layer.linear.weight), self._cast(layer.linear.bias)]
+            if isinstance(layer.activation, nn.PReLU):
                 parameters.append(layer.activation.weight)
             if layer.norm is not None:
                 parameters += [layer.norm.weight, layer.norm.bias]
         return parameters
 
-    def _parameter(self, p: Tensor) -> Tensor:
-        return p.to(self.dtype) if self.recording else _cast(p, self.dtype)
+    def _cast_projection(self, projection: Projection) -> Projection:
+        w, b = projection
+        return self._cast(w), None if b is None else self._cast(b)
+
+    def _cast(self, t: Tensor) -> Tensor:
+        """In the compute dtype; a copy is kept where no gradient flows through it."""
+        if t.dtype == self.dtype or (torch.is_grad_enabled() and t.requires_grad):
+            return t.to(self.dtype)
+        return derived(t, ("cast", self.dtype), [t], lambda: t.detach().to(self.dtype))
+
+
+def _project(y: Sequence[Tensor], projections: Sequence[Projection]) -> tuple[Tensor, ...]:
+    """K and V, or one of them, in one launch."""
+    if not y:
+        return ()
+    weights = [w for w, _ in projections]
+    biases: list[Tensor] = []
+    if any(b is not None for _, b in projections):  # one on one stream only is rare: the other one's is 0
+        biases = [w.new_zeros(w.shape[0]) if b is None else b for w, b in projections]
+    return run_linear(y[:1] if len(y) == 2 and y[0] is y[1] else y, weights, biases)
+
+
+def _fold(w: Tensor, b: Tensor | None, tail: Chain) -> Projection:
+    tensors = [w, *([] if b is None else [b]), *(p for mlp, _ in tail for p in mlp.parameters())]
+    purpose = ("fold", id(b), tuple((id(mlp), m) for mlp, m in tail))
+    return derived(w, purpose, tensors, lambda: fold_projection(w, b, tail))
 
 
 def _structure(mlp: HypernetworkMLP) -> Structure:
     row = resolve(mlp.config.activation, mlp.config.allow_legacy_activations)
     layers = mlp.layers()
     return Structure(
-        row.device or "linear" if row is not None else "linear",
+        "linear" if row is None or row.device is None else row.device,
         tuple(layer.activation is not None for layer in layers),
         tuple(layer.norm is not None for layer in layers),
         tuple(layer.dropout if mlp.training else 0.0 for layer in layers),
     )
 
 
-def _alike(a: HypernetworkMLP, b: HypernetworkMLP) -> bool:
-    """Whether two MLPs can share launches."""
-    return _structure(a) == _structure(b) and all(
-        p.linear.weight.shape == q.linear.weight.shape for p, q in zip(a.layers(), b.layers(), strict=True)
-    )
+def _alike(mlps: Sequence[HypernetworkMLP]) -> bool:
+    """Whether the MLPs can share launches."""
+    first, *others = ((_structure(mlp), [layer.linear.weight.shape for layer in mlp.layers()]) for mlp in mlps)
+    return all(other == first for other in others)
 
 
-def _composable(a: HypernetworkMLP, b: HypernetworkMLP) -> bool:
-    """Whether two MLPs end in a bare linear, with another one before it."""
-    last = a.layers()[-1]
-    bare = last.activation is None and last.norm is None and not (a.training and last.dropout > 0)
-    return bare and len(a.layers()) > 1 and not any(_structure(a).dropouts) and _alike(a, b)
-
-
-def _composition(w: Tensor, b: Tensor | None, mlp: HypernetworkMLP, m: float) -> tuple[Tensor, Tensor]:
-    """``m·W W₂`` [n, h] and ``m·W b₂ + b`` [n], in w's dtype."""
-    last = mlp.layers()[-1].linear
-
-    def compute() -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), torch.autocast(w.device.type, enabled=False):
-            wide = w.float()
-            shift = wide @ last.bias.float() * m
-            return (m * (wide @ last.weight.float())).to(w.dtype), (shift if b is None else shift + b).to(w.dtype)
-
-    tensors = [w, last.weight, last.bias, *([] if b is None else [b])]
-    return derived(w, ("compose", id(last), m, b is None), tensors, compute)
+def _composable(mlps: Sequence[HypernetworkMLP]) -> bool:
+    """Whether the MLPs end in a bare linear, with another one before it, and drop nothing."""
+    structure = _structure(mlps[0])
+    bare = not structure.activated[-1] and not structure.norms[-1] and not any(structure.dropouts)
+    return bare and len(structure.norms) > 1 and _alike(mlps)
 
 
 def _vectors(mlps: Sequence[HypernetworkMLP], parameters: Sequence[Tensor], structure: Structure) -> list[Tensor]:
+    """What LayerNorms need at inference, computed once; nothing while compiling, where the operator computes it."""
     if not any(structure.norms) or torch.compiler.is_compiling():
         return []
-    from hnkernels.triton.mlps import norm_vectors, unflatten
-
     layers, count = structure.layers(), len(parameters) // len(mlps)
     flat = [parameters[s * count : (s + 1) * count] for s in range(len(mlps))]
     sources = [p for mlp in mlps for p in mlp.parameters()]
-    anchor, purpose = sources[0], ("vectors", parameters[0].dtype, tuple(map(id, mlps)))
-    return derived(anchor, purpose, sources, lambda: norm_vectors(layers, unflatten(layers, flat)))
-
-
-def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    if t.dtype == dtype or (torch.is_grad_enabled() and t.requires_grad):
-        return t.to(dtype)
-    return derived(t, ("cast", dtype), [t], lambda: t.detach().to(dtype))
+    purpose = ("vectors", parameters[0].dtype, tuple(map(id, mlps)), structure)
+    return derived(sources[0], purpose, sources, lambda: norm_vectors(layers, unflatten(layers, flat)))

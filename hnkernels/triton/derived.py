@@ -1,4 +1,4 @@
-"""What inference computes once from parameters and keeps: casts, LayerNorm's vectors, composed and folded projections."""
+"""What inference computes once from parameters and keeps: casts, LayerNorm's vectors, composed and folded weights."""
 
 from __future__ import annotations
 

@@ -16,7 +16,10 @@ from hnkernels.triton import ops as _ops  # noqa: F401  # registers torch.ops.hn
 from hnkernels.triton.launchers import WeightGradients
 from hnkernels.triton.mlps import Layer
 
-_NO_SECOND = "the Triton backend has no second derivatives; use backend='portable' where a gradient is to be differentiated again"
+_NO_SECOND = (
+    "the Triton backend has no second derivatives; use backend='portable' where a gradient is to be differentiated "
+    "again"
+)
 
 
 class Structure(NamedTuple):
@@ -52,7 +55,7 @@ def _once(gradients: Sequence[Tensor | None], *depends_on: Tensor | None) -> tup
 
 
 class _MLPs(torch.autograd.Function):
-    """``y = x + m·f(x)`` per stream. Tensors: x (one, or one per stream), then the parameters of each stream in turn."""
+    """``y = x + m·f(x)`` per stream. Tensors: x (one, or one per stream), then the parameters, stream by stream."""
 
     @staticmethod
     def forward(
@@ -79,12 +82,9 @@ class _MLPs(torch.autograd.Function):
         act, activated, norms, dropouts, multipliers = ctx.structure
         tensors = ctx.saved_tensors
         count, end, streams = ctx.count, ctx.count + ctx.parameter_count, len(multipliers)
-        x, parameters, seed, rider_w, saved = (
-            tensors[:count],
-            tensors[count:end],
-            *tensors[end : end + 2],
-            tensors[end + 2 :],
-        )
+        x, parameters, (seed, rider_w), saved = (
+            tensors[:count], tensors[count:end], tensors[end : end + 2], tensors[end + 2 :]
+        )  # fmt: skip
         first = 11  # of the tensors among the arguments of forward
         needs_rider, needs_rider_b = ctx.needs_input_grad[first - 2], ctx.needs_input_grad[first - 1]
         needs_x = any(ctx.needs_input_grad[first : first + count])
@@ -96,8 +96,8 @@ class _MLPs(torch.autograd.Function):
                 ctx.x_dtype, needs_x, needs_parameters, needs_rider or needs_rider_b,
             )
         )  # fmt: skip
-        dx = [results.pop(0) for _ in x] if needs_x else [None] * count
-        d_parameters = [None] * ctx.parameter_count
+        dx: list[Tensor | None] = [results.pop(0) for _ in x] if needs_x else [None] * count
+        d_parameters: list[Tensor | None] = [None] * ctx.parameter_count
         if needs_parameters:
             layers = Structure(act, activated, norms, dropouts).layers()
             per_stream = len(parameters) // streams
@@ -154,13 +154,15 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *dy):
         streams, count = ctx.streams, ctx.count
-        w, x = ctx.saved_tensors[:streams], ctx.saved_tensors[streams:]
+        saved = ctx.saved_tensors
+        w, x = saved[:streams], saved[streams:]
         dx = [None] * count
         if any(ctx.needs_input_grad[2 : 2 + count]):
             dx = torch.ops.hnkernels.linear(dy, w, [], True)
             if count < streams:
                 dx = [dx[0] + dx[1]]
-        dw, db = [None] * streams, [None] * ctx.biases
+        dw: list[Tensor | None] = [None] * streams
+        db: list[Tensor | None] = [None] * ctx.biases
         if ctx.trained:
             flat = torch.ops.hnkernels.linear_weight_gradient(dy, x, ctx.biases > 0)
             starts = WeightGradients.layout([[t.shape for t in w]], ctx.biases > 0)[0][0]
@@ -176,7 +178,7 @@ def run_linear(x: Sequence[Tensor], w: Sequence[Tensor], b: Sequence[Tensor] = (
 
 
 class _Grouped(torch.autograd.Function):
-    """Many projections of a context that is rewritten for K and for V. Tensors: x_k, x_v, weights, biases (all or none)."""
+    """Many projections of a context rewritten for K and for V. Tensors: x_k, x_v, weights, biases (all or none)."""
 
     @staticmethod
     def forward(ctx, streams, *tensors):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -86,7 +86,7 @@ def layer_forward(
     multiplier: tuple[float, ...] = (1.0, 1.0),
     rider: tuple[Tensor, Tensor | None] | None = None,
 ) -> LayerOutput:
-    """``mlp_layer_forward_kernel``: x [M, K], w [N, K], b [N] per stream → out [M, N] per stream and what else is asked.
+    """``mlp_layer_forward_kernel``: x [M, K], w [N, K], b [N] per stream → out [M, N] per stream, and what is asked.
 
     ``gamma`` asks for the moments of a LayerNorm behind; ``norm_in`` is one in front; ``rider`` is (weight [R, K],
     bias [R]) of ``to_q``, whose product with x_k comes along.
@@ -108,7 +108,7 @@ def layer_forward(
     if out and stacked is None:
         outs = tuple(empty(M, N, dtype=out_dtype or dtype) for _ in x)
     rider_out = empty(M, rider_n) if rider is not None else None
-    b_k, b_v = (norm_in.wb[0], norm_in.wb[-1]) if norm_in is not None else b
+    b_k, b_v = (norm_in.wb[0], norm_in.wb[-1]) if norm_in is not None else (b[0], b[-1])
     grid_n = max(columns, triton.cdiv(rider_n, tiles.block_n))
     launch(
         mlp_layer_forward_kernel,
@@ -182,7 +182,8 @@ def norm_forward(
         out_k_ptr=outs[0], out_v_ptr=outs[-1],
         seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
         dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1], eps=EPS,
-        M=M, N=N, stride_rk=residual[0].stride(0) if residual else 0, stride_rv=residual[-1].stride(0) if residual else 0,
+        M=M, N=N, stride_rk=residual[0].stride(0) if residual else 0,
+        stride_rv=residual[-1].stride(0) if residual else 0,
         ACT=act, RESIDUAL=residual is not None, DROPOUT=dropout is not None, PRELU=alpha is not None,
         ACC=_tl(acc_dtype(a.dtype)), **_row_blocks(N),
     )  # fmt: skip
@@ -212,7 +213,10 @@ def linear(
     if b is None or all(t is None for t in b):
         b = (None,)
     else:  # a bias on one stream only is rare: the other one's is 0
-        b = tuple(torch.zeros(o.shape[1], device=device, dtype=dtype) if t is None else t for t, o in zip(b, outs))
+        b = tuple(
+            torch.zeros(o.shape[1], device=device, dtype=dtype) if t is None else t
+            for t, o in zip(b, outs, strict=True)
+        )
     launch(
         linear_streams_kernel,
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(widest, tiles.block_n), len(x)),
@@ -324,7 +328,7 @@ def hidden_gradient(
     dropout: Dropout | None = None,
     scale: tuple[float, ...] = (1.0, 1.0),
 ) -> tuple[Tensor, Tensor | None]:
-    """``hidden_gradient_kernel``: da [M, K], w [K, N] per stream, a [streams, M, N] → da or dh [streams, M, N], and h [streams, M, N]."""
+    """``hidden_gradient_kernel``: da [M, K], w [K, N] per stream, a [streams, M, N] → da or dh, and h, like a."""
     (M, K), N = da[0].shape, w[0].shape[1]
     dtype, device = da[0].dtype, da[0].device
     tiles = choose("backward", M, N, K, dtype, target_of(device))
@@ -361,7 +365,7 @@ def layer_output_backward(
     sums_at: int = 0,
     stream_of_sums: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """``layer_output_backward_kernel``: dh [M, N] per stream, a [streams, M, N] → da [streams, M, N], and h [streams, M, N].
+    """``layer_output_backward_kernel``: dh [M, N] per stream, a [streams, M, N] → da, and h, like a.
 
     ``sums`` [programs, P] takes Σ dγ, Σ dβ and prelu's slope from element ``sums_at`` on.
     """
@@ -420,7 +424,8 @@ def input_gradient(
         reads=[*dy, *da, *w, *(rider or ())],
         writes=[dx_k, dx_v],
         dy_k_ptr=dy[0], dy_v_ptr=dy[-1], da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1],
-        dq_ptr=rider[0] if rider else None, w_q_ptr=rider[1] if rider else None, dx_k_ptr=dx_k, dx_v_ptr=dx_k if dx_v is None else dx_v,
+        dq_ptr=rider[0] if rider else None, w_q_ptr=rider[1] if rider else None,
+        dx_k_ptr=dx_k, dx_v_ptr=dx_k if dx_v is None else dx_v,
         M=M, D=D, K=K, Q=Q, SHARED=shared, **_product(dtype), EVEN_K=K % tiles.block_k == Q % tiles.block_k == 0,
     )  # fmt: skip
     return dx_k, dx_v
@@ -518,13 +523,13 @@ def sum_rows(parts: Tensor, out: Tensor) -> None:
     )  # fmt: skip
 
 
-def _product(dtype: torch.dtype) -> dict[str, object]:
+def _product(dtype: torch.dtype) -> dict[str, Any]:
     # fp32 is fp32, as in PyTorch, unless the user allows TF32 there too.
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return {"ACC": _tl(acc_dtype(dtype)), "PRECISION": "tf32" if tf32 else "ieee"}
 
 
-def _row_blocks(N: int) -> dict[str, int]:
+def _row_blocks(N: int) -> dict[str, Any]:
     block = triton.next_power_of_2(N)
     return {"BLOCK_N": block, "num_warps": 4 if block <= 2048 else 8 if block <= 4096 else 16}
 

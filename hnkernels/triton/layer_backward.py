@@ -41,7 +41,7 @@ def hidden_gradient_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """``dh = scale · da w``; with FUSED at once ``dh ∘ mask ∘ act'(a)`` and, for the weight gradient, ``act(a) ∘ mask``.
+    """``dh = scale · da w``; with FUSED ``dh ∘ mask ∘ act'(a)`` and, for the weight gradient, ``act(a) ∘ mask``.
 
     Without FUSED a LayerNorm or prelu's slope comes between, and a row kernel goes on from dh.
     """

@@ -1,4 +1,4 @@
-"""Residual MLPs, for K and for V side by side, forward and backward: which kernels run, in which order, and what is kept.
+"""Residual MLPs, for K and V side by side, forward and backward: which kernels run in which order, what is kept.
 
 Forward, per layer: one launch of ``mlp_layer_forward_kernel``. A LayerNorm between two layers is folded into the second
 one's launch; only where no product follows (the last layer), or active dropout stands between, a row kernel runs.
@@ -66,7 +66,7 @@ def unflatten(layers: Sequence[Layer], flat: Sequence[Sequence[Tensor]]) -> list
 
 
 class Hidden(NamedTuple):
-    """What stands between two layers: the activations (stacked too), and the LayerNorm that the next product finishes."""
+    """What stands between two layers: the activations (stacked too), and a LayerNorm for the next product to finish."""
 
     h: Streams
     stacked: Tensor | None
@@ -111,10 +111,12 @@ def forward(
         step = launchers.layer_forward(
             state.h, p.w, p.b, "linear", out=False, pre=True, norm_in=norm_in, rider=first_rider
         )
-        assert step.pre is not None and p.gamma is not None and p.beta is not None
+        assert step.pre is not None
+        assert p.gamma is not None
+        assert p.beta is not None
         y = launchers.norm_forward(
-            step.pre, p.gamma, p.beta, layer.act, out_dtype=out_dtype, alpha=p.alpha, dropout=dropout, residual=residual,
-            multiplier=multiplier,
+            step.pre, p.gamma, p.beta, layer.act, out_dtype=out_dtype, alpha=p.alpha, dropout=dropout,
+            residual=residual, multiplier=multiplier,
         )  # fmt: skip
     else:
         step = launchers.layer_forward(
@@ -152,13 +154,17 @@ def hidden_layers(
         )  # fmt: skip
         h, stacked = step.out, step.stacked
         if apart:
-            assert step.pre is not None and p.gamma is not None and p.beta is not None
+            assert step.pre is not None
+            assert p.gamma is not None
+            assert p.beta is not None
             h = launchers.norm_forward(
                 step.pre, p.gamma, p.beta, layer.act, out_dtype=step.pre.dtype, alpha=p.alpha, dropout=dropout
             )
         assert h is not None
         if save:
-            saved.append(step.pre if step.pre is not None else step.stacked)
+            kept = step.pre if step.pre is not None else step.stacked
+            assert kept is not None
+            saved.append(kept)
         norms = state.norms + (step.moments is not None)
         state = Hidden(h, stacked, step.moments, step.width, step.rider if i == 0 else state.rider, norms)
     return state, saved
@@ -214,7 +220,7 @@ def backward(
     gradients = sums = None
     vector_offsets, vector_count = _vector_offsets(layers, parameters)
     if needs_parameters:
-        gradients = WeightGradients([[w.shape for w in p.w] for p in parameters], M, dtype, device)
+        gradients = WeightGradients([_sizes(p.w) for p in parameters], M, dtype, device)
         if vector_count:
             sums = torch.empty(
                 launchers.row_programs(M), vector_count, device=device, dtype=launchers.acc_dtype(dtype)
@@ -273,7 +279,7 @@ def backward(
     d_rider = None
     if needs_rider:
         assert rider is not None
-        one = WeightGradients([[rider[1].shape]], M, dtype, device)
+        one = WeightGradients([_sizes(rider[1:])], M, dtype, device)
         one.add(0, rider[:1], x[:1])
         d_rider = one.total()
     return Gradients(dx, gradients.total() if gradients is not None else None, vectors, d_rider)
@@ -284,7 +290,7 @@ def parameter_gradients(
 ) -> list[list[Tensor]]:
     """Views of the flat gradients, in the order of the flat parameter lists, for every stream."""
     streams = len(parameters[0].w)
-    offsets = WeightGradients.layout([[w.shape for w in p.w] for p in parameters])[0]
+    offsets = WeightGradients.layout([_sizes(p.w) for p in parameters])[0]
     vector_offsets, _ = _vector_offsets(layers, parameters)
     result: list[list[Tensor]] = [[] for _ in range(streams)]
     for layer, p, starts, (first, per_stream) in zip(layers, parameters, offsets, vector_offsets, strict=True):
@@ -305,18 +311,22 @@ def parameter_gradients(
 
 def gradient_sizes(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> tuple[int, int]:
     """Elements of the two flat gradients, ``weights`` and ``vectors``."""
-    weights = WeightGradients.layout([[w.shape for w in p.w] for p in parameters])[1]
+    weights = WeightGradients.layout([_sizes(p.w) for p in parameters])[1]
     return weights, _vector_offsets(layers, parameters)[1]
 
 
 def _vector_offsets(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> tuple[list[tuple[int, int]], int]:
-    """Where the sums of each layer begin (γ, β, slope; stream by stream), how many there are per stream, and in all."""
+    """Where each layer's sums begin (γ, β, slope; stream by stream), how many a stream has, and how many there are."""
     offsets, end = [], 0
     for layer, p in zip(layers, parameters, strict=True):
         per_stream = 2 * p.b[0].shape[0] * layer.norm + (layer.act == "prelu")
         offsets.append((end, per_stream))
         end += len(p.w) * per_stream
     return offsets, end
+
+
+def _sizes(weights: Streams) -> list[tuple[int, int]]:
+    return [(w.shape[0], w.shape[1]) for w in weights]
 
 
 def _output_serves(layer: Layer) -> bool:
@@ -337,7 +347,7 @@ def waits_for_product(layers: Sequence[Layer], index: int) -> bool:
 
 
 def norm_vectors(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> list[Tensor]:
-    """For every LayerNorm that a product finishes, W γ and W β + b of that product. To be computed once at inference."""
+    """For every LayerNorm that a product finishes, W γ and W β + b of that product: once is enough at inference."""
     vectors: list[Tensor] = []
     for i in range(len(layers) - 1):
         if waits_for_product(layers, i):
@@ -347,7 +357,8 @@ def norm_vectors(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> l
 
 def _vectors_behind(parameters: Sequence[Parameters], index: int) -> tuple[Tensor, Tensor]:
     before, p = parameters[index], parameters[index + 1]
-    assert before.gamma is not None and before.beta is not None
+    assert before.gamma is not None
+    assert before.beta is not None
     return launchers.norm_vectors(p.w, p.b, before.gamma, before.beta)
 
 

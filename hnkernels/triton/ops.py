@@ -6,10 +6,12 @@ knows nothing of autograd: ``functions.py`` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hnkernels.triton import launchers, mlps
 from hnkernels.triton.mlps import Layer
@@ -49,7 +51,27 @@ def _both(tensors: Sequence[Tensor], streams: int) -> tuple[Tensor, ...]:
 def _define(name: str, schema: str):
     """Registers the decorated function as the operator's kernel on every device."""
     _library.define(f"{name}{schema}")
-    return torch.library.impl(f"hnkernels::{name}", "default", lib=_library)
+
+    def register(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.impl(f"hnkernels::{name}", "default", func=kernel, lib=_library)
+        return kernel
+
+    return register
+
+
+def _shapes(name: str, kernel: Callable[..., Any]):
+    """Registers the decorated function as what the operator returns for fake tensors.
+
+    On tensors of the meta device the kernel itself runs, and allocates and counts without launching.
+    """
+
+    def register(rule: Callable[..., Any]) -> None:
+        @torch.library.register_fake(f"hnkernels::{name}", lib=_library)
+        def _(*args):
+            first = next(t[0] for t in args if isinstance(t, (list, tuple)) and t and isinstance(t[0], Tensor))
+            return rule(*args) if isinstance(first, FakeTensor) else kernel(*args)
+
+    return register
 
 
 @_define(
@@ -73,7 +95,7 @@ def _mlp_forward(
     return [*result.y, *([] if result.rider is None else [result.rider]), *result.saved]
 
 
-@torch.library.register_fake("hnkernels::mlp_forward", lib=_library)
+@_shapes("mlp_forward", _mlp_forward)
 def _(
     x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, out_dtype,
     save,
@@ -117,7 +139,7 @@ def _mlp_backward(
     return [t for t in (*result.x, result.weights, result.vectors, result.rider) if t is not None]
 
 
-@torch.library.register_fake("hnkernels::mlp_backward", lib=_library)
+@_shapes("mlp_backward", _mlp_backward)
 def _(
     dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, x_dtype, needs_x,
     needs_parameters, needs_rider,
@@ -143,7 +165,7 @@ def _linear(x, w, b, transposed):
     return list(launchers.linear(x, tuple(t.contiguous() for t in w), tuple(b) or None, transposed=transposed))
 
 
-@torch.library.register_fake("hnkernels::linear", lib=_library)
+@_shapes("linear", _linear)
 def _(x, w, b, transposed):
     return [x[0].new_empty(x[0].shape[0], t.shape[1 if transposed else 0]) for t in w]
 
@@ -158,7 +180,7 @@ def _linear_weight_gradient(dy, x, biases):
     return gradients.total()
 
 
-@torch.library.register_fake("hnkernels::linear_weight_gradient", lib=_library)
+@_shapes("linear_weight_gradient", _linear_weight_gradient)
 def _(dy, x, biases):
     shapes = [(d.shape[1], x[0].shape[1]) for d in dy]
     return dy[0].new_empty(launchers.WeightGradients.layout([shapes], biases)[1])
@@ -180,7 +202,7 @@ def _mlp_project(x, parameters, rider_w, rider_b, act, activated, norms, dropout
     return [*projected, *([] if state.rider is None else [state.rider])]
 
 
-@torch.library.register_fake("hnkernels::mlp_project", lib=_library)
+@_shapes("mlp_project", _mlp_project)
 def _(x, parameters, rider_w, rider_b, act, activated, norms, dropouts, w, g, c):
     riders = [] if rider_w is None else [rider_w]
     return [x[0].new_empty(x[0].shape[0], t.shape[0]) for t in (*w, *riders)]
@@ -195,7 +217,7 @@ def _grouped_linear(x, w, b, streams):
     return out
 
 
-@torch.library.register_fake("hnkernels::grouped_linear", lib=_library)
+@_shapes("grouped_linear", _grouped_linear)
 def _(x, w, b, streams):
     return x[0].new_empty(x[0].shape[0] * sum(t.shape[0] for t in w))
 
@@ -207,6 +229,6 @@ def _grouped_linear_backward(dy, w, streams):
     return list(launchers.grouped_input_gradient([d.contiguous() for d in dy], groups))
 
 
-@torch.library.register_fake("hnkernels::grouped_linear_backward", lib=_library)
+@_shapes("grouped_linear_backward", _grouped_linear_backward)
 def _(dy, w, streams):
     return [dy[0].new_empty(dy[0].shape[0], w[0].shape[1]) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The projections behind the MLPs: K and V in one launch, or those of many layers over one context, and their gradients."""
+"""The projections behind the MLPs: K and V in one launch, or many layers' over one context, and their gradients."""
 
 from __future__ import annotations
 

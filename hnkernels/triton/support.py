@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,15 +19,13 @@ WIDEST_ROW = 32768
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Whether Triton can be imported."""
+
+
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-@lru_cache
-def has_triton() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def why_not(context: Tensor, mlps: Sequence[HypernetworkMLP]) -> str | None:
@@ -36,9 +33,8 @@ def why_not(context: Tensor, mlps: Sequence[HypernetworkMLP]) -> str | None:
     return _device_fault(context.device) or _dtype_fault(context) or next(filter(None, map(_mlp_fault, mlps)), None)
 
 
-@lru_cache
 def _device_fault(device: torch.device) -> str | None:
-    if not has_triton():
+    if not HAS_TRITON:
         return "Triton is not installed"
     if device.type == "cpu":
         return (
@@ -53,12 +49,16 @@ def _device_fault(device: torch.device) -> str | None:
     return None if device.type == "xpu" else f"Triton has no backend for {device.type} tensors"
 
 
-def _dtype_fault(context: Tensor) -> str | None:
-    dtype = context.dtype
+def compute_dtype(context: Tensor) -> torch.dtype:
+    """What products are computed in: autocast's dtype where it is on, else the context's."""
     device = context.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    if context.dtype in _DTYPES and dtype in _DTYPES:
+    if device != "meta" and torch.is_autocast_enabled(device):  # autocast does not know the meta device
+        return torch.get_autocast_dtype(device)
+    return context.dtype
+
+
+def _dtype_fault(context: Tensor) -> str | None:
+    if context.dtype in _DTYPES and compute_dtype(context) in _DTYPES:
         return None
     return f"the kernels compute in float16, bfloat16 and float32, not {context.dtype}"
 

@@ -10,7 +10,7 @@ from hnkernels.triton._compat import dot
 
 @triton.jit
 def tile_of(index, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """Program index → (tile row, tile column), in groups of GROUP_M tile rows, so that neighbours share operands in L2."""
+    """Program index → (tile row, tile column), in groups of GROUP_M tile rows: neighbours share operands in L2."""
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     per_group = GROUP_M * tiles_n

@@ -89,6 +89,7 @@ TARGETS = {
 _SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
 
 _forced: ContextVar[Tiles | None] = ContextVar("forced", default=None)
+_planned: ContextVar[Target] = ContextVar("planned", default=TARGETS["sm_80"])
 
 
 @contextmanager
@@ -101,11 +102,23 @@ def forced(tiles: Tiles) -> Iterator[None]:
         _forced.reset(token)
 
 
-@lru_cache
+@contextmanager
+def planned_for(target: Target) -> Iterator[None]:
+    """Within it the meta device stands for this target, so that its launches can be planned without it."""
+    token = _planned.set(target)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
 def target_of(device: torch.device) -> Target:
-    """What a device is. A meta device stands for an A100, so that launches can be planned without one."""
-    if device.type == "meta":
-        return TARGETS["sm_80"]
+    """What a device is. A meta device stands for an A100, or for what ``planned_for`` says."""
+    return _planned.get() if device.type == "meta" else _present(device)
+
+
+@lru_cache
+def _present(device: torch.device) -> Target:
     if INTERPRETED or device.type == "cpu":
         return Target("interpreter", processors=1)
     if device.type == "cuda":
