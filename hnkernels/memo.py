@@ -83,6 +83,10 @@ def _storage(tensor: Tensor) -> tuple[object, object]:
 
 
 def _version(value: object) -> int:
+    if isinstance(value, (tuple, list)):
+        return sum(map(_version, value))
+    if isinstance(value, dict):
+        return sum(map(_version, value.values()))
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 

@@ -125,29 +125,30 @@ class Case:
         return [*kv, *torch.autograd.grad(kv, inputs, self.cast_upstream(kv))]
 
 
-def rms_errors(
+def pooled_errors(
     make: Callable[[], Case], eager: Callable[[Case], list[Tensor]], draws: int
 ) -> list[tuple[float, float]]:
-    """Our relative error and eager PyTorch's, for every output and gradient, as root mean square over some draws.
+    """Our relative error and eager PyTorch's, for every output and gradient, all draws taken as one long vector.
 
     One draw of a short vector or a single number says little: two roundings of equal quality differ by luck.
     """
-    sums: list[list[float]] = []
+    drawn = []
     for _ in range(draws):
         case = make()
-        for i, results in enumerate(zip(case.results(), eager(case), case.expected(), strict=True)):
-            actual, plain, exact = results
-            if i == len(sums):
-                sums.append([0.0, 0.0])
-            sums[i][0] += relative_error(actual, exact) ** 2
-            sums[i][1] += relative_error(plain, exact) ** 2
-    return [((ours / draws) ** 0.5, (theirs / draws) ** 0.5) for ours, theirs in sums]
+        drawn.append((case.results(), eager(case), case.expected()))
+    errors = []
+    for tensors in zip(*(zip(*draw, strict=True) for draw in drawn), strict=True):
+        ours, theirs, exact = (
+            torch.cat([t.detach().double().flatten() for t in column]) for column in zip(*tensors, strict=True)
+        )
+        errors.append((relative_error(ours, exact), relative_error(theirs, exact)))
+    return errors
 
 
 def check_fp32(case: Case | Callable[[], Case], draws: int = 1) -> None:
     """Asserts design.md §9's bounds for every output and every gradient."""
     make = case if callable(case) else lambda: case
-    for i, (ours, theirs) in enumerate(rms_errors(make, lambda c: c.expected(torch.float32), draws)):
+    for i, (ours, theirs) in enumerate(pooled_errors(make, lambda c: c.expected(torch.float32), draws)):
         # Some sums have no bound in any implementation: PReLU's gradient is one number whose terms may cancel, and
         # LayerNorm magnifies a row of nearly equal values by up to 1/sqrt(eps). Eager's own error says how far.
         assert ours <= max(FORWARD_TOLERANCE if i < 2 else GRADIENT_TOLERANCE, 1.2 * theirs), i
@@ -155,7 +156,7 @@ def check_fp32(case: Case | Callable[[], Case], draws: int = 1) -> None:
 
 def check_half(make: Callable[[], Case], eager: Callable[[Case], list[Tensor]], draws: int = 6) -> None:
     """Asserts that no error is larger than 1.1 times the one that eager PyTorch makes at the same dtype (§9)."""
-    for i, (ours, theirs) in enumerate(rms_errors(make, eager, draws)):
+    for i, (ours, theirs) in enumerate(pooled_errors(make, eager, draws)):
         assert ours <= 1.1 * theirs + ABSOLUTE_FLOOR, i
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hnkernels.adapter.contexts import ContextStore, SharedContext
-from hnkernels.adapter.site import Link, Links, Site
+from hnkernels.adapter.contexts import Chains, ContextStore, Group, Layers, SharedContext, TracedContext
+from hnkernels.adapter.site import STREAMS, Link, Links, Projection, Site
 from hnkernels.adapter.sites import AttentionSpec
+from hnkernels.triton.support import why_not
 
 if TYPE_CHECKING:
     from hnkernels.adapter.adapter import Adapter
@@ -26,6 +27,7 @@ class Host:
         self.model = model
         self.adapters: list[Adapter] = []
         self.contexts = ContextStore()
+        self.traced: TracedContext | None = None
         parameters = list(inspect.signature(type(model).forward).parameters)
         self._context_name = next((name for name in _CONTEXT_ARGUMENTS if name in parameters), None)
         self._context_index = parameters.index(self._context_name) - 1 if self._context_name else -1
@@ -75,9 +77,47 @@ class Host:
             return entry if entry is not None and entry.recorded else None
         return self.contexts.open(x)
 
+    def grouped(self, width: int, entry: SharedContext, chains: Chains) -> Layers:
+        """K and V of the layers that see this context behind these chains, in one launch.
+
+        Empty where each layer projects for itself: without the Triton backend, or with projections that are trained.
+        """
+        return entry.grouped(chains, self.contexts, lambda: self._group(width, entry, chains))
+
+    def _group(self, width: int, entry: SharedContext, chains: Chains) -> Group | None:
+        x = entry.source()
+        assert x is not None
+        mlps = [mlp for chain in chains for mlp, _ in chain]
+        if not mlps or why_not(x, mlps) is not None:
+            return None
+        projections: dict[tuple[str, str], Projection] = {}
+        for site in self.sites:
+            if site.kind == "attn2" and site.width == width and site.chains() == chains:
+                projections.update({(site.name, stream): p for stream, p in site.bare_projections().items()})
+        weights = [t for projection in projections.values() for t in projection if t is not None]
+        if not weights or (torch.is_grad_enabled() and any(t.requires_grad for t in weights)):
+            return None
+
+        def compute(y_k: Tensor, y_v: Tensor) -> Layers:
+            from hnkernels.triton.backend import project_group
+
+            streams = [STREAMS.index(stream) for _, stream in projections]
+            return dict(zip(projections, project_group(y_k, y_v, list(projections.values()), streams), strict=True))
+
+        return Group(weights, compute)
+
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         self.contexts.call += 1
         self.contexts.running = True
+        positional = len(args) > self._context_index
+        context = None
+        if self._context_name is not None:
+            context = args[self._context_index] if positional else kwargs.get(self._context_name)
+        if not isinstance(context, Tensor):
+            context = None
+        if torch.compiler.is_compiling():
+            self.traced = None if context is None else TracedContext(context)
+            return None
         if not torch.is_grad_enabled():
             return None
         if any(p.requires_grad for adapter in self.adapters for p in adapter.net.parameters()):
@@ -85,25 +125,23 @@ class Host:
             self.contexts.forget_kept()
             for site in self.sites:
                 site.clear()
-        if self._context_name is None:
-            return None
-        positional = len(args) > self._context_index
-        context = args[self._context_index] if positional else kwargs.get(self._context_name)
-        if not isinstance(context, Tensor):
+        if context is None:
             return None
         sites = [site for site in self.sites if site.kind == "attn2" and site.width == context.shape[-1]]
         # A dict, not a set: dropout must draw for the chains in the same order in every run.
-        chains = dict.fromkeys(chain for site in sites for chain in site.chains())
-        chains.pop((), None)
-        if not chains:
+        chains_of_sites = dict.fromkeys(site.chains() for site in sites)
+        chains_of_sites.pop(((), ()), None)
+        if not chains_of_sites:
             return None
         alias = context.view_as(context)
         entry = self.contexts.open(alias)
-        for chain in chains:
-            entry.rewritten(chain, self.contexts)
+        for chains in chains_of_sites:
+            entry.rewritten(chains, self.contexts)
+            self.grouped(context.shape[-1], entry, chains)
         if positional:
             return (*args[: self._context_index], alias, *args[self._context_index + 1 :]), kwargs
-        return args, {**kwargs, self._context_name: alias}
+        return args, {**kwargs, str(self._context_name): alias}
 
     def _after(self, *_: object) -> None:
         self.contexts.running = False
+        self.traced = None

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hnkernels.adapter.contexts import Chain
+from hnkernels.adapter.contexts import Chain, Chains, rewrite
 from hnkernels.adapter.sites import AdapterError, AttentionSpec
 from hnkernels.folding import fold_projection, is_affine
-from hnkernels.functional import hyper_context, hyper_kv
+from hnkernels.functional import hyper_kv, hyper_qkv
 from hnkernels.memo import Memo
 from hnkernels.mlp import HypernetworkMLP
 from hnkernels.portable import project
+from hnkernels.triton.support import why_not
 
 if TYPE_CHECKING:
     from hnkernels.adapter.host import Host
@@ -85,16 +86,18 @@ Links = tuple[Link, ...]
 
 
 class Site:
-    """One attention layer with its two taps."""
+    """One attention layer with its taps: on ``to_k`` and ``to_v``, and in self-attention on ``to_q`` too."""
 
     def __init__(self, spec: AttentionSpec, host: Host):
         self.name, self.kind, self.width, self.attention = spec.name, spec.kind, spec.width, spec.module
         self.host = host
         self._reached: set[str] = set()
-        self._pending: tuple[Tensor, Tensor] | None = None
+        self._pending: tuple[Tensor, dict[str, Tensor]] | None = None
+        self._rides = True
         self.links_in_call: tuple[int, Links] = (0, ())
         self._folded: dict[str, Memo[Projection]] = {s: Memo() for s in STREAMS}
-        self._taps = {s: Tap(self, s, getattr(self.attention, f"to_{s}")) for s in STREAMS}
+        tapped = (*STREAMS, "q") if self.kind == "attn1" else STREAMS
+        self._taps = {s: Tap(self, s, getattr(self.attention, f"to_{s}")) for s in tapped}
         self._hooks = [
             self.attention.register_forward_pre_hook(self._before),
             self.attention.register_forward_hook(self._after),
@@ -113,51 +116,102 @@ class Site:
             memo.clear()
 
     def run(self, tap: Tap, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """The output of ``to_k`` or ``to_v`` for the layer's context x. Shape: [..., d] → [..., n]."""
+        """The output of ``to_q``, ``to_k`` or ``to_v`` for the layer's context x. Shape: [..., d] → [..., n]."""
         self._reached.add(tap.stream)
         links = self.host.links(self)
         if not links:
             return tap.inner(x, *args, **kwargs)
-        entry = self.host.shared(x) if self.kind == "attn2" else None
-        if args or kwargs or not self._plain():
-            chain = _chain(links, tap.stream)
-            y = entry.rewritten(chain, self.host.contexts)[0] if entry else _rewrite(x, chain)
-            return tap.inner(y, *args, **kwargs)
+        bare = not args and not kwargs and self._plain()
+        if tap.stream == "q":
+            q = self._all_three(x, links) if bare and tap.plain else None
+            return tap.inner(x, *args, **kwargs) if q is None else q
+        entry = self.host.shared(x) if self.kind == "attn2" and not torch.compiler.is_compiling() else None
+        if not bare:
+            chains = _chains(links)
+            pair = entry.rewritten(chains, self.host.contexts)[0] if entry else self._pair(tap.stream, x, chains)
+            return tap.inner(pair[STREAMS.index(tap.stream)], *args, **kwargs)
         links, folded = self._split(links)
         if entry is None:
+            traced = self.host.traced
+            if traced is not None and traced.source() is x:
+                y = traced.rewritten(_chains(links))[STREAMS.index(tap.stream)]
+                return project(y, *self._projection(tap.stream, folded))
             return self._both(tap.stream, x, links, folded)
-        y, token = entry.rewritten(_chain(links, tap.stream), self.host.contexts)
+        if not folded:
+            together = self.host.grouped(self.width, entry, _chains(links)).get((self.name, tap.stream))
+            if together is not None:
+                return together
+        pair, token = entry.rewritten(_chains(links), self.host.contexts)
         weight, bias = self._projection(tap.stream, folded)
-        compute = partial(project, y, weight, bias, few_rows=True)
+        compute = partial(project, pair[STREAMS.index(tap.stream)], weight, bias, few_rows=True)
         if torch.is_grad_enabled():
             return compute()
         return entry.projected((self.name, tap.stream), [t for t in (weight, bias) if t is not None], token, compute)
 
-    def chains(self) -> list[Chain]:
+    def chains(self) -> Chains:
         """What is to be computed of a context now, for K and for V."""
         links = self.host.links(self)
         if self._plain():
             links, _ = self._split(links)
-        return [_chain(links, stream) for stream in STREAMS]
+        return _chains(links)
+
+    def bare_projections(self) -> dict[str, Projection]:
+        """``to_k`` and ``to_v`` by stream; none where a network is folded into them or somebody else has a hand in."""
+        if not self._plain() or self._split(self.host.links(self))[1]:
+            return {}
+        return {stream: self._projection(stream, ()) for stream in STREAMS}
 
     def _plain(self) -> bool:
-        return all(tap.plain for tap in self._taps.values())
+        return all(self._taps[stream].plain for stream in STREAMS)
+
+    def _all_three(self, x: Tensor, links: Links) -> Tensor | None:
+        """Q, with K and V in the same operation, where that saves something: on the Triton backend."""
+        links, folded = self._split(links)
+        if not links or not self._rides or why_not(x, [mlp for link in links for mlp in link[:2]]) is not None:
+            return None
+        mlps_k, mlps_v, strengths, _ = zip(*links, strict=True)
+        to_q = cast(nn.Linear, self._taps["q"].module)
+        (w_k, b_k), (w_v, b_v) = (self._projection(s, folded) for s in STREAMS)
+        q, k, v = hyper_qkv(
+            x, mlps_k, mlps_v, to_q.weight, w_k, w_v, to_q.bias, b_k, b_v, strength=strengths
+        )  # fmt: skip
+        self._pending = (x, {"k": k, "v": v})
+        return q
 
     def _both(self, stream: str, x: Tensor, links: Links, folded: Links) -> Tensor:
         """K and V in one operation when ``to_k`` is called; ``to_v`` then finds its half waiting."""
         if not links:
             return project(x, *self._projection(stream, folded))
-        if stream == "v" and self._pending is not None and self._pending[0] is x:
-            v = self._pending[1]
-            self._pending = None
-            return v
+        waiting = self._take(stream, x)
+        if waiting is not None:
+            return waiting
         (w_k, b_k), (w_v, b_v) = (self._projection(s, folded) for s in STREAMS)
         mlps_k, mlps_v, strengths, _ = zip(*links, strict=True)
         k, v = hyper_kv(x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strengths)
         if stream == "v":  # on its own, or of another tensor than to_k's
             return v
-        self._pending = (x, v)
+        self._pending = (x, {"v": v})
         return k
+
+    def _pair(self, stream: str, x: Tensor, chains: Chains) -> tuple[Tensor, Tensor]:
+        """The context for K and for V, computed when ``to_k`` is called."""
+        if stream == "v":
+            waiting = self._take("v", x)
+            if waiting is not None:
+                return x, waiting
+        pair = rewrite(x, chains)
+        if stream == "k":
+            self._pending = (x, {"v": pair[1]})
+        return pair
+
+    def _take(self, stream: str, x: Tensor) -> Tensor | None:
+        """What was computed of x before it was asked for."""
+        if self._pending is None or stream not in self._pending[1]:
+            return None
+        if self._pending[0] is not x:
+            self._rides = self._rides and stream != "k"  # to_q and to_k see different tensors here
+            return None
+        return self._pending[1].pop(stream)
 
     def _split(self, links: Links) -> tuple[Links, Links]:
         """The links to compute, and those behind them that ``fuse()`` allows to live in the projection's weights."""
@@ -195,7 +249,8 @@ class Site:
                 self._taps[stream] = Tap(self, stream, module)
 
     def _after(self, *_: object) -> None:
-        lost = [tap for stream, tap in self._taps.items() if stream not in self._reached]
+        lost = [self._taps[stream] for stream in STREAMS if stream not in self._reached]
+        self._pending = None
         # A processor may do without one of the two; a tap that another tool threw away is another matter.
         if (len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and self.host.links(self):
             names = " and ".join(f"to_{tap.stream}" for tap in lost)
@@ -210,5 +265,5 @@ def _chain(links: Links, stream: str) -> Chain:
     return tuple(link.stream(stream) for link in links)
 
 
-def _rewrite(x: Tensor, chain: Chain) -> Tensor:
-    return hyper_context(x, [mlp for mlp, _ in chain], strength=[m for _, m in chain])
+def _chains(links: Links) -> Chains:
+    return _chain(links, "k"), _chain(links, "v")

@@ -17,7 +17,7 @@ from hnkernels.mlp import HypernetworkMLP
 from hnkernels.portable import Chain
 from hnkernels.triton.composition import compose
 from hnkernels.triton.derived import derived
-from hnkernels.triton.functions import Structure, run_linear, run_mlps
+from hnkernels.triton.functions import Structure, run_grouped_linear, run_linear, run_mlps
 from hnkernels.triton.launch import vendor_linear
 from hnkernels.triton.mlps import norm_vectors, unflatten
 from hnkernels.triton.support import compute_dtype
@@ -53,6 +53,22 @@ def project_pair(
     streams = _Streams(x, [chain_k, chain_v], recompute)
     results = streams.projected([projection_k, projection_v], rider)
     return tuple(t.view(*x.shape[:-1], t.shape[-1]) for t in results)
+
+
+def project_group(
+    y_k: Tensor, y_v: Tensor, projections: Sequence[Projection], streams: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """Many frozen projections of one context, rewritten for K (stream 0) and for V (stream 1), in one launch.
+
+    Shape: y [..., d] → [..., n] for every projection.
+    """
+    dtype = compute_dtype(y_k)
+    cast = [(_cast(w, dtype), None if b is None else _cast(b, dtype)) for w, b in projections]
+    weights = [w for w, _ in cast]
+    biases = _biases(cast)
+    rows = [y.reshape(-1, y.shape[-1]).to(dtype) for y in (y_k, y_v)]
+    results = run_grouped_linear((rows[0], rows[1]), weights, biases, streams)
+    return tuple(t.view(*y_k.shape[:-1], t.shape[-1]) for t in results)
 
 
 class _Streams:
@@ -202,10 +218,21 @@ class _Streams:
         return self._cast(w), None if b is None else self._cast(b)
 
     def _cast(self, t: Tensor) -> Tensor:
-        """In the compute dtype; a copy is kept where no gradient flows through it."""
-        if t.dtype == self.dtype or (torch.is_grad_enabled() and t.requires_grad):
-            return t.to(self.dtype)
-        return derived(t, ("cast", self.dtype), [t], lambda: t.detach().to(self.dtype))
+        return _cast(t, self.dtype)
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another dtype; the copy is kept where no gradient flows through it."""
+    if t.dtype == dtype or (torch.is_grad_enabled() and t.requires_grad):
+        return t.to(dtype)
+    return derived(t, ("cast", dtype), [t], lambda: t.detach().to(dtype))
+
+
+def _biases(projections: Sequence[Projection]) -> list[Tensor]:
+    """All or none: a bias on some only is rare, and the others' is 0."""
+    if all(b is None for _, b in projections):
+        return []
+    return [w.new_zeros(w.shape[0]) if b is None else b for w, b in projections]
 
 
 def _project(y: Sequence[Tensor], projections: Sequence[Projection]) -> tuple[Tensor, ...]:
@@ -213,10 +240,7 @@ def _project(y: Sequence[Tensor], projections: Sequence[Projection]) -> tuple[Te
     if not y:
         return ()
     weights = [w for w, _ in projections]
-    biases: list[Tensor] = []
-    if any(b is not None for _, b in projections):  # one on one stream only is rare: the other one's is 0
-        biases = [w.new_zeros(w.shape[0]) if b is None else b for w, b in projections]
-    return run_linear(y[:1] if len(y) == 2 and y[0] is y[1] else y, weights, biases)
+    return run_linear(y[:1] if len(y) == 2 and y[0] is y[1] else y, weights, _biases(projections))
 
 
 def _fold(w: Tensor, b: Tensor | None, tail: Chain) -> Projection:

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hnkernels.triton._compat import INTERPRETED
 from hnkernels.triton.launch import launch
 from hnkernels.triton.layer_backward import hidden_gradient_kernel, input_gradient_kernel
 from hnkernels.triton.layer_forward import mlp_layer_forward_kernel
@@ -173,7 +174,7 @@ def norm_forward(
     outs = tuple(torch.empty(M, N, device=a.device, dtype=out_dtype) for _ in range(streams))
     launch(
         norm_forward_kernel,
-        (M, streams),
+        (triton.cdiv(M, _rows_at_once(N)), streams),
         reads=[a, *gamma, *beta, *(alpha or ()), *(residual or ())],
         writes=outs,
         a_ptr=a, g_k_ptr=gamma[0], g_v_ptr=gamma[-1], b_k_ptr=beta[0], b_v_ptr=beta[-1],
@@ -394,7 +395,7 @@ def layer_output_backward(
 
 def row_programs(M: int) -> int:
     """How many programs share M rows; it depends on M alone, so that sums come out the same every time."""
-    return min(triton.cdiv(M, 4), ROW_PROGRAMS)
+    return min(triton.cdiv(M, 32 if INTERPRETED else 4), ROW_PROGRAMS)
 
 
 def input_gradient(
@@ -530,8 +531,13 @@ def _product(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _row_blocks(N: int) -> dict[str, Any]:
-    block = triton.next_power_of_2(N)
-    return {"BLOCK_N": block, "num_warps": 4 if block <= 2048 else 8 if block <= 4096 else 16}
+    columns = triton.next_power_of_2(N)
+    return {"BLOCK_R": _rows_at_once(N), "BLOCK_N": columns, "num_warps": min(max(columns // 512, 4), 16)}
+
+
+def _rows_at_once(N: int) -> int:
+    # The interpreter's time goes by operations, not elements.
+    return 32 if INTERPRETED else max(1, 1024 // triton.next_power_of_2(N))
 
 
 def _tl(dtype: torch.dtype) -> tl.dtype:

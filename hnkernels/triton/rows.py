@@ -1,7 +1,7 @@
 """Kernels that need whole rows: the LayerNorm that no product follows, and the backward pass of activation and norm.
 
-A program owns one row at a time; K and V are the two halves of the grid. γ may be 0 or negative, and is never divided
-by.
+A program holds some whole rows at a time; K and V are the two halves of the grid. γ may be 0 or negative, and is never
+divided by.
 """
 
 from __future__ import annotations
@@ -12,6 +12,14 @@ import triton.language as tl
 from hnkernels.triton._compat import convert
 from hnkernels.triton.activations import activate, derivative
 from hnkernels.triton.dropout import dropout_scale
+
+
+@triton.jit
+def normalise(z, inside, N, eps):
+    """``z − μ``, 0 outside, and 1/σ of every row. Shape: z [R, C], inside [1, C] → [R, C] and [R]."""
+    mean = tl.sum(tl.where(inside, z, 0.0), axis=1) / N
+    delta = tl.where(inside, z - mean[:, None], 0.0)
+    return delta, tl.rsqrt(tl.sum(delta * delta, axis=1) / N + eps)
 
 
 @triton.jit
@@ -42,38 +50,39 @@ def norm_forward_kernel(
     DROPOUT: tl.constexpr,
     PRELU: tl.constexpr,
     ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """``out = [residual + m·] dropout(LN(act(a)))``, one row a program."""
-    row = tl.program_id(0).to(tl.int64)
+    """``out = [residual + m·] dropout(LN(act(a)))``, BLOCK_R rows a program."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     stream = tl.program_id(1)
     g_ptr, b_ptr, out_ptr = g_k_ptr, b_k_ptr, out_k_ptr
     if stream == 1:
         g_ptr, b_ptr, out_ptr = g_v_ptr, b_v_ptr, out_v_ptr
     cols = tl.arange(0, BLOCK_N)
-    mask = cols < N
+    inside = (cols < N)[None, :]
+    mask = (rows < M)[:, None] & inside  # [BLOCK_R, BLOCK_N]
     alpha = 0.0
     if PRELU:
         alpha_ptr = alpha_k_ptr
         if stream == 1:
             alpha_ptr = alpha_v_ptr
         alpha = tl.load(alpha_ptr).to(ACC)
-    a = tl.load(a_ptr + (stream * tl.cast(M, tl.int64) + row) * N + cols, mask=mask, other=0.0).to(ACC)  # [BLOCK_N]
-    z = activate(a, alpha, ACT)
-    mean = tl.sum(tl.where(mask, z, 0.0), axis=0) / N
-    delta = tl.where(mask, z - mean, 0.0)
-    rstd = tl.rsqrt(tl.sum(delta * delta, axis=0) / N + eps)
-    g = tl.load(g_ptr + cols, mask=mask, other=0.0).to(ACC)
-    y = delta * rstd * g + tl.load(b_ptr + cols, mask=mask, other=0.0).to(ACC)
+    at = rows[:, None] * N + cols[None, :]
+    a = tl.load(a_ptr + stream * (tl.cast(M, tl.int64) * N) + at, mask=mask, other=0.0).to(ACC)
+    delta, rstd = normalise(activate(a, alpha, ACT), inside, N, eps)
+    g = tl.load(g_ptr + cols, mask=cols < N, other=0.0).to(ACC)
+    b = tl.load(b_ptr + cols, mask=cols < N, other=0.0).to(ACC)
+    y = delta * rstd[:, None] * g[None, :] + b[None, :]
     if DROPOUT:
-        scale = dropout_scale(seed_ptr, dropout, row + tl.zeros((1,), tl.int64), cols, site + stream)  # [1, BLOCK_N]
-        y *= tl.reshape(scale, (BLOCK_N,))
+        y *= dropout_scale(seed_ptr, dropout, rows, cols, site + stream)
     if RESIDUAL:
         residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
         if stream == 1:
             residual_ptr, stride_rm, m = residual_v_ptr, stride_rv, multiplier_v
-        y = tl.load(residual_ptr + row * stride_rm + cols, mask=mask, other=0.0).to(ACC) + m * y
-    tl.store(out_ptr + row * N + cols, convert(y, out_ptr.dtype.element_ty), mask=mask)
+        residual = tl.load(residual_ptr + rows[:, None] * stride_rm + cols[None, :], mask=mask, other=0.0)
+        y = residual.to(ACC) + m * y
+    tl.store(out_ptr + at, convert(y, out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -107,6 +116,7 @@ def layer_output_backward_kernel(
     DROPOUT: tl.constexpr,
     PRELU: tl.constexpr,
     ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """The gradient through dropout, LayerNorm and activation; also Σ dγ, Σ dβ and prelu's slope per program.
@@ -122,39 +132,36 @@ def layer_output_backward_kernel(
     if stream == 1:
         dh_ptr, stride_dm, m = dh_v_ptr, stride_dv, multiplier_v
     cols = tl.arange(0, BLOCK_N)
-    mask = cols < N
+    inside = (cols < N)[None, :]
     alpha = 0.0
     if PRELU:
         alpha_ptr = alpha_k_ptr
         if stream == 1:
             alpha_ptr = alpha_v_ptr
         alpha = tl.load(alpha_ptr).to(ACC)
-        d_alpha = tl.zeros((BLOCK_N,), ACC)
+        d_alpha = tl.zeros((BLOCK_R, BLOCK_N), ACC)
     if NORM:
         g_ptr, b_ptr = g_k_ptr, b_k_ptr
         if stream == 1:
             g_ptr, b_ptr = g_v_ptr, b_v_ptr
-        gamma = tl.load(g_ptr + cols, mask=mask, other=0.0).to(ACC)
+        gamma = tl.load(g_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
         if h_ptr is not None:
-            beta = tl.load(b_ptr + cols, mask=mask, other=0.0).to(ACC)
-        d_gamma = tl.zeros((BLOCK_N,), ACC)
-        d_beta = tl.zeros((BLOCK_N,), ACC)
-    for index in range(program, M, programs):
-        row = tl.cast(index, tl.int64)
-        at = (stream * tl.cast(M, tl.int64) + row) * N + cols
-        g = m * tl.load(dh_ptr + row * stride_dm + cols, mask=mask, other=0.0).to(ACC)  # [BLOCK_N]
+            beta = tl.load(b_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
+        d_gamma = tl.zeros((BLOCK_R, BLOCK_N), ACC)
+        d_beta = tl.zeros((BLOCK_R, BLOCK_N), ACC)
+    for start in range(program * BLOCK_R, M, programs * BLOCK_R):
+        rows = tl.cast(start, tl.int64) + tl.arange(0, BLOCK_R)
+        mask = (rows < M)[:, None] & inside  # [BLOCK_R, BLOCK_N]
+        at = stream * (tl.cast(M, tl.int64) * N) + rows[:, None] * N + cols[None, :]
+        g = m * tl.load(dh_ptr + rows[:, None] * stride_dm + cols[None, :], mask=mask, other=0.0).to(ACC)
         if DROPOUT:
-            scale = dropout_scale(seed_ptr, dropout, row + tl.zeros((1,), tl.int64), cols, site + stream)
-            scale = tl.reshape(scale, (BLOCK_N,))
+            scale = dropout_scale(seed_ptr, dropout, rows, cols, site + stream)
             g *= scale
         if a_ptr is not None:
             a = tl.load(a_ptr + at, mask=mask, other=0.0).to(ACC)
         if NORM:
-            z = activate(a, alpha, ACT)
-            mean = tl.sum(tl.where(mask, z, 0.0), axis=0) / N
-            delta = tl.where(mask, z - mean, 0.0)
-            rstd = tl.rsqrt(tl.sum(delta * delta, axis=0) / N + eps)
-            normal = delta * rstd
+            delta, rstd = normalise(activate(a, alpha, ACT), inside, N, eps)
+            normal = delta * rstd[:, None]
             if h_ptr is not None:
                 h = normal * gamma + beta
                 if DROPOUT:
@@ -163,7 +170,9 @@ def layer_output_backward_kernel(
             d_beta += g
             d_gamma += g * normal
             g *= gamma
-            g = rstd * (g - tl.sum(g, axis=0) / N - normal * (tl.sum(g * normal, axis=0) / N))
+            mean = tl.sum(g, axis=1) / N
+            along = tl.sum(g * normal, axis=1) / N
+            g = rstd[:, None] * (g - mean[:, None] - normal * along[:, None])
         elif h_ptr is not None:
             h = activate(a, alpha, ACT)
             if DROPOUT:
@@ -177,11 +186,11 @@ def layer_output_backward_kernel(
     if sums_ptr is not None:
         sums = sums_ptr + program.to(tl.int64) * row_of_sums + stream * stream_of_sums
         if NORM:
-            tl.store(sums + cols, d_gamma, mask=mask)
-            tl.store(sums + N + cols, d_beta, mask=mask)
+            tl.store(sums + cols, tl.sum(d_gamma, axis=0), mask=cols < N)
+            tl.store(sums + N + cols, tl.sum(d_beta, axis=0), mask=cols < N)
             sums += 2 * N
         if PRELU:
-            tl.store(sums, tl.sum(d_alpha, axis=0))
+            tl.store(sums, tl.sum(d_alpha))
 
 
 @triton.jit
