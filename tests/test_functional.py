@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import reference
-from hnkernels import HypernetworkMLP, hyper_context, hyper_kv
+from hnkernels import HypernetworkMLP, hyper_context, hyper_kv, hyper_qkv
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, make_mlp, reference_of, relative_error
 
 SMOOTH = ("gelu", "silu", "mish", "tanh", "softplus")
@@ -464,6 +464,36 @@ def test_hyper_context_is_the_chain_alone(dtype):
     assert relative_error(y, reference.chain(x.double(), refs)) <= 3 * max(torch.finfo(dtype).eps, 1e-7)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "relu"},
+        {"activation": None},
+        {"activation": "silu", "layer_norm": True},
+        {"activation": "gelu", "layer_structure": (1, 1), "activate_output": True},
+        {"activation": "relu", "length": 2},
+        {"length": 0},
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_hyper_qkv_is_hyper_kv_and_the_plain_query(options, bias, grad):
+    case = Case.make(train=False, strength=0.6, **options)
+    w_q, b_q = torch.randn(9, 8, requires_grad=True), torch.randn(9, requires_grad=True) if bias else None
+    weights = (w_q, case.w_k, case.w_v, b_q, case.b_k, case.b_v)
+    with torch.set_grad_enabled(grad):
+        q, k, v = hyper_qkv(case.context, case.mlps_k, case.mlps_v, *weights, strength=case.strength)
+        expected = torch.nn.functional.linear(case.context, w_q, b_q), *case.ours()
+    for actual, plain in zip((q, k, v), expected, strict=True):
+        assert relative_error(actual, plain) <= FORWARD_TOLERANCE
+    if grad:
+        upstream = (torch.randn_like(q), *case.upstream)
+        inputs = [t for t in (*case.inputs(), w_q, b_q) if t is not None]
+        ours = torch.autograd.grad((q, k, v), inputs, upstream)
+        theirs = torch.autograd.grad(expected, inputs, upstream)
+        assert all(relative_error(a, b) <= GRADIENT_TOLERANCE for a, b in zip(ours, theirs, strict=True))
+
+
 class TestRefusals:
     """One message style: what was given, what is accepted, what to do."""
 
@@ -480,7 +510,10 @@ class TestRefusals:
         ("changes", "message"),
         [
             ({"backend": "cuda"}, "backend 'cuda' is unknown; accepted are auto, triton, portable"),
-            ({"backend": "triton"}, "backend 'triton' .* use 'auto' or 'portable'"),
+            (
+                {"backend": "triton", "mlp_k": make_mlp(8, activation="rrelu")},  # which no machine has device code for
+                "backend 'triton' cannot run here: .*; use 'auto' or 'portable'",
+            ),
             ({"context": [1.0]}, "context must be a tensor, not list"),
             ({"context": torch.ones(2, 8).long()}, r"floating-point tensor \[..., d\], not torch.int64 \[2, 8\]; cast"),
             ({"context": torch.tensor(1.0)}, r"not torch.float32 \[\]"),
@@ -518,4 +551,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"mlps is for contexts of width 8, .* width 9"):
             hyper_context(torch.ones(2, 9), make_mlp(8))
         with pytest.raises(ValueError, match="backend 'triton'"):
-            hyper_context(torch.ones(2, 8), make_mlp(8), backend="triton")
+            hyper_context(torch.ones(2, 8), make_mlp(8, activation="rrelu"), backend="triton")
+
+    def test_hyper_qkv(self):
+        mlp, w = make_mlp(8), torch.ones(6, 8)
+        with pytest.raises(ValueError, match=r"w_q must be \[n, 8\] .* not \[6, 9\]"):
+            hyper_qkv(torch.ones(2, 8), mlp, mlp, torch.ones(6, 9), w, w)
+        with pytest.raises(ValueError, match=r"b_q must be \[6\] like w_q, not \[5\]"):
+            hyper_qkv(torch.ones(2, 8), mlp, mlp, w, w, w, torch.ones(5))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnkernels.triton import mlps
+from hnkernels.triton import mlps, mlps_backward
 from hnkernels.triton import ops as _ops  # noqa: F401  # registers torch.ops.hnkernels
 from hnkernels.triton.launchers import WeightGradients
 from hnkernels.triton.mlps import Layer
@@ -103,8 +103,8 @@ class _MLPs(torch.autograd.Function):
             per_stream = len(parameters) // streams
             unflat = mlps.unflatten(layers, [parameters[s * per_stream : (s + 1) * per_stream] for s in range(streams)])
             weights = results.pop(0)
-            vectors = results.pop(0) if mlps.gradient_sizes(layers, unflat)[1] else None
-            cut = mlps.parameter_gradients(layers, unflat, weights, vectors)
+            vectors = results.pop(0) if mlps_backward.gradient_sizes(layers, unflat)[1] else None
+            cut = mlps_backward.parameter_gradients(layers, unflat, weights, vectors)
             d_parameters = [gradient for stream in cut for gradient in stream]
         d_rider_w = d_rider_b = None
         if needs_rider or needs_rider_b:

@@ -20,6 +20,7 @@ from hnkernels.triton._compat import INTERPRETED
 from hnkernels.triton.launch import launch
 from hnkernels.triton.layer_backward import hidden_gradient_kernel, input_gradient_kernel
 from hnkernels.triton.layer_forward import mlp_layer_forward_kernel
+from hnkernels.triton.norm_backward import normed_gradient_kernel, normed_weight_gradient_kernel
 from hnkernels.triton.project import grouped_input_gradient_kernel, grouped_linear_kernel, linear_streams_kernel
 from hnkernels.triton.rows import layer_output_backward_kernel, norm_forward_kernel, norm_vectors_kernel
 from hnkernels.triton.tiling import Tiles, choose, splits, target_of
@@ -51,15 +52,17 @@ class NormIn:
     width: int  # columns of a part
     wg: Tensor  # [streams, N]
     wb: Tensor  # [streams, N]
+    gamma: Streams | None  # γ [K], where the activations that come in do not have it in them yet
 
 
 class LayerOutput(NamedTuple):
-    """What a layer's launch leaves: its output (that of a hidden layer stacked too), the pre-activations if wanted, the
-    moments if a LayerNorm follows, and the rider's product."""
+    """What a layer's launch leaves: its output (that of a hidden layer stacked too), the pre-activations and statistics
+    if wanted, the moments if a LayerNorm follows, and the rider's product."""
 
     out: Streams | None
     stacked: Tensor | None
     pre: Tensor | None
+    stats: Tensor | None
     moments: Tensor | None
     width: int
     rider: Tensor | None
@@ -81,16 +84,19 @@ def layer_forward(
     pre: bool = False,
     alpha: Streams | None = None,
     norm_in: NormIn | None = None,
+    moments: bool = False,
     gamma: Streams | None = None,
     dropout: Dropout | None = None,
     residual: Streams | None = None,
     multiplier: tuple[float, ...] = (1.0, 1.0),
     rider: tuple[Tensor, Tensor | None] | None = None,
+    stats: bool = False,
 ) -> LayerOutput:
     """``mlp_layer_forward_kernel``: x [M, K], w [N, K], b [N] per stream → out [M, N] per stream, and what is asked.
 
-    ``gamma`` asks for the moments of a LayerNorm behind; ``norm_in`` is one in front; ``rider`` is (weight [R, K],
-    bias [R]) of ``to_q``, whose product with x_k comes along.
+    ``moments`` asks for those of a LayerNorm behind, ``gamma`` is its γ, unless the next launch is to see to it;
+    ``norm_in`` is one in front, and ``stats`` asks for the mean and 1/σ of its rows, [streams, M, 2]; ``rider`` is
+    (weight [R, K], bias [R]) of ``to_q``, whose product with x_k comes along.
     """
     (M, K), N, streams = x[0].shape, w[0].shape[0], len(x)
     dtype, device = w[0].dtype, x[0].device
@@ -103,7 +109,8 @@ def layer_forward(
         return torch.empty(shape, device=device, dtype=dtype)
 
     pre_tensor = empty(streams, M, N) if pre else None
-    moments = empty(streams, columns, M, 2, dtype=acc) if gamma is not None else None
+    parts = empty(streams, columns, M, 2, dtype=acc) if moments else None
+    row_stats = empty(streams, M, 2, dtype=acc) if stats and norm_in is not None else None
     stacked = empty(streams, M, N) if out and residual is None else None
     outs = None if stacked is None else tuple(stacked)
     if out and stacked is None:
@@ -117,15 +124,17 @@ def layer_forward(
         tiles=tiles,
         flops=2 * M * K * (streams * N + rider_n),
         reads=[*x, *w, b_k, b_v, *(alpha or ()), *(gamma or ()), *(residual or ()), *(rider or ()),
-               *((norm_in.moments, norm_in.wg) if norm_in else ())],
-        writes=[*((stacked,) if stacked is not None else outs or ()), pre_tensor, moments, rider_out],
+               *((norm_in.moments, norm_in.wg, *(norm_in.gamma or ())) if norm_in else ())],
+        writes=[*((stacked,) if stacked is not None else outs or ()), pre_tensor, row_stats, parts, rider_out],
         x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b_k, b_v_ptr=b_v,
         wg_k_ptr=norm_in.wg[0] if norm_in else None, wg_v_ptr=norm_in.wg[-1] if norm_in else None,
+        g_in_k_ptr=norm_in.gamma[0] if norm_in and norm_in.gamma else None,
+        g_in_v_ptr=norm_in.gamma[-1] if norm_in and norm_in.gamma else None,
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None,
         g_k_ptr=gamma[0] if gamma else None, g_v_ptr=gamma[-1] if gamma else None,
         residual_k_ptr=residual[0] if residual else None, residual_v_ptr=residual[-1] if residual else None,
         pre_ptr=pre_tensor, out_k_ptr=outs[0] if outs else None, out_v_ptr=outs[-1] if outs else None,
-        moments_in_ptr=norm_in.moments if norm_in else None, moments_out_ptr=moments,
+        moments_in_ptr=norm_in.moments if norm_in else None, stats_ptr=row_stats, moments_out_ptr=parts,
         rider_w_ptr=rider[0] if rider else None, rider_b_ptr=rider[1] if rider else None, rider_out_ptr=rider_out,
         seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
         dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1], eps=EPS,
@@ -133,10 +142,10 @@ def layer_forward(
         tiles_in=norm_in.moments.shape[1] if norm_in else 0, width_in=norm_in.width if norm_in else 1,
         stride_xk=x[0].stride(0), stride_xv=x[-1].stride(0),
         stride_rk=residual[0].stride(0) if residual else 0, stride_rv=residual[-1].stride(0) if residual else 0,
-        ACT=act, NORM_IN=norm_in is not None, NORM_OUT=gamma is not None, RESIDUAL=residual is not None,
+        ACT=act, NORM_IN=norm_in is not None, NORM_OUT=moments, RESIDUAL=residual is not None,
         DROPOUT=dropout is not None, PRELU=alpha is not None, **_product(dtype), EVEN_K=K % tiles.block_k == 0,
     )  # fmt: skip
-    return LayerOutput(outs, stacked, pre_tensor, moments, tiles.block_n, rider_out)
+    return LayerOutput(outs, stacked, pre_tensor, row_stats, parts, tiles.block_n, rider_out)
 
 
 def norm_vectors(w: Streams, bias: Streams, gamma: Streams, beta: Streams) -> tuple[Tensor, Tensor]:
@@ -168,16 +177,17 @@ def norm_forward(
     dropout: Dropout | None = None,
     residual: Streams | None = None,
     multiplier: tuple[float, ...] = (1.0, 1.0),
+    wb: Tensor | None = None,
 ) -> Streams:
-    """``[residual + m·] dropout(LN(act(a)))``. Shape: a [streams, M, N] → [M, N] per stream."""
+    """``[residual + m·] dropout(LN(act(a [+ wb])))``. Shape: a [streams, M, N], wb [streams, N] → [M, N] per stream."""
     streams, M, N = a.shape
     outs = tuple(torch.empty(M, N, device=a.device, dtype=out_dtype) for _ in range(streams))
     launch(
         norm_forward_kernel,
         (triton.cdiv(M, _rows_at_once(N)), streams),
-        reads=[a, *gamma, *beta, *(alpha or ()), *(residual or ())],
+        reads=[a, wb, *gamma, *beta, *(alpha or ()), *(residual or ())],
         writes=outs,
-        a_ptr=a, g_k_ptr=gamma[0], g_v_ptr=gamma[-1], b_k_ptr=beta[0], b_v_ptr=beta[-1],
+        a_ptr=a, wb_ptr=wb, g_k_ptr=gamma[0], g_v_ptr=gamma[-1], b_k_ptr=beta[0], b_v_ptr=beta[-1],
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None,
         residual_k_ptr=residual[0] if residual else None, residual_v_ptr=residual[-1] if residual else None,
         out_k_ptr=outs[0], out_v_ptr=outs[-1],
@@ -324,6 +334,7 @@ def hidden_gradient(
     *,
     act: str = "linear",
     a: Tensor | None = None,
+    wb: Tensor | None = None,
     fused: bool,
     with_h: bool = False,
     dropout: Dropout | None = None,
@@ -340,9 +351,9 @@ def hidden_gradient(
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(N, tiles.block_n), len(da)),
         tiles=tiles,
         flops=2 * len(da) * M * N * K,
-        reads=[*da, *w, a],
+        reads=[*da, *w, a, wb],
         writes=[out, h],
-        da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], a_ptr=a, out_ptr=out, h_ptr=h,
+        da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], a_ptr=a, wb_ptr=wb, out_ptr=out, h_ptr=h,
         seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
         dropout=dropout.p if dropout else 0.0, scale_k=scale[0], scale_v=scale[-1],
         M=M, N=N, K=K, stride_dk=da[0].stride(0), stride_dv=da[-1].stride(0),
@@ -365,24 +376,30 @@ def layer_output_backward(
     sums: Tensor | None = None,
     sums_at: int = 0,
     stream_of_sums: int = 0,
-) -> tuple[Tensor, Tensor | None]:
+    wb: Tensor | None = None,
+    wg: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``layer_output_backward_kernel``: dh [M, N] per stream, a [streams, M, N] → da, and h, like a.
 
-    ``sums`` [programs, P] takes Σ dγ, Σ dβ and prelu's slope from element ``sums_at`` on.
+    ``sums`` [programs, P] takes Σ dγ, Σ dβ and prelu's slope from element ``sums_at`` on. ``wb`` and ``wg``
+    [streams, N] are W β + b and W γ of a LayerNorm in front of this layer's product; with ``wg`` what that LayerNorm
+    needs of da comes third, [streams, 1, M, 2].
     """
     M, N = dh[0].shape
     device, dtype = dh[0].device, dh[0].dtype
     da = torch.empty(len(dh), M, N, device=device, dtype=dtype)
     h = torch.empty_like(da) if with_h else None
+    dots = torch.empty(len(dh), 1, M, 2, device=device, dtype=acc_dtype(dtype)) if wg is not None else None
     launch(
         layer_output_backward_kernel,
         (row_programs(M), len(dh)),
-        reads=[*dh, a, *(gamma or ()), *((beta or ()) if with_h else ()), *(alpha or ())],
-        writes=[da, h, None if sums is None else sums[:, sums_at : sums_at + 2 * stream_of_sums]],
+        reads=[*dh, a, *(gamma or ()), *((beta or ()) if with_h else ()), *(alpha or ()), wb, wg],
+        writes=[da, h, dots, None if sums is None else sums[:, sums_at : sums_at + 2 * stream_of_sums]],
         dh_k_ptr=dh[0], dh_v_ptr=dh[-1], a_ptr=a, g_k_ptr=gamma[0] if gamma else None,
         g_v_ptr=gamma[-1] if gamma else None, b_k_ptr=beta[0] if beta else None, b_v_ptr=beta[-1] if beta else None,
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None, da_ptr=da, h_ptr=h,
         sums_ptr=None if sums is None else sums[:, sums_at:],
+        wb_ptr=wb, wg_ptr=wg, dots_ptr=dots,
         seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
         dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1], eps=EPS,
         M=M, N=N, stride_dk=dh[0].stride(0), stride_dv=dh[-1].stride(0),
@@ -390,7 +407,49 @@ def layer_output_backward(
         ACT=act, NORM=gamma is not None, DROPOUT=dropout is not None, PRELU=alpha is not None,
         ACC=_tl(acc_dtype(dtype)), **_row_blocks(N),
     )  # fmt: skip
-    return da, h
+    return da, h, dots
+
+
+def normed_gradient(
+    da: Streams,
+    w: Streams,
+    gamma: Streams,
+    act: str,
+    a: Tensor,
+    stats: Tensor,
+    dots: Tensor,
+    *,
+    with_normal: bool,
+    wb: Tensor | None = None,
+    wg: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``normed_gradient_kernel``: da' [M, K], w [K, N] per stream, a [streams, M, N] → da and ẑ, like a, and the dots.
+
+    ``stats`` [streams, M, 2] and ``dots`` [streams, tiles, M, 2] are of this layer's LayerNorm; ``wb``, ``wg`` and
+    the third result, with ``wg``, of one in front of this layer's own product.
+    """
+    (M, K), N = da[0].shape, w[0].shape[1]
+    dtype, device = da[0].dtype, da[0].device
+    tiles = choose("backward", M, N, K, dtype, target_of(device))
+    out = torch.empty(len(da), M, N, device=device, dtype=dtype)
+    normal = torch.empty_like(out) if with_normal else None
+    columns = triton.cdiv(N, tiles.block_n)
+    dots_out = None
+    if wg is not None:
+        dots_out = torch.empty(len(da), columns, M, 2, device=device, dtype=acc_dtype(dtype))
+    launch(
+        normed_gradient_kernel,
+        (triton.cdiv(M, tiles.block_m) * columns, len(da)),
+        tiles=tiles,
+        flops=2 * len(da) * M * N * K,
+        reads=[*da, *w, *gamma, a, stats, dots, wb, wg],
+        writes=[out, normal, dots_out],
+        da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1], a_ptr=a,
+        stats_ptr=stats, dots_in_ptr=dots, out_ptr=out, normal_ptr=normal,
+        wb_ptr=wb, wg_ptr=wg, dots_out_ptr=dots_out,
+        M=M, N=N, K=K, tiles_in=dots.shape[1], ACT=act, **_product(dtype), EVEN_K=K % tiles.block_k == 0,
+    )  # fmt: skip
+    return out, normal, dots_out
 
 
 def row_programs(M: int) -> int:
@@ -440,6 +499,7 @@ class WeightGradients:
         rows: M, the tokens that are summed over.
         dtype: of the weights.
         biases: whether there are bias gradients.
+        normed: whether ``finish_normed`` will be called, which wants unrounded sums.
     """
 
     def __init__(
@@ -449,6 +509,7 @@ class WeightGradients:
         dtype: torch.dtype,
         device: torch.device,
         biases: bool = True,
+        normed: bool = False,
     ):
         self.rows, self.shapes, self.biases = rows, shapes, biases
         self.offsets, end = self.layout(shapes, biases)
@@ -461,10 +522,12 @@ class WeightGradients:
         count = splits(rows, fewest, block, target)
         self._per_split = max(triton.cdiv(triton.cdiv(rows, count), block), 1) * block
         self._splits = triton.cdiv(rows, self._per_split)
-        self._flat = (torch.empty if rows else torch.zeros)(end, device=device, dtype=dtype)
+        self._flat = torch.empty(end, device=device, dtype=dtype)
         self._parts = self._flat[None]
-        if self._splits > 1:
-            self._parts = torch.empty(self._splits, end, device=device, dtype=acc_dtype(dtype))
+        if self._splits > 1 or normed:
+            self._parts = torch.empty(max(self._splits, 1), end, device=device, dtype=acc_dtype(dtype))
+        if rows == 0:
+            self._parts.zero_()
 
     @staticmethod
     def layout(shapes: Sequence[Sequence[tuple[int, int]]], biases: bool = True) -> tuple[list[list[int]], int]:
@@ -478,8 +541,19 @@ class WeightGradients:
             offsets.append(starts)
         return offsets, end
 
-    def add(self, index: int, da: Streams, h: Streams, scale: tuple[float, ...] = (1.0, 1.0)) -> None:
-        """``scale · daᵀ h`` and ``scale · Σ da`` of linear ``index``. Shape: da [M, N], h [M, K] per stream."""
+    def add(
+        self,
+        index: int,
+        da: Streams,
+        h: Streams,
+        scale: tuple[float, ...] = (1.0, 1.0),
+        act: str = "linear",
+        stats: Tensor | None = None,
+    ) -> None:
+        """``scale · daᵀ h`` and ``scale · Σ da`` of linear ``index``. Shape: da [M, N], h [M, K] per stream.
+
+        With ``stats`` [streams, M, 2] h are pre-activations, and ẑ = (act(h) − μ)/σ takes their place.
+        """
         streams, tiles, starts = self.shapes[index], self._tiles[index], self.offsets[index]
         end = self.offsets[index + 1][0] if index + 1 < len(self.offsets) else self._parts.shape[1]
         relative = [start - starts[0] for start in starts]
@@ -489,21 +563,47 @@ class WeightGradients:
             (self._programs(index), len(streams), self._splits),
             tiles=tiles,
             flops=2 * self.rows * sum(n * k for n, k in streams),
-            reads=[*da, *h],
+            reads=[*da, *h, stats],
             writes=[self._parts[:, starts[0] : end]],
-            da_k_ptr=da[0], da_v_ptr=da[-1], h_k_ptr=h[0], h_v_ptr=h[-1], out_ptr=self._parts[:, starts[0] :],
+            da_k_ptr=da[0], da_v_ptr=da[-1], h_k_ptr=h[0], h_v_ptr=h[-1], stats_ptr=stats,
+            out_ptr=self._parts[:, starts[0] :],
             M=self.rows, N_k=streams[0][0], N_v=streams[-1][0], K=streams[0][1],
             rows_per_split=self._per_split, elements=self._parts.stride(0),
             weight_v=relative[len(streams) - 1], bias_k=bias_k, bias_v=bias_v, scale_k=scale[0], scale_v=scale[-1],
             stride_dk=da[0].stride(0), stride_dv=da[-1].stride(0), stride_hk=h[0].stride(0), stride_hv=h[-1].stride(0),
-            BIAS=self.biases, **_product(da[0].dtype),
+            ACT=act, BIAS=self.biases, **_product(da[0].dtype),
         )  # fmt: skip
 
     def total(self) -> Tensor:
         """All gradients behind one another, at ``offsets``."""
-        if self._splits > 1:
+        if self._parts.shape[0] > 1 or self._parts.dtype != self._flat.dtype:
             sum_rows(self._parts, self._flat)
         return self._flat
+
+    def finish_normed(
+        self, index: int, w: Streams, gamma: Streams, beta: Streams, vectors: Tensor, stream_of_vectors: int
+    ) -> None:
+        """After ``total``: linear ``index`` got ẑ for h; this makes its dw, and dγ and dβ in ``vectors``, of that.
+
+        Shape: w [N, K], gamma, beta [K] per stream; ``vectors`` is flat, from this LayerNorm on.
+        """
+        streams, starts = self.shapes[index], self.offsets[index]
+        n, k = streams[0]
+        relative = [start - starts[0] for start in starts]
+        parts = self._parts[:, starts[0] : starts[-1] + n]
+        block = 32
+        launch(
+            normed_weight_gradient_kernel,
+            (triton.cdiv(k, block), len(streams)),
+            flops=6 * n * k * len(streams),
+            reads=[parts, *w, *gamma, *beta],
+            writes=[self._flat[starts[0] : starts[-1] + n], vectors[: len(streams) * stream_of_vectors]],
+            parts_ptr=parts, w_k_ptr=w[0], w_v_ptr=w[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1],
+            b_k_ptr=beta[0], b_v_ptr=beta[-1], dw_ptr=self._flat[starts[0] :], dg_ptr=vectors,
+            splits=parts.shape[0], elements=parts.stride(0), N=n, K=k, weight_v=relative[len(streams) - 1],
+            bias_k=relative[len(streams)], bias_v=relative[-1], stream_of_vectors=stream_of_vectors,
+            ACC=_tl(self._parts.dtype), BLOCK_N=32, BLOCK_K=block,
+        )  # fmt: skip
 
     def _programs(self, index: int) -> int:
         streams, tiles = self.shapes[index], self._tiles[index]
@@ -511,16 +611,19 @@ class WeightGradients:
 
 
 def sum_rows(parts: Tensor, out: Tensor) -> None:
-    """``out = Σ parts`` over rows. Shape: parts [R, P], out [P]."""
+    """``out = Σ parts`` over rows. Shape: parts [R, P], rows perhaps apart, out [P]. Zero where there are no rows."""
     R, P = parts.shape
+    if R == 0:
+        out.zero_()
+        return
     block = 128
     launch(
         sum_rows_kernel,
         (triton.cdiv(P, block),),
         reads=[parts],
         writes=[out],
-        parts_ptr=parts, out_ptr=out, R=R, P=P, ACC=_tl(parts.dtype), BLOCK_R=min(16, triton.next_power_of_2(R)),
-        BLOCK_P=block,
+        parts_ptr=parts, out_ptr=out, R=R, P=P, stride=parts.stride(0), ACC=_tl(parts.dtype),
+        BLOCK_R=min(16, triton.next_power_of_2(R)), BLOCK_P=block,
     )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ def hidden_gradient_kernel(
     da_v_ptr,
     w_k_ptr,  # [K, N]: its weight
     w_v_ptr,
-    a_ptr,  # [2, M, N]: the pre-activations of this layer; None without FUSED or an activation
+    a_ptr,  # [2, M, N]: the pre-activations of this layer, without wb; None without FUSED or an activation
+    wb_ptr,  # [2, N]: W β + b of a LayerNorm in front of this layer, or None
     out_ptr,  # [2, M, N]
     h_ptr,  # [2, M, N]: this layer's output once more, or None
     seed_ptr,
@@ -63,6 +64,8 @@ def hidden_gradient_kernel(
             g *= kept
         if a_ptr is not None:
             a = tl.load(a_ptr + at, mask=mask, other=0.0).to(ACC)
+            if wb_ptr is not None:
+                a += tl.load(wb_ptr + stream * N + cols, mask=cols < N, other=0.0)[None, :]
             g *= derivative(a, 0.0, ACT)
             if h_ptr is not None:
                 h = activate(a, 0.0, ACT)

@@ -1,8 +1,9 @@
 """One layer of the MLP, of the K and the V stream in one launch: linear, activation, LayerNorm, dropout, residual.
 
 A LayerNorm behind the layer is split between this launch and the next one. This one multiplies the activated tile by
-γ and stores the mean and the squared deviations of its part of every row; the next one combines these (Chan, Golub,
-LeVeque 1979) and normalises *after* its product, because normalising is affine in each row:
+γ (or leaves that to the next one, where the unscaled tile serves backward too) and stores the mean and the squared
+deviations of its part of every row; the next one combines these (Chan, Golub, LeVeque 1979) and normalises *after* its
+product, because normalising is affine in each row:
 
     LN(z) Wᵀ = rstd·((z∘γ) Wᵀ − μ·(W γ)) + W β
 
@@ -57,16 +58,19 @@ def mlp_layer_forward_kernel(
     b_v_ptr,
     wg_k_ptr,  # [N] fp32: W γ, with NORM_IN
     wg_v_ptr,
+    g_in_k_ptr,  # [K]: γ of the LayerNorm in front, where x does not have it in it yet; or None
+    g_in_v_ptr,
     alpha_k_ptr,  # [1]: prelu's slope
     alpha_v_ptr,
-    g_k_ptr,  # [N]: γ of the LayerNorm behind, with NORM_OUT
+    g_k_ptr,  # [N]: γ of the LayerNorm behind, with NORM_OUT; None to leave it to the next launch
     g_v_ptr,
     residual_k_ptr,  # [M, N], with RESIDUAL
     residual_v_ptr,
-    pre_ptr,  # [2, M, N]: pre-activations for backward, or None
+    pre_ptr,  # [2, M, N]: pre-activations for backward, with NORM_IN without W β + b; or None
     out_k_ptr,  # [M, N], or None where a row kernel goes on from the pre-activations
     out_v_ptr,
     moments_in_ptr,  # [2, tiles_in, M, 2] fp32, with NORM_IN
+    stats_ptr,  # [2, M, 2] fp32: takes the mean and 1/σ of the rows that come in, or None
     moments_out_ptr,  # [2, tiles of N, M, 2] fp32, with NORM_OUT
     rider_w_ptr,  # [RIDER_N, K]: to_q's weight, or None
     rider_b_ptr,  # [RIDER_N] or None
@@ -119,10 +123,16 @@ def mlp_layer_forward_kernel(
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     col_mask = cols < width
     mask = (rows < M)[:, None] & col_mask[None, :]  # [BLOCK_M, BLOCK_N]
-    a = multiply(
-        tl.zeros((BLOCK_M, BLOCK_N), ACC), x_ptr, w_ptr, rows, cols, M, width, K, stride_xm, K, 1,
-        BLOCK_K, EVEN_K, PRECISION,
-    )  # fmt: skip
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    if g_in_k_ptr is not None:
+        g_in_ptr = g_in_k_ptr
+        if stream == 1:
+            g_in_ptr = g_in_v_ptr
+        a = multiply(
+            acc, x_ptr, w_ptr, rows, cols, M, width, K, stride_xm, K, 1, BLOCK_K, EVEN_K, PRECISION, g_in_ptr
+        )  # fmt: skip
+    else:
+        a = multiply(acc, x_ptr, w_ptr, rows, cols, M, width, K, stride_xm, K, 1, BLOCK_K, EVEN_K, PRECISION)
 
     out_at = rows[:, None] * width + cols[None, :]
     if rider_w_ptr is not None:
@@ -138,12 +148,20 @@ def mlp_layer_forward_kernel(
             wg_ptr = wg_v_ptr
         moments = moments_in_ptr + stream * (tiles_in * tl.cast(M, tl.int64) * 2)
         mean, rstd = combined_moments(moments, rows, M, K, tiles_in, width_in, eps)
+        if stats_ptr is not None:
+            if tile_n == 0:
+                at = stats_ptr + (stream * tl.cast(M, tl.int64) + rows) * 2
+                tl.store(at, mean, mask=rows < M)
+                tl.store(at + 1, rstd, mask=rows < M)
         wg = tl.load(wg_ptr + cols, mask=col_mask, other=0.0)
         a = rstd[:, None] * (a - mean[:, None] * wg[None, :])
-    a += tl.load(b_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
-    stream_at = stream * (tl.cast(M, tl.int64) * N)
+    b = tl.load(b_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
     if pre_ptr is not None:
-        tl.store(pre_ptr + stream_at + out_at, convert(a, pre_ptr.dtype.element_ty), mask=mask)
+        # Behind a LayerNorm with small γ the constant part may be far larger than the rest, and would round it away.
+        pre = a if NORM_IN else a + b
+        at = pre_ptr + stream * (tl.cast(M, tl.int64) * N) + out_at
+        tl.store(at, convert(pre, pre_ptr.dtype.element_ty), mask=mask)
+    a += b
     if out_k_ptr is None:
         return
 
@@ -155,15 +173,16 @@ def mlp_layer_forward_kernel(
         alpha = tl.load(alpha_ptr).to(ACC)
     z = activate(a, alpha, ACT)
     if NORM_OUT:
-        g_ptr = g_k_ptr
-        if stream == 1:
-            g_ptr = g_v_ptr
         count = tl.minimum(N - tile_n * BLOCK_N, BLOCK_N)
         mean = tl.sum(tl.where(col_mask[None, :], z, 0.0), axis=1) / count  # [BLOCK_M]
         delta = tl.where(col_mask[None, :], z - mean[:, None], 0.0)
         at = moments_out_ptr + ((stream * tl.cdiv(N, BLOCK_N) + tile_n) * tl.cast(M, tl.int64) + rows) * 2
         tl.store(at, mean, mask=rows < M)
         tl.store(at + 1, tl.sum(delta * delta, axis=1), mask=rows < M)
+    if g_k_ptr is not None:
+        g_ptr = g_k_ptr
+        if stream == 1:
+            g_ptr = g_v_ptr
         z *= tl.load(g_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
     if DROPOUT:
         z *= dropout_scale(seed_ptr, dropout, rows, cols, site + stream)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hnkernels.triton import launchers, mlps
+from hnkernels.triton import launchers, mlps, mlps_backward
 from hnkernels.triton.mlps import Layer
 
 _STRUCTURE = "str act, bool[] activated, bool[] norms, float[] dropouts"
@@ -92,7 +92,7 @@ def _mlp_forward(
         residual=_both(_rows(residual), streams) if residual else x, seed=seed, vectors=vectors or None,
         rider=None if rider_w is None else (rider_w.contiguous(), rider_b),
     )  # fmt: skip
-    return [*result.y, *([] if result.rider is None else [result.rider]), *result.saved]
+    return [*result.y, *([] if result.rider is None else [result.rider]), *mlps.flatten_saved(result.saved)]
 
 
 @_shapes("mlp_forward", _mlp_forward)
@@ -106,10 +106,14 @@ def _(
     if rider_w is not None:
         outs.append(x[0].new_empty(rows, rider_w.shape[0]))
     if save:
+        acc = launchers.acc_dtype(x[0].dtype)
         widths = [p.w[0].shape[0] for p in _parameters(layers, parameters, streams)]
-        for layer, width in zip(layers, widths, strict=True):
-            if layer is not layers[-1] or layer.norm or layer.act != "linear":
+        for i, width in enumerate(widths):
+            if mlps.keeps_pre(layers, i):
                 outs.append(x[0].new_empty(streams, rows, width))
+            if mlps.waits_for_product(layers, i):
+                shapes = ((streams, rows, 2), (streams, widths[i + 1]), (streams, widths[i + 1]))
+                outs += [x[0].new_empty(shape, dtype=acc) for shape in shapes]
     return outs
 
 
@@ -128,10 +132,9 @@ def _mlp_backward(
     layers = _layers(act, activated, norms, dropouts)
     unflat = _parameters(layers, parameters, streams)
     x = _both(_rows(x), streams)
-    if not saved:
-        saved = mlps.saved_again(x, layers, unflat, seed)
-    result = mlps.backward(
-        tuple(t.contiguous() for t in dy), x, layers, unflat, tuple(multipliers), saved, shared=shared,
+    kept = mlps.unflatten_saved(layers, saved) if saved else mlps.saved_again(x, layers, unflat, seed)
+    result = mlps_backward.backward(
+        tuple(t.contiguous() for t in dy), x, layers, unflat, tuple(multipliers), kept, shared=shared,
         needs_x=needs_x, needs_parameters=needs_parameters, x_dtype=x_dtype, seed=seed,
         rider=None if dq is None or rider_w is None else (dq.contiguous(), rider_w.contiguous()),
         needs_rider=needs_rider,
@@ -149,7 +152,7 @@ def _(
     unflat = _parameters(layers, parameters, streams)
     outs = [t.new_empty(t.shape, dtype=x_dtype) for t in x] if needs_x else []
     if needs_parameters:
-        weights, vectors = mlps.gradient_sizes(layers, unflat)
+        weights, vectors = mlps_backward.gradient_sizes(layers, unflat)
         outs.append(x[0].new_empty(weights))
         if vectors:
             outs.append(x[0].new_empty(vectors, dtype=launchers.acc_dtype(x[0].dtype)))

@@ -12,6 +12,7 @@ import triton.language as tl
 from hnkernels.triton._compat import convert
 from hnkernels.triton.activations import activate, derivative
 from hnkernels.triton.dropout import dropout_scale
+from hnkernels.triton.norm_backward import store_dots
 
 
 @triton.jit
@@ -24,7 +25,8 @@ def normalise(z, inside, N, eps):
 
 @triton.jit
 def norm_forward_kernel(
-    a_ptr,  # [2, M, N]: the pre-activations
+    a_ptr,  # [2, M, N]: the pre-activations, without wb
+    wb_ptr,  # [2, N]: W β + b of a LayerNorm in front, or None
     g_k_ptr,  # [N]: γ
     g_v_ptr,
     b_k_ptr,  # [N]: β
@@ -70,6 +72,8 @@ def norm_forward_kernel(
         alpha = tl.load(alpha_ptr).to(ACC)
     at = rows[:, None] * N + cols[None, :]
     a = tl.load(a_ptr + stream * (tl.cast(M, tl.int64) * N) + at, mask=mask, other=0.0).to(ACC)
+    if wb_ptr is not None:
+        a += tl.load(wb_ptr + stream * N + cols, mask=cols < N, other=0.0)[None, :]
     delta, rstd = normalise(activate(a, alpha, ACT), inside, N, eps)
     g = tl.load(g_ptr + cols, mask=cols < N, other=0.0).to(ACC)
     b = tl.load(b_ptr + cols, mask=cols < N, other=0.0).to(ACC)
@@ -89,7 +93,7 @@ def norm_forward_kernel(
 def layer_output_backward_kernel(
     dh_k_ptr,  # [M, N]: gradient of the layer's output
     dh_v_ptr,
-    a_ptr,  # [2, M, N]: the pre-activations; None without activation and norm
+    a_ptr,  # [2, M, N]: the pre-activations, without wb; None without activation and norm
     g_k_ptr,  # [N]: γ, with NORM
     g_v_ptr,
     b_k_ptr,  # [N]: β, with NORM and h
@@ -99,6 +103,9 @@ def layer_output_backward_kernel(
     da_ptr,  # [2, M, N]: gradient of the pre-activations
     h_ptr,  # [2, M, N]: the layer's output once more, or None
     sums_ptr,  # [programs, row_of_sums] fp32, or None; this layer's part begins here
+    wb_ptr,  # [2, N]: W β + b of a LayerNorm in front, or None
+    wg_ptr,  # [2, N]: W γ likewise, where its backward pass wants dots of da, see norm_backward.py
+    dots_ptr,  # [2, 1, M, 2], with wg
     seed_ptr,
     site,
     dropout,
@@ -158,7 +165,10 @@ def layer_output_backward_kernel(
             scale = dropout_scale(seed_ptr, dropout, rows, cols, site + stream)
             g *= scale
         if a_ptr is not None:
-            a = tl.load(a_ptr + at, mask=mask, other=0.0).to(ACC)
+            kept = tl.load(a_ptr + at, mask=mask, other=0.0).to(ACC)
+            a = kept
+            if wb_ptr is not None:
+                a += tl.load(wb_ptr + stream * N + cols, mask=cols < N, other=0.0)[None, :]
         if NORM:
             delta, rstd = normalise(activate(a, alpha, ACT), inside, N, eps)
             normal = delta * rstd[:, None]
@@ -183,6 +193,9 @@ def layer_output_backward_kernel(
         if ACT != "linear":
             g *= derivative(a, alpha, ACT)
         tl.store(da_ptr + at, convert(g, da_ptr.dtype.element_ty), mask=mask)
+        if wg_ptr is not None:
+            dots = dots_ptr + stream * (tl.cast(M, tl.int64) * 2)
+            store_dots(dots, g, kept, wg_ptr + stream * N, 0, rows, cols, M, N)
     if sums_ptr is not None:
         sums = sums_ptr + program.to(tl.int64) * row_of_sums + stream * stream_of_sums
         if NORM:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hnkernels.triton._compat import dot
+from hnkernels.triton._compat import convert, dot
 
 
 @triton.jit
@@ -36,8 +36,9 @@ def multiply(
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
     PRECISION: tl.constexpr,
+    g_ptr=None,  # [K]: x is multiplied by it, or None
 ):
-    """``acc + x wᵀ`` for the tile of these rows and columns; what lies outside counts as 0."""
+    """``acc + (x∘g) wᵀ`` for the tile of these rows and columns; what lies outside counts as 0."""
     depth = tl.arange(0, BLOCK_K)
     x_tile = x_ptr + rows[:, None] * stride_xm + depth[None, :]  # [BLOCK_M, BLOCK_K]
     w_tile = w_ptr + cols[None, :] * stride_wn + depth[:, None] * stride_wk  # [BLOCK_K, BLOCK_N]
@@ -50,6 +51,9 @@ def multiply(
         else:
             x = tl.load(x_tile, mask=row_mask & (depth < K - k)[None, :], other=0.0)
             w = tl.load(w_tile, mask=col_mask & (depth < K - k)[:, None], other=0.0)
+        if g_ptr is not None:
+            g = tl.load(g_ptr + k + depth, mask=depth < K - k, other=0.0)
+            x = convert(x.to(acc.dtype) * g.to(acc.dtype)[None, :], x.dtype)
         acc = dot(x, w.to(x.dtype), acc, PRECISION)
         x_tile += BLOCK_K
         w_tile += BLOCK_K * stride_wk

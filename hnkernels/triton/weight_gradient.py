@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from hnkernels.triton._compat import convert, dot
+from hnkernels.triton.activations import activate
 from hnkernels.triton.tiles import tile_of
 
 
@@ -13,8 +14,9 @@ from hnkernels.triton.tiles import tile_of
 def weight_gradient_kernel(
     da_k_ptr,  # [M, N]
     da_v_ptr,
-    h_k_ptr,  # [M, K]
+    h_k_ptr,  # [M, K]; with stats the pre-activations of a layer with LayerNorm, which ẑ is made of
     h_v_ptr,
+    stats_ptr,  # [2, M, 2]: μ and 1/σ of its rows, or None
     out_ptr,  # [splits, elements]: this layer's part begins here
     M,
     N_k,
@@ -31,6 +33,7 @@ def weight_gradient_kernel(
     stride_dv,
     stride_hk,
     stride_hv,
+    ACT: tl.constexpr,
     BIAS: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -71,6 +74,12 @@ def weight_gradient_kernel(
         inside = steps < count - step
         da = tl.load(da_tile, mask=n_mask & inside[None, :], other=0.0)
         h = tl.load(h_tile, mask=k_mask & inside[:, None], other=0.0)
+        if stats_ptr is not None:
+            stats = stats_ptr + (stream * tl.cast(M, tl.int64) + first + step + steps) * 2
+            mean = tl.load(stats, mask=inside, other=0.0)
+            rstd = tl.load(stats + 1, mask=inside, other=0.0)
+            normal = (activate(h.to(ACC), 0.0, ACT) - mean[:, None]) * rstd[:, None]
+            h = convert(normal, da.dtype)
         acc = dot(da, h.to(da.dtype), acc, PRECISION)
         if BIAS:
             sums = dot(da, ones, sums, PRECISION)
@@ -88,10 +97,11 @@ def weight_gradient_kernel(
 
 @triton.jit
 def sum_rows_kernel(
-    parts_ptr,  # [R, P] fp32
+    parts_ptr,  # [R, P] fp32, rows ``stride`` apart
     out_ptr,  # [P]
     R,
     P,
+    stride,
     ACC: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -103,6 +113,6 @@ def sum_rows_kernel(
     for r in range(0, R, BLOCK_R):
         mask = (steps < R - r)[:, None] & (cols < P)[None, :]
         acc += tl.sum(
-            tl.load(parts_ptr + (r + steps)[:, None].to(tl.int64) * P + cols[None, :], mask=mask, other=0.0), 0
+            tl.load(parts_ptr + (r + steps)[:, None].to(tl.int64) * stride + cols[None, :], mask=mask, other=0.0), 0
         )
     tl.store(out_ptr + cols, convert(acc, out_ptr.dtype.element_ty), mask=cols < P)

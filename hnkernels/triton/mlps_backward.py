@@ -1,0 +1,262 @@
+"""The backward pass of a pair of residual MLPs: from the last layer down, one product per layer and gradient.
+
+Behind every product stands what the layer below needs: the derivative of an activation, a mask of dropout, and most of
+LayerNorm (``norm_backward.py``). Row kernels run for the LayerNorm that no product follows, for prelu, whose slope
+has a gradient, and where dropout stands between a LayerNorm and the next product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnkernels.triton import launchers
+from hnkernels.triton.launchers import Streams, WeightGradients
+from hnkernels.triton.mlps import Layer, Parameters, Saved, dropout_of, output_serves, waits_for_product
+
+
+class Gradients(NamedTuple):
+    """The result of ``backward``.
+
+    ``weights`` and ``vectors`` (γ, β and prelu's slopes) are flat; ``parameter_gradients`` cuts them up.
+    """
+
+    x: tuple[Tensor | None, ...]
+    weights: Tensor | None
+    vectors: Tensor | None
+    rider: Tensor | None
+
+
+def backward(
+    dy: Streams,
+    x: Streams,
+    layers: Sequence[Layer],
+    parameters: Sequence[Parameters],
+    multiplier: tuple[float, ...],
+    saved: Sequence[Saved],
+    *,
+    shared: bool,
+    needs_x: bool,
+    needs_parameters: bool,
+    x_dtype: torch.dtype,
+    seed: Tensor | None = None,
+    rider: tuple[Tensor, Tensor] | None = None,
+    needs_rider: bool = False,
+) -> Gradients:
+    """The gradients of ``mlps.forward``. Shape: dy [M, d] per stream.
+
+    ``rider`` is (dq [M, Q], w_q [Q, d]). With ``shared`` x is one tensor, and so is its gradient.
+    """
+    descent = _Descent(dy, x, layers, parameters, saved, seed, needs_parameters)
+    descent.through_output(multiplier)
+    for index in range(len(layers) - 1, 0, -1):
+        if needs_x or needs_parameters:
+            descent.down(index)
+    descent.at_first_layer()
+    dx: tuple[Tensor | None, ...] = (None,) * len(dy)
+    if needs_x:
+        dx = launchers.input_gradient(
+            dy, descent.da, parameters[0].w, shared=shared, out_dtype=x_dtype, rider=rider
+        )[: len(dy)]  # fmt: skip
+    weights, vectors = descent.parameter_gradients()
+    d_rider = None
+    if needs_rider:
+        assert rider is not None
+        one = WeightGradients([_sizes(rider[1:])], x[0].shape[0], x[0].dtype, x[0].device)
+        one.add(0, rider[:1], x[:1])
+        d_rider = one.total()
+    return Gradients(dx, weights, vectors, d_rider)
+
+
+class _Descent:
+    """The state between two layers: the gradient of the upper one's pre-activations, ``scale · da``."""
+
+    def __init__(
+        self,
+        dy: Streams,
+        x: Streams,
+        layers: Sequence[Layer],
+        parameters: Sequence[Parameters],
+        saved: Sequence[Saved],
+        seed: Tensor | None,
+        needs_parameters: bool,
+    ):
+        self.x, self.layers, self.parameters, self.saved, self.seed = x, layers, parameters, saved, seed
+        self.da, self.scale = dy, (1.0,) * len(dy)
+        self.dots: Tensor | None = None  # what the LayerNorm below needs to know of da, if its product finishes it
+        rows, dtype, device = x[0].shape[0], x[0].dtype, x[0].device
+        self.offsets, self.vector_count = vector_offsets(layers, parameters)
+        self.gradients: WeightGradients | None = None
+        self.sums: Tensor | None = None  # one row of partial sums per program of the row kernel
+        self.summed: list[int] = []  # layers whose vectors' gradients are in them
+        if needs_parameters:
+            normed = any(self._finished_by_product(i) for i in range(len(layers) - 1))
+            self.gradients = WeightGradients([_sizes(p.w) for p in parameters], rows, dtype, device, normed=normed)
+            if self.vector_count:
+                self.sums = torch.empty(
+                    launchers.row_programs(rows), self.vector_count, device=device, dtype=launchers.acc_dtype(dtype)
+                )  # fmt: skip
+
+    def through_output(self, multiplier: tuple[float, ...]) -> None:
+        """From the gradient of y to that of the last layer's pre-activations."""
+        last = len(self.layers) - 1
+        if self._by_rows(last) or (last == 0 and any(m != 1 for m in multiplier)):
+            da, _, self.dots = self._through_rows(last, self.da, multiplier, with_h=False)
+            self.da = tuple(da)
+        else:
+            self.scale = multiplier
+
+    def down(self, index: int) -> None:
+        """From layer ``index`` to the one below, with the weight gradient in between."""
+        below, p = self.layers[index - 1], self.parameters[index]
+        kept = self.saved[index - 1]
+        assert kept.pre is not None
+        normed = self._finished_by_product(index - 1)
+        # Where ẑ costs next to nothing to make of what is kept, the weight gradient makes it for itself.
+        wb = self._constant_part(index - 1)
+        serves = output_serves(below) and (normed or not below.norm) and wb is None
+        with_h = self.gradients is not None and not serves
+        dots = None
+        if normed:
+            gamma = self.parameters[index - 1].gamma
+            assert gamma is not None
+            assert kept.stats is not None
+            assert self.dots is not None
+            da, h, dots = launchers.normed_gradient(
+                self.da, p.w, gamma, below.act, kept.pre, kept.stats, self.dots, with_normal=with_h, wb=wb,
+                wg=self._wg(index - 1),
+            )  # fmt: skip
+        else:
+            fused = not self._by_rows(index - 1)
+            da, h = launchers.hidden_gradient(
+                self.da, p.w, act=below.act, a=kept.pre if fused and below.act != "linear" else None, wb=wb,
+                fused=fused,
+                with_h=with_h and fused, dropout=dropout_of(below, self.seed, index - 1) if fused else None,
+                scale=self.scale,
+            )  # fmt: skip
+            if not fused:
+                da, h, dots = self._through_rows(index - 1, tuple(da), (1.0,) * len(self.da), with_h)
+        if self.gradients is not None:
+            h = kept.pre if serves else h
+            assert h is not None
+            stats = kept.stats if normed and serves else None
+            self.gradients.add(index, self.da, tuple(h), self.scale, act=below.act, stats=stats)
+        self.da, self.scale, self.dots = tuple(da), (1.0,) * len(self.da), dots
+
+    def at_first_layer(self) -> None:
+        """The weight gradient of the layer that x enters."""
+        if self.gradients is not None:
+            self.gradients.add(0, self.da, self.x, self.scale)
+
+    def parameter_gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """All of them, flat: of weights and biases, and of vectors."""
+        if self.gradients is None:
+            return None, None
+        weights = self.gradients.total()
+        if self.sums is None:
+            return weights, None
+        vectors = torch.empty(self.vector_count, device=self.sums.device, dtype=self.sums.dtype)
+        for first, end in self._summed_ranges():
+            launchers.sum_rows(self.sums[:, first:end], vectors[first:end])
+        for index in range(len(self.layers) - 1):
+            if self._finished_by_product(index):
+                p, (first, per_stream) = self.parameters[index], self.offsets[index]
+                assert p.gamma is not None
+                assert p.beta is not None
+                self.gradients.finish_normed(
+                    index + 1, self.parameters[index + 1].w, p.gamma, p.beta, vectors[first:], per_stream
+                )
+        return weights, vectors
+
+    def _summed_ranges(self) -> list[tuple[int, int]]:
+        """Where in the sums the row kernels have written, neighbours together."""
+        ranges: list[tuple[int, int]] = []
+        for index in sorted(self.summed):
+            first, per_stream = self.offsets[index]
+            end = first + len(self.x) * per_stream
+            if ranges and ranges[-1][1] == first:
+                first = ranges.pop()[0]
+            ranges.append((first, end))
+        return ranges
+
+    def _through_rows(
+        self, index: int, dh: Streams, multiplier: tuple[float, ...], with_h: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """From the gradient of a layer's output to that of its pre-activations, by the row kernel."""
+        layer, p, (first, per_stream) = self.layers[index], self.parameters[index], self.offsets[index]
+        if self.sums is not None and per_stream:
+            self.summed.append(index)
+        return launchers.layer_output_backward(
+            dh, self.saved[index].pre, layer.act, gamma=p.gamma, beta=p.beta, alpha=p.alpha,
+            dropout=dropout_of(layer, self.seed, index), multiplier=multiplier, with_h=with_h,
+            sums=self.sums if per_stream else None, sums_at=first, stream_of_sums=per_stream,
+            wb=self._constant_part(index), wg=self._wg(index),
+        )  # fmt: skip
+
+    def _constant_part(self, index: int) -> Tensor | None:
+        """W β + b of this layer's product, if it finishes a LayerNorm: what its kept pre-activations are without."""
+        return None if index == 0 else self.saved[index - 1].wb
+
+    def _wg(self, index: int) -> Tensor | None:
+        """W γ likewise, if that LayerNorm is differentiated in this layer's product too."""
+        return self.saved[index - 1].wg if index > 0 and self._finished_by_product(index - 1) else None
+
+    def _by_rows(self, index: int) -> bool:
+        """Whether a row kernel makes the gradient of this layer's pre-activations."""
+        layer = self.layers[index]
+        if index == len(self.layers) - 1:
+            return layer != Layer("linear", False, 0.0)
+        return layer.act == "prelu" or (layer.norm and not self._finished_by_product(index))
+
+    def _finished_by_product(self, index: int) -> bool:
+        """Whether this layer's LayerNorm is differentiated in the product above it, which needs to hear from there."""
+        if not waits_for_product(self.layers, index) or self.layers[index].act == "prelu":
+            return False
+        return self._by_rows(index + 1) or self._finished_by_product(index + 1)
+
+
+def parameter_gradients(
+    layers: Sequence[Layer], parameters: Sequence[Parameters], weights: Tensor, vectors: Tensor | None
+) -> list[list[Tensor]]:
+    """Views of the flat gradients, in the order of the flat parameter lists, for every stream."""
+    streams = len(parameters[0].w)
+    offsets = WeightGradients.layout([_sizes(p.w) for p in parameters])[0]
+    vectors_at, _ = vector_offsets(layers, parameters)
+    result: list[list[Tensor]] = [[] for _ in range(streams)]
+    for layer, p, starts, (first, per_stream) in zip(layers, parameters, offsets, vectors_at, strict=True):
+        for s, gradients in enumerate(result):
+            w, b = p.w[s], p.b[s]
+            gradients.append(weights[starts[s] : starts[s] + w.numel()].view(w.shape))
+            gradients.append(weights[starts[streams + s] :][: b.numel()])
+            if vectors is None:
+                continue
+            at, n = first + s * per_stream, b.numel()
+            if layer.act == "prelu":
+                slope = at + 2 * n * layer.norm
+                gradients.append(vectors[slope : slope + 1])
+            if layer.norm:
+                gradients += [vectors[at : at + n], vectors[at + n : at + 2 * n]]
+    return result
+
+
+def gradient_sizes(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> tuple[int, int]:
+    """Elements of the two flat gradients, ``weights`` and ``vectors``."""
+    weights = WeightGradients.layout([_sizes(p.w) for p in parameters])[1]
+    return weights, vector_offsets(layers, parameters)[1]
+
+
+def vector_offsets(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> tuple[list[tuple[int, int]], int]:
+    """Where each layer's sums begin (γ, β, slope; stream by stream), how many a stream has, and how many there are."""
+    offsets, end = [], 0
+    for layer, p in zip(layers, parameters, strict=True):
+        per_stream = 2 * p.b[0].shape[0] * layer.norm + (layer.act == "prelu")
+        offsets.append((end, per_stream))
+        end += len(p.w) * per_stream
+    return offsets, end
+
+
+def _sizes(weights: Streams) -> list[tuple[int, int]]:
+    return [(w.shape[0], w.shape[1]) for w in weights]
