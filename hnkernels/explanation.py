@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hnkernels.functional import MLPs
 from hnkernels.mlp import HypernetworkMLP
-from hnkernels.triton.support import HAS_TRITON
+from hnkernels.triton.support import HAS_TRITON, mlp_fault
 
 if TYPE_CHECKING:
     from hnkernels.triton.launch import Launch
@@ -98,7 +98,8 @@ def explain(
         target: architecture to choose tiles for: one of ``hnkernels.triton.tiling.TARGETS``.
 
     Raises:
-        ValueError: Triton is not installed, the target is unknown, or a number is not positive.
+        ValueError: Triton is not installed, the target is unknown, a number is not positive, or the kernels cannot do
+            it.
     """
     if not HAS_TRITON:
         raise ValueError("explain needs Triton, which is not installed: pip install triton")
@@ -112,7 +113,13 @@ def explain(
         if number is not None and (not isinstance(number, int) or number < 1):
             raise ValueError(f"{name} must be a positive whole number, not {number!r}")
     chains = [_on_meta(mlps, training, dtype) for mlps in (mlp_k, mlp_v)]
-    width = next(mlp.dim for chain in chains for mlp, _ in chain)
+    mlps = [mlp for chain in chains for mlp, _ in chain]
+    if not mlps:
+        raise ValueError("give an MLP for K or V: without one there is nothing to explain")
+    fault = next(filter(None, map(mlp_fault, mlps)), None)
+    if fault is not None:
+        raise ValueError(f"the Triton backend would not run: {fault}")
+    width = mlps[0].dim
     n = out_features or width
 
     def empty(*shape: int, grad: bool = False) -> Tensor:

@@ -523,8 +523,9 @@ class WeightGradients:
         self._per_split = max(triton.cdiv(triton.cdiv(rows, count), block), 1) * block
         self._splits = triton.cdiv(rows, self._per_split)
         self._flat = torch.empty(end, device=device, dtype=dtype)
+        self._apart = self._splits > 1 or normed
         self._parts = self._flat[None]
-        if self._splits > 1 or normed:
+        if self._apart:
             self._parts = torch.empty(max(self._splits, 1), end, device=device, dtype=acc_dtype(dtype))
         if rows == 0:
             self._parts.zero_()
@@ -537,7 +538,7 @@ class WeightGradients:
             starts = []
             for size in (*(n * k for n, k in streams), *((n for n, _ in streams) if biases else ())):
                 starts.append(end)
-                end += -(-size // 16) * 16  # every gradient begins where wide stores can reach it
+                end += size
             offsets.append(starts)
         return offsets, end
 
@@ -576,7 +577,7 @@ class WeightGradients:
 
     def total(self) -> Tensor:
         """All gradients behind one another, at ``offsets``."""
-        if self._parts.shape[0] > 1 or self._parts.dtype != self._flat.dtype:
+        if self._apart:
             sum_rows(self._parts, self._flat)
         return self._flat
 

@@ -30,7 +30,7 @@ def interpreting() -> bool:
 
 def why_not(context: Tensor, mlps: Sequence[HypernetworkMLP]) -> str | None:
     """Why the kernels cannot run for this context and these MLPs; ``None`` if they can."""
-    return _device_fault(context.device) or _dtype_fault(context) or next(filter(None, map(_mlp_fault, mlps)), None)
+    return _device_fault(context.device) or _dtype_fault(context) or next(filter(None, map(mlp_fault, mlps)), None)
 
 
 def _device_fault(device: torch.device) -> str | None:
@@ -63,7 +63,8 @@ def _dtype_fault(context: Tensor) -> str | None:
     return f"the kernels compute in float16, bfloat16 and float32, not {context.dtype}"
 
 
-def _mlp_fault(mlp: HypernetworkMLP) -> str | None:
+def mlp_fault(mlp: HypernetworkMLP) -> str | None:
+    """Why the kernels cannot run this MLP, whatever the device; ``None`` if they can."""
     config = mlp.config
     row = resolve(config.activation, config.allow_legacy_activations)
     if row is not None and row.device is None and any(layer.activation is not None for layer in mlp.layers()):

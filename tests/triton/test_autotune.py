@@ -1,0 +1,89 @@
+"""Tiles by measurement: opt-in, kept on disk, and never in the way."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hnkernels.triton import autotune, tiling
+from hnkernels.triton.tiling import Tiles
+
+SHAPE = ("forward", 20, 16, 16, torch.float32)
+HERE = tiling.target_of(torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HNKERNELS_CACHE", str(tmp_path))
+    monkeypatch.setattr(autotune, "_known", {})
+    monkeypatch.setattr(autotune, "CANDIDATES", (Tiles(32, 32, 32), Tiles(16, 16, 16), Tiles(16, 32, 16)))
+
+
+class Timer:
+    """Runs what it times, and says that the tiles in force take as long as they have rows and columns."""
+
+    def __init__(self, faults: tuple[Tiles, ...] = ()):
+        self.faults = faults
+        self.timed: list[Tiles] = []
+
+    def __call__(self, run):
+        run()
+        tiles = tiling.choose(*SHAPE, HERE)  # the forced ones
+        if tiles in self.faults:
+            raise RuntimeError("out of resource: shared memory")
+        self.timed.append(tiles)
+        return tiles.block_m * tiles.block_n
+
+
+@pytest.mark.parametrize("kind", tiling.KINDS)
+def test_the_fastest_candidate_is_kept_on_disk(kind):
+    timer = Timer()
+    best = autotune.tune(kind, *SHAPE[1:], HERE, timer)
+    assert best == Tiles(16, 16, 16)
+    assert timer.timed == list(autotune.CANDIDATES)
+    (row,) = json.loads(autotune.cache_file().read_text()).values()
+    assert Tiles(**row) == best
+    autotune._known.clear()  # as in another process
+    assert list(autotune._load().values()) == [best]
+
+
+def test_a_candidate_that_does_not_run_is_passed_over():
+    assert autotune.tune(*SHAPE, HERE, Timer(faults=(Tiles(16, 16, 16),))) == Tiles(16, 32, 16)
+    with pytest.raises(RuntimeError, match=r"no tiling runs forward 20x16x16 in .* on interpreter"):
+        autotune.tune(*SHAPE, HERE, Timer(faults=autotune.CANDIDATES))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": {"rows": 1}}'])
+def test_a_file_that_is_not_ours_is_as_good_as_none(content):
+    autotune.cache_file().write_text(content)
+    assert autotune._load() == {}
+    autotune.tune(*SHAPE, HERE, Timer())
+    assert len(json.loads(autotune.cache_file().read_text())) == 1
+
+
+def test_rows_count_by_powers_of_two():
+    autotune.tune(*SHAPE, HERE, Timer())
+    assert autotune._key(*SHAPE, HERE) == autotune._key("forward", 32, *SHAPE[2:], HERE)
+    assert autotune._key(*SHAPE, HERE) != autotune._key("forward", 33, *SHAPE[2:], HERE)
+
+
+def test_nothing_is_measured_unless_asked_for(monkeypatch):
+    monkeypatch.delenv("HNKERNELS_AUTOTUNE", raising=False)
+    monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("measured"))
+    assert autotune.kept(*SHAPE, tiling.TARGETS["sm_90"]) is None
+    monkeypatch.setenv("HNKERNELS_AUTOTUNE", "1")
+    assert autotune.enabled()
+    assert autotune.kept(*SHAPE, tiling.TARGETS["sm_90"]) is None  # there is no such device here
+
+
+def test_on_a_device_the_kept_tiles_come_first_and_a_captured_graph_measures_nothing(monkeypatch):
+    monkeypatch.setenv("HNKERNELS_AUTOTUNE", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    target = tiling.TARGETS["sm_90"]
+    monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("measured"))
+    assert tiling.choose(*SHAPE, target) == tiling.heuristic(*SHAPE, target)
+    autotune._load()[autotune._key(*SHAPE, target)] = Tiles(16, 16, 16)
+    assert tiling.choose(*SHAPE, target) == Tiles(16, 16, 16)
