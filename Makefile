@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench counts clean
 
 demo: .venv/.demo
 	$(BIN)/hnkernels demo
 
+# The second run takes the CPU tensors through the Triton kernels, in Triton's interpreter.
 test: .venv/.dev
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton tests/test_functional.py tests/adapter
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -17,6 +19,9 @@ lint: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
+
+counts: .venv/.dev
+	$(BIN)/python -m benchmarks.counts
 
 clean:
 	rm -rf .venv build dist *.egg-info

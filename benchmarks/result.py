@@ -54,11 +54,15 @@ def write_results(results: Sequence[Result], folder: Path) -> None:
 
 def update_readme(results: Sequence[Result], readme: Path) -> None:
     """Puts the table between the README's benchmark marks."""
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(_BEGIN)
-    _, after = rest.split(_END)
-    table = "\n".join(markdown(results))
-    readme.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}", encoding="utf-8")
+    replace_between(readme, _BEGIN, _END, markdown(results))
+
+
+def replace_between(file: Path, begin: str, end: str, lines: Sequence[str]) -> None:
+    """Puts lines between two marks of a text file."""
+    before, rest = file.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    text = "\n".join(lines)
+    file.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def markdown(results: Iterable[Result]) -> list[str]:

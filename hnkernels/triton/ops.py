@@ -43,6 +43,12 @@ def _rows(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(unique[id(t)] for t in tensors)
 
 
+def _aligned(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, contiguous, and beginning where the grouped kernels may read 16 bytes at a time."""
+    tensors = [t.contiguous() for t in tensors]
+    return [t if t.data_ptr() % 16 == 0 else t.clone() for t in tensors]
+
+
 def _both(tensors: Sequence[Tensor], streams: int) -> tuple[Tensor, ...]:
     """One tensor per stream: a single one serves them all."""
     return (*tensors,) * (streams if len(tensors) == 1 else 1)
@@ -214,7 +220,7 @@ def _(x, parameters, rider_w, rider_b, act, activated, norms, dropouts, w, g, c)
 @_define("grouped_linear", "(Tensor[] x, Tensor[] w, Tensor?[] b, int[] streams) -> Tensor")
 def _grouped_linear(x, w, b, streams):
     """``x[streams[g]] w_gᵀ + b_g`` for every g, [M, N_g] each, one behind the other."""
-    x = _both(_rows(x), 2)
+    x, w = _both(_rows(x), 2), _aligned(w)
     out = x[0].new_empty(x[0].shape[0] * sum(t.shape[0] for t in w))
     launchers.grouped_linear(x, launchers.groups(w, b, streams, x[0].shape[0]), out)
     return out
@@ -228,8 +234,8 @@ def _(x, w, b, streams):
 @_define("grouped_linear_backward", "(Tensor[] dy, Tensor[] w, int[] streams) -> Tensor[]")
 def _grouped_linear_backward(dy, w, streams):
     """``Σ dy_g w_g`` over the projections of the K stream, and of the V stream."""
-    groups = launchers.groups(w, [None] * len(w), streams, dy[0].shape[0])
-    return list(launchers.grouped_input_gradient([d.contiguous() for d in dy], groups))
+    groups = launchers.groups(_aligned(w), [None] * len(w), streams, dy[0].shape[0])
+    return list(launchers.grouped_input_gradient(_aligned(dy), groups))
 
 
 @_shapes("grouped_linear_backward", _grouped_linear_backward)
