@@ -235,14 +235,14 @@ def test_any_structure_and_shape_in_float64(
 )
 @pytest.mark.parametrize("train", [True, False])
 def test_half_precision_errs_no_more_than_eager(dtype, options, train):
-    make = partial(Case.make, dim=24, shape=(4, 32), n=(16, 20), dtype=dtype, train=train, strength=0.7, **options)
+    make = partial(Case.make, dim=48, shape=(4, 32), n=(16, 20), dtype=dtype, train=train, strength=0.7, **options)
     check_half(make, lambda case: case.expected(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_fp32_master_weights_follow_the_context(dtype):
     options = {"mlp_dtype": torch.float32, "activation": "silu", "layer_norm": True}
-    make = partial(Case.make, dim=24, shape=(4, 32), dtype=dtype, **options)
+    make = partial(Case.make, dim=48, shape=(4, 32), dtype=dtype, **options)
     case = make()
     results = case.results()
     assert results[0].dtype == results[1].dtype == dtype
@@ -261,7 +261,7 @@ def test_autocast_is_eagers_autocast(dtype, norm, context_dtype):
                 return super().results()
 
     def make() -> Case:
-        case = Autocast.make(dim=24, shape=(4, 32), activation="silu", layer_norm=norm, train=False, strength=0.7)
+        case = Autocast.make(dim=48, shape=(4, 32), activation="silu", layer_norm=norm, train=False, strength=0.7)
         case.context = case.context.detach().to(context_dtype).requires_grad_()
         case.upstream = tuple(u.to(dtype) for u in case.upstream)
         return case
