@@ -32,7 +32,8 @@ class _Pack:
 def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether ``linear`` can take these: plain fp32 on the CPU, and no gradient wanted for weight and bias."""
     return bool(
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and weight.numel() >= LEAST_ELEMENTS
         and x.numel() > 0
@@ -41,7 +42,6 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and not torch.compiler.is_compiling()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         # Forward-mode AD and torch.func (vmap, grad) know nothing of the autograd function below.
         and torch.autograd.forward_ad._current_level < 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import hnkernels.portable
+import hnkernels.triton.backend
 from tests.models import TEXT_WIDTH, noise, prompt, tiny_unet
 
 pytest.importorskip("diffusers", reason="the adapter is tested on real diffusers UNets")
@@ -37,12 +38,17 @@ class Evaluations(list):
 @pytest.fixture
 def evaluations(monkeypatch):
     made = Evaluations()
-    transform = hnkernels.portable.transform
+    transform, transform_pair = hnkernels.portable.transform, hnkernels.triton.backend.transform_pair
 
     def counting(x: torch.Tensor, chain):
         if chain:
             made.append(x.shape[-1])
         return transform(x, chain)
 
+    def counting_pair(x: torch.Tensor, chain_k, chain_v, *options):
+        made.extend(x.shape[-1] for chain in (chain_k, chain_v) if chain)
+        return transform_pair(x, chain_k, chain_v, *options)
+
     monkeypatch.setattr(hnkernels.portable, "transform", counting)
+    monkeypatch.setattr(hnkernels.triton.backend, "transform_pair", counting_pair)
     return made
