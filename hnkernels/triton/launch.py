@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,15 @@ class Launch:
     bytes_written: int
 
 
+class Call(NamedTuple):
+    """A kernel and everything that it is launched with, by name; tiles, warps and stages included."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+
+
 _records: ContextVar[tuple[list[Launch], ...]] = ContextVar("records", default=())
+_calls: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
 
 
 @contextmanager
@@ -47,6 +55,17 @@ def recording() -> Iterator[list[Launch]]:
         yield launches
     finally:
         _records.reset(token)
+
+
+@contextmanager
+def capturing() -> Iterator[list[Call]]:
+    """Within it every launch leaves its arguments in the list: what offline compilation starts from."""
+    calls: list[Call] = []
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
 
 
 def launch(
@@ -77,11 +96,14 @@ def launch(
     for launches in _records.get():
         moved = _unique_bytes(reads), _unique_bytes(writes)
         launches.append(Launch(_name(kernel), programs, tiles, flops, *moved))
+    if tiles is not None:
+        arguments.update(tiles.arguments())
+    calls = _calls.get()
+    if calls is not None:
+        calls.append(Call(kernel, arguments))
     device = next(t.device for t in writes if t is not None)
     if device.type == "meta":
         return
-    if tiles is not None:
-        arguments.update(tiles.arguments())
     with nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device):
         kernel[grid](**arguments)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -141,22 +141,44 @@ def choose(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target
 
 
 def heuristic(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
-    """The table."""
+    """The table.
+
+    Large blocks where there are enough of them to fill the device, small ones else; 128 columns where they leave no
+    part of a block empty. What the compiler would spill is left out: on 120 it keeps to fewer registers than there are.
+    """
     if target.backend == "interpreter":
         return Tiles(32, 64, 64)  # few programs; tests of the tiling force smaller ones
     if dtype not in (torch.float16, torch.bfloat16):
         return Tiles(64, 64, 32, warps=4, stages=2)
-    if target.backend != "cuda":
-        block = 64 if target.arch == "gfx1100" else 128
-        return Tiles(64, 64, 32, 4, 2) if kind == "gradient" or M < 1024 else Tiles(block, 64, 32, 4, 2)
-    stages = 3 if target.arch in _SMALL_SHARED else 4
-    if kind == "gradient":
-        return Tiles(64, 64, 64, 4, stages)
-    if M <= 32:
-        return Tiles(16, 64, 128, 4, stages)
     wide = 128 if N % 128 == 0 or N > 1024 else 64
     many = -(-M // 128) * -(-N // wide) * 2 >= target.processors
-    return Tiles(128, wide, 64, 8 if wide == 128 else 4, 3) if many else Tiles(64, 64, 64, 4, stages)
+    if target.backend != "cuda":
+        return _without_cuda(kind, wide, many, target)
+    stages = 3 if target.arch in _SMALL_SHARED else 4
+    if kind == "gradient":
+        return Tiles(32, 64, 64, 4, 4) if target.arch == 120 else Tiles(64, 64, 64, 4, stages)
+    if M <= 32:
+        return Tiles(16, 64, 64, 4, stages)
+    if many and wide == 128:
+        return Tiles(128, 128, 64, 8, 3)
+    if many and target.arch != 120:
+        return Tiles(128, 64, 64, 4, 3)
+    return Tiles(64, 64, 64, 4, stages)
+
+
+def _without_cuda(kind: str, wide: int, many: bool, target: Target) -> Tiles:
+    if kind == "gradient" or not many:
+        return Tiles(64, 64, 64, 4, 2)
+    if str(target.arch).startswith("gfx9"):
+        return Tiles(128, 128, 64, 8, 2) if wide == 128 else Tiles(128, 64, 32, 4, 2)
+    return Tiles(64, 64, 32, 4, 2)  # a thread has 256 registers there, and the epilogues need many
+
+
+def normalising(tiles: Tiles, target: Target) -> Tiles:
+    """A weight gradient's tiles where it normalises activations on the way: that takes registers which RDNA lacks."""
+    if target.backend != "hip" or str(target.arch).startswith("gfx9"):
+        return tiles
+    return replace(tiles, block_m=min(tiles.block_m, 32), block_n=min(tiles.block_n, 32))
 
 
 def splits(M: int, programs: int, block_m: int, target: Target) -> int:
