@@ -23,7 +23,7 @@ from hnkernels.triton.layer_forward import mlp_layer_forward_kernel
 from hnkernels.triton.norm_backward import normed_gradient_kernel, normed_weight_gradient_kernel
 from hnkernels.triton.project import grouped_input_gradient_kernel, grouped_linear_kernel, linear_streams_kernel
 from hnkernels.triton.rows import layer_output_backward_kernel, norm_forward_kernel, norm_vectors_kernel
-from hnkernels.triton.tiling import Tiles, choose, splits, target_of
+from hnkernels.triton.tiling import Tiles, choose, normalising, splits, target_of
 from hnkernels.triton.weight_gradient import sum_rows_kernel, weight_gradient_kernel
 
 Streams = tuple[Tensor, ...]
@@ -143,7 +143,7 @@ def layer_forward(
         stride_xk=x[0].stride(0), stride_xv=x[-1].stride(0),
         stride_rk=residual[0].stride(0) if residual else 0, stride_rv=residual[-1].stride(0) if residual else 0,
         ACT=act, NORM_IN=norm_in is not None, NORM_OUT=moments, RESIDUAL=residual is not None,
-        DROPOUT=dropout is not None, PRELU=alpha is not None, **_product(dtype), EVEN_K=K % tiles.block_k == 0,
+        DROPOUT=dropout is not None, PRELU=alpha is not None, **_product(dtype), EVEN=K % tiles.block_k == 0,
     )  # fmt: skip
     return LayerOutput(outs, stacked, pre_tensor, row_stats, parts, tiles.block_n, rider_out)
 
@@ -240,7 +240,8 @@ def linear(
         M=M, N_k=sizes[0][0], N_v=sizes[-1][0], K_k=sizes[0][1], K_v=sizes[-1][1], H=hidden,
         stride_xk=x[0].stride(0), stride_xv=x[-1].stride(0),
         TRANSPOSED=transposed, **_product(dtype),
-        EVEN_K=all(k % tiles.block_k == 0 for _, k in sizes) and hidden % tiles.block_k == 0,
+        EVEN=all(k % tiles.block_k == 0 for _, k in sizes) and hidden % tiles.block_k == 0
+        and not (transposed and any(n % tiles.block_n for n, _ in sizes)),
     )  # fmt: skip
     return outs
 
@@ -258,7 +259,7 @@ def grouped_linear(x: Streams, groups: Groups, out: Tensor) -> None:
         writes=[out],
         x_k_ptr=x[0], x_v_ptr=x[-1], table_ptr=groups.table, tiles_ptr=groups.tile_table, out_ptr=out,
         M=M, K=K, stride_xk=x[0].stride(0), stride_xv=x[-1].stride(0),
-        **_product(x[0].dtype), EVEN_K=K % tiles.block_k == 0,
+        **_product(x[0].dtype), EVEN=K % tiles.block_k == 0, ALIGNED=all(n % 16 == 0 for n in groups.widths),
     )  # fmt: skip
 
 
@@ -281,6 +282,8 @@ def grouped_input_gradient(dp: list[Tensor], groups: Groups) -> Streams:
         writes=outs,
         table_ptr=torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True),
         dx_k_ptr=outs[0], dx_v_ptr=outs[-1], groups=len(rows), M=M, K=K, **_product(dtype),
+        EVEN=K % tiles.block_n == 0 and all(n % tiles.block_k == 0 for n in groups.widths),
+        ALIGNED=all(n % 16 == 0 for n in groups.widths),
     )  # fmt: skip
     return outs
 
@@ -357,7 +360,8 @@ def hidden_gradient(
         seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
         dropout=dropout.p if dropout else 0.0, scale_k=scale[0], scale_v=scale[-1],
         M=M, N=N, K=K, stride_dk=da[0].stride(0), stride_dv=da[-1].stride(0),
-        ACT=act, FUSED=fused, DROPOUT=dropout is not None, **_product(dtype), EVEN_K=K % tiles.block_k == 0,
+        ACT=act, FUSED=fused, DROPOUT=dropout is not None, **_product(dtype),
+        EVEN=K % tiles.block_k == N % tiles.block_n == 0,
     )  # fmt: skip
     return out, h
 
@@ -447,7 +451,8 @@ def normed_gradient(
         da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1], a_ptr=a,
         stats_ptr=stats, dots_in_ptr=dots, out_ptr=out, normal_ptr=normal,
         wb_ptr=wb, wg_ptr=wg, dots_out_ptr=dots_out,
-        M=M, N=N, K=K, tiles_in=dots.shape[1], ACT=act, **_product(dtype), EVEN_K=K % tiles.block_k == 0,
+        M=M, N=N, K=K, tiles_in=dots.shape[1], ACT=act, **_product(dtype),
+        EVEN=K % tiles.block_k == N % tiles.block_n == 0,
     )  # fmt: skip
     return out, normal, dots_out
 
@@ -486,7 +491,8 @@ def input_gradient(
         dy_k_ptr=dy[0], dy_v_ptr=dy[-1], da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1],
         dq_ptr=rider[0] if rider else None, w_q_ptr=rider[1] if rider else None,
         dx_k_ptr=dx_k, dx_v_ptr=dx_k if dx_v is None else dx_v,
-        M=M, D=D, K=K, Q=Q, SHARED=shared, **_product(dtype), EVEN_K=K % tiles.block_k == Q % tiles.block_k == 0,
+        M=M, D=D, K=K, Q=Q, SHARED=shared, **_product(dtype),
+        EVEN=K % tiles.block_k == Q % tiles.block_k == D % tiles.block_n == 0,
     )  # fmt: skip
     return dx_k, dx_v
 
@@ -518,7 +524,7 @@ class WeightGradients:
             choose("gradient", rows, max(n for n, _ in streams), streams[0][1], dtype, target) for streams in shapes
         ]
         block = max(tiles.block_m for tiles in self._tiles)
-        fewest = min(len(s) * self._programs(i) for i, s in enumerate(shapes))
+        fewest = min(len(s) * self._programs(i, self._tiles[i]) for i, s in enumerate(shapes))
         count = splits(rows, fewest, block, target)
         self._per_split = max(triton.cdiv(triton.cdiv(rows, count), block), 1) * block
         self._splits = triton.cdiv(rows, self._per_split)
@@ -556,12 +562,14 @@ class WeightGradients:
         With ``stats`` [streams, M, 2] h are pre-activations, and ẑ = (act(h) − μ)/σ takes their place.
         """
         streams, tiles, starts = self.shapes[index], self._tiles[index], self.offsets[index]
+        if stats is not None:
+            tiles = normalising(tiles, target_of(da[0].device))
         end = self.offsets[index + 1][0] if index + 1 < len(self.offsets) else self._parts.shape[1]
         relative = [start - starts[0] for start in starts]
         bias_k, bias_v = (relative[len(streams)], relative[-1]) if self.biases else (0, 0)
         launch(
             weight_gradient_kernel,
-            (self._programs(index), len(streams), self._splits),
+            (self._programs(index, tiles), len(streams), self._splits),
             tiles=tiles,
             flops=2 * self.rows * sum(n * k for n, k in streams),
             reads=[*da, *h, stats],
@@ -573,6 +581,8 @@ class WeightGradients:
             weight_v=relative[len(streams) - 1], bias_k=bias_k, bias_v=bias_v, scale_k=scale[0], scale_v=scale[-1],
             stride_dk=da[0].stride(0), stride_dv=da[-1].stride(0), stride_hk=h[0].stride(0), stride_hv=h[-1].stride(0),
             ACT=act, BIAS=self.biases, **_product(da[0].dtype),
+            EVEN=self.rows % tiles.block_m == 0
+            and all(n % tiles.block_n == k % tiles.block_k == 0 for n, k in streams),
         )  # fmt: skip
 
     def total(self) -> Tensor:
@@ -606,8 +616,8 @@ class WeightGradients:
             ACC=_tl(self._parts.dtype), BLOCK_N=32, BLOCK_K=block,
         )  # fmt: skip
 
-    def _programs(self, index: int) -> int:
-        streams, tiles = self.shapes[index], self._tiles[index]
+    def _programs(self, index: int, tiles: Tiles) -> int:
+        streams = self.shapes[index]
         return triton.cdiv(max(n for n, _ in streams), tiles.block_n) * triton.cdiv(streams[0][1], tiles.block_k)
 
 

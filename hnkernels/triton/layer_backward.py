@@ -8,10 +8,10 @@ import triton.language as tl
 from hnkernels.triton._compat import convert
 from hnkernels.triton.activations import activate, derivative
 from hnkernels.triton.dropout import dropout_scale
-from hnkernels.triton.tiles import multiply, tile_of
+from hnkernels.triton.tiles import halves, multiply, tile_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["site", "M"])
 def hidden_gradient_kernel(
     da_k_ptr,  # [M, K]: gradient of the pre-activations of the layer above
     da_v_ptr,
@@ -36,7 +36,7 @@ def hidden_gradient_kernel(
     DROPOUT: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -53,19 +53,51 @@ def hidden_gradient_kernel(
     tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = (rows < M)[:, None] & (cols < N)[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    acc = multiply(acc, da_ptr, w_ptr, rows, cols, M, N, K, stride_dm, 1, N, BLOCK_K, EVEN_K, PRECISION)
-    g = scale * acc
-    at = stream * (tl.cast(M, tl.int64) * N) + rows[:, None] * N + cols[None, :]
+    acc = multiply(acc, da_ptr, w_ptr, rows, cols, M, N, K, stride_dm, N, True, BLOCK_K, EVEN, PRECISION)
+    at = stream * (tl.cast(M, tl.int64) * N)
+    wb_at = None
+    if wb_ptr is not None:
+        wb_at = wb_ptr + stream * N
+    left, right = halves(scale * acc, BLOCK_M, BLOCK_N)
+    for half in tl.static_range(2):
+        g = left if half == 0 else right
+        cols = tile_n * BLOCK_N + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        _store_gradient(
+            g, a_ptr, wb_at, out_ptr, h_ptr, at, seed_ptr, dropout, site + stream, rows, cols, M, N, ACT, FUSED, DROPOUT
+        )
+
+
+@triton.jit
+def _store_gradient(
+    g,  # [ROWS, COLS]: scale · da w
+    a_ptr,
+    wb_ptr,  # this stream's [N], or None
+    out_ptr,
+    h_ptr,
+    start,  # elements to where the stream begins in a, out and h
+    seed_ptr,
+    dropout,
+    site,
+    rows,  # [ROWS] int64
+    cols,  # [COLS]
+    M,
+    N,
+    ACT: tl.constexpr,
+    FUSED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+):
+    """The epilogue of ``hidden_gradient_kernel`` for one part of its tile."""
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    at = start + rows[:, None] * N + cols[None, :]
     if FUSED:
         if DROPOUT:
-            kept = dropout_scale(seed_ptr, dropout, rows, cols, site + stream)
+            kept = dropout_scale(seed_ptr, dropout, rows, cols, site)
             g *= kept
         if a_ptr is not None:
-            a = tl.load(a_ptr + at, mask=mask, other=0.0).to(ACC)
+            a = tl.load(a_ptr + at, mask=mask, other=0.0).to(g.dtype)
             if wb_ptr is not None:
-                a += tl.load(wb_ptr + stream * N + cols, mask=cols < N, other=0.0)[None, :]
+                a += tl.load(wb_ptr + cols, mask=cols < N, other=0.0)[None, :]
             g *= derivative(a, 0.0, ACT)
             if h_ptr is not None:
                 h = activate(a, 0.0, ACT)
@@ -75,7 +107,7 @@ def hidden_gradient_kernel(
     tl.store(out_ptr + at, convert(g, out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def input_gradient_kernel(
     dy_k_ptr,  # [M, D]
     dy_v_ptr,
@@ -94,7 +126,7 @@ def input_gradient_kernel(
     SHARED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -109,16 +141,16 @@ def input_gradient_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     if SHARED:
         dx_ptr = dx_k_ptr
-        acc = multiply(acc, da_k_ptr, w_k_ptr, rows, cols, M, D, K, K, 1, D, BLOCK_K, EVEN_K, PRECISION)
-        acc = multiply(acc, da_v_ptr, w_v_ptr, rows, cols, M, D, K, K, 1, D, BLOCK_K, EVEN_K, PRECISION)
+        acc = multiply(acc, da_k_ptr, w_k_ptr, rows, cols, M, D, K, K, D, True, BLOCK_K, EVEN, PRECISION)
+        acc = multiply(acc, da_v_ptr, w_v_ptr, rows, cols, M, D, K, K, D, True, BLOCK_K, EVEN, PRECISION)
         if dq_ptr is not None:
-            acc = multiply(acc, dq_ptr, w_q_ptr, rows, cols, M, D, Q, Q, 1, D, BLOCK_K, EVEN_K, PRECISION)
+            acc = multiply(acc, dq_ptr, w_q_ptr, rows, cols, M, D, Q, Q, D, True, BLOCK_K, EVEN, PRECISION)
         acc += tl.load(dy_k_ptr + at, mask=mask, other=0.0).to(ACC)
         acc += tl.load(dy_v_ptr + at, mask=mask, other=0.0).to(ACC)
     else:
         dy_ptr, da_ptr, w_ptr, dx_ptr = dy_k_ptr, da_k_ptr, w_k_ptr, dx_k_ptr
         if tl.program_id(1) == 1:
             dy_ptr, da_ptr, w_ptr, dx_ptr = dy_v_ptr, da_v_ptr, w_v_ptr, dx_v_ptr
-        acc = multiply(acc, da_ptr, w_ptr, rows, cols, M, D, K, K, 1, D, BLOCK_K, EVEN_K, PRECISION)
+        acc = multiply(acc, da_ptr, w_ptr, rows, cols, M, D, K, K, D, True, BLOCK_K, EVEN, PRECISION)
         acc += tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)
     tl.store(dx_ptr + at, convert(acc, dx_ptr.dtype.element_ty), mask=mask)

@@ -18,7 +18,7 @@ import triton.language as tl
 from hnkernels.triton._compat import convert
 from hnkernels.triton.activations import activate
 from hnkernels.triton.dropout import dropout_scale
-from hnkernels.triton.tiles import multiply, tile_of
+from hnkernels.triton.tiles import halves, multiply, tile_of
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def combined_moments(
     return mean, tl.rsqrt(squares / N + eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["site", "M", "tiles_in", "width_in"])
 def mlp_layer_forward_kernel(
     x_k_ptr,  # [M, K]
     x_v_ptr,  # [M, K]
@@ -99,7 +99,7 @@ def mlp_layer_forward_kernel(
     PRELU: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -129,10 +129,10 @@ def mlp_layer_forward_kernel(
         if stream == 1:
             g_in_ptr = g_in_v_ptr
         a = multiply(
-            acc, x_ptr, w_ptr, rows, cols, M, width, K, stride_xm, K, 1, BLOCK_K, EVEN_K, PRECISION, g_in_ptr
+            acc, x_ptr, w_ptr, rows, cols, M, width, K, stride_xm, K, False, BLOCK_K, EVEN, PRECISION, g_in_ptr
         )  # fmt: skip
     else:
-        a = multiply(acc, x_ptr, w_ptr, rows, cols, M, width, K, stride_xm, K, 1, BLOCK_K, EVEN_K, PRECISION)
+        a = multiply(acc, x_ptr, w_ptr, rows, cols, M, width, K, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
 
     out_at = rows[:, None] * width + cols[None, :]
     if rider_w_ptr is not None:
@@ -142,10 +142,16 @@ def mlp_layer_forward_kernel(
             tl.store(out_ptr + out_at, convert(a, out_ptr.dtype.element_ty), mask=mask)
             return
 
+    pre_at = None
+    if pre_ptr is not None:
+        pre_at = pre_ptr + stream * (tl.cast(M, tl.int64) * N)
+    wg_ptr, alpha_ptr, g_ptr = wg_k_ptr, alpha_k_ptr, g_k_ptr
+    residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
+    if stream == 1:
+        wg_ptr, alpha_ptr, g_ptr = wg_v_ptr, alpha_v_ptr, g_v_ptr
+        residual_ptr, stride_rm, m = residual_v_ptr, stride_rv, multiplier_v
+    mean, rstd = 0.0, 0.0
     if NORM_IN:
-        wg_ptr = wg_k_ptr
-        if stream == 1:
-            wg_ptr = wg_v_ptr
         moments = moments_in_ptr + stream * (tiles_in * tl.cast(M, tl.int64) * 2)
         mean, rstd = combined_moments(moments, rows, M, K, tiles_in, width_in, eps)
         if stats_ptr is not None:
@@ -153,43 +159,86 @@ def mlp_layer_forward_kernel(
                 at = stats_ptr + (stream * tl.cast(M, tl.int64) + rows) * 2
                 tl.store(at, mean, mask=rows < M)
                 tl.store(at + 1, rstd, mask=rows < M)
+    left, right = halves(a, BLOCK_M, BLOCK_N)
+    half: tl.constexpr = BLOCK_N // 2
+    cols = tile_n * BLOCK_N + tl.arange(0, half)
+    left_mean, left_squares = _store_layer(
+        left, rows, cols, mean, rstd, b_ptr, wg_ptr, alpha_ptr, g_ptr, residual_ptr, stride_rm, m, pre_at, out_ptr,
+        seed_ptr, dropout, site + stream, M, N, ACT, NORM_IN, NORM_OUT, RESIDUAL, DROPOUT, PRELU,
+    )  # fmt: skip
+    right_mean, right_squares = _store_layer(
+        right, rows, cols + half, mean, rstd, b_ptr, wg_ptr, alpha_ptr, g_ptr, residual_ptr, stride_rm, m, pre_at,
+        out_ptr, seed_ptr, dropout, site + stream, M, N, ACT, NORM_IN, NORM_OUT, RESIDUAL, DROPOUT, PRELU,
+    )  # fmt: skip
+    if NORM_OUT:
+        count = tl.minimum(N - tile_n * BLOCK_N, BLOCK_N)
+        rest = tl.maximum(count - half, 0)
+        share = tl.cast(rest, tl.float32) / tl.cast(count, tl.float32)
+        delta = right_mean - left_mean
+        at = moments_out_ptr + ((stream * tl.cdiv(N, BLOCK_N) + tile_n) * tl.cast(M, tl.int64) + rows) * 2
+        tl.store(at, left_mean + delta * share, mask=rows < M)
+        squares = left_squares + right_squares + delta * delta * tl.cast(count - rest, tl.float32) * share
+        tl.store(at + 1, squares, mask=rows < M)
+
+
+@triton.jit
+def _store_layer(
+    a,  # [ROWS, COLS]: x wᵀ
+    rows,  # [ROWS] int64
+    cols,  # [COLS]
+    mean,  # [ROWS], with NORM_IN
+    rstd,
+    b_ptr,
+    wg_ptr,
+    alpha_ptr,
+    g_ptr,
+    residual_ptr,
+    stride_rm,
+    m,
+    pre_ptr,  # this stream's [M, N], or None
+    out_ptr,
+    seed_ptr,
+    dropout,
+    site,
+    M,
+    N,
+    ACT: tl.constexpr,
+    NORM_IN: tl.constexpr,
+    NORM_OUT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRELU: tl.constexpr,
+):
+    """The epilogue of ``mlp_layer_forward_kernel`` for a part of its tile; its moments, with NORM_OUT."""
+    part_mean, part_squares = 0.0, 0.0
+    col_mask = cols < N
+    mask = (rows < M)[:, None] & col_mask[None, :]
+    out_at = rows[:, None] * N + cols[None, :]
+    if NORM_IN:
         wg = tl.load(wg_ptr + cols, mask=col_mask, other=0.0)
         a = rstd[:, None] * (a - mean[:, None] * wg[None, :])
-    b = tl.load(b_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
+    b = tl.load(b_ptr + cols, mask=col_mask, other=0.0).to(a.dtype)[None, :]
     if pre_ptr is not None:
         # Behind a LayerNorm with small γ the constant part may be far larger than the rest, and would round it away.
         pre = a if NORM_IN else a + b
-        at = pre_ptr + stream * (tl.cast(M, tl.int64) * N) + out_at
-        tl.store(at, convert(pre, pre_ptr.dtype.element_ty), mask=mask)
+        tl.store(pre_ptr + out_at, convert(pre, pre_ptr.dtype.element_ty), mask=mask)
     a += b
-    if out_k_ptr is None:
-        return
-
-    alpha = 0.0
-    if PRELU:
-        alpha_ptr = alpha_k_ptr
-        if stream == 1:
-            alpha_ptr = alpha_v_ptr
-        alpha = tl.load(alpha_ptr).to(ACC)
-    z = activate(a, alpha, ACT)
-    if NORM_OUT:
-        count = tl.minimum(N - tile_n * BLOCK_N, BLOCK_N)
-        mean = tl.sum(tl.where(col_mask[None, :], z, 0.0), axis=1) / count  # [BLOCK_M]
-        delta = tl.where(col_mask[None, :], z - mean[:, None], 0.0)
-        at = moments_out_ptr + ((stream * tl.cdiv(N, BLOCK_N) + tile_n) * tl.cast(M, tl.int64) + rows) * 2
-        tl.store(at, mean, mask=rows < M)
-        tl.store(at + 1, tl.sum(delta * delta, axis=1), mask=rows < M)
-    if g_k_ptr is not None:
-        g_ptr = g_k_ptr
-        if stream == 1:
-            g_ptr = g_v_ptr
-        z *= tl.load(g_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
-    if DROPOUT:
-        z *= dropout_scale(seed_ptr, dropout, rows, cols, site + stream)
-    if RESIDUAL:
-        residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
-        if stream == 1:
-            residual_ptr, stride_rm, m = residual_v_ptr, stride_rv, multiplier_v
-        residual = tl.load(residual_ptr + rows[:, None] * stride_rm + cols[None, :], mask=mask, other=0.0)
-        z = residual.to(ACC) + m * z
-    tl.store(out_ptr + out_at, convert(z, out_ptr.dtype.element_ty), mask=mask)
+    if out_ptr is not None:
+        alpha = 0.0
+        if PRELU:
+            alpha = tl.load(alpha_ptr).to(a.dtype)
+        z = activate(a, alpha, ACT)
+        if NORM_OUT:
+            count = tl.maximum(tl.sum(col_mask.to(tl.int32), axis=0), 1)
+            part_mean = tl.sum(tl.where(col_mask[None, :], z, 0.0), axis=1) / count  # [ROWS]
+            delta = tl.where(col_mask[None, :], z - part_mean[:, None], 0.0)
+            part_squares = tl.sum(delta * delta, axis=1)
+        if g_ptr is not None:
+            z *= tl.load(g_ptr + cols, mask=col_mask, other=0.0).to(a.dtype)[None, :]
+        if DROPOUT:
+            z *= dropout_scale(seed_ptr, dropout, rows, cols, site)
+        if RESIDUAL:
+            residual = tl.load(residual_ptr + rows[:, None] * stride_rm + cols[None, :], mask=mask, other=0.0)
+            z = residual.to(a.dtype) + m * z
+        tl.store(out_ptr + out_at, convert(z, out_ptr.dtype.element_ty), mask=mask)
+    return part_mean, part_squares

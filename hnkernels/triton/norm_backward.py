@@ -22,31 +22,25 @@ import triton.language as tl
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.activations import activate, derivative
-from hnkernels.triton.tiles import multiply, tile_of
+from hnkernels.triton.tiles import multiply, quarters, tile_of
 
 
 @triton.jit
-def store_dots(
-    dots_ptr,  # [tiles, M, 2]
-    g,  # [R, C]: da' of this tile
+def row_dots(
+    g,  # [R, C]: da' of these columns
     a,  # [R, C]: a' − (W β + b)
     wg_ptr,  # [N]: W γ
-    tile,
-    rows,  # [R] int64
     cols,  # [C]
-    M,
     N,
 ):
-    """This tile's share of ``da'·(W γ)`` and of ``da'·(a' − (W β + b))`` for every row."""
+    """These columns' share of ``da'·(W γ)`` and of ``da'·(a' − (W β + b))``. Shape: two of [R]."""
     mask = cols < N
     wg = tl.load(wg_ptr + cols, mask=mask, other=0.0)[None, :]
-    at = dots_ptr + (tile * tl.cast(M, tl.int64) + rows) * 2
     g = tl.where(mask[None, :], g, 0.0)
-    tl.store(at, tl.sum(g * wg, axis=1), mask=rows < M)
-    tl.store(at + 1, tl.sum(g * a, axis=1), mask=rows < M)
+    return tl.sum(g * wg, axis=1), tl.sum(g * a, axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "tiles_in"])
 def normed_gradient_kernel(
     da_k_ptr,  # [M, K]: da', gradient of the pre-activations of the layer above
     da_v_ptr,
@@ -69,7 +63,7 @@ def normed_gradient_kernel(
     ACT: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -84,9 +78,8 @@ def normed_gradient_kernel(
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < M
-    mask = row_mask[:, None] & (cols < N)[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    acc = multiply(acc, da_ptr, w_ptr, rows, cols, M, N, K, K, 1, N, BLOCK_K, EVEN_K, PRECISION)
+    acc = multiply(acc, da_ptr, w_ptr, rows, cols, M, N, K, K, N, True, BLOCK_K, EVEN, PRECISION)
 
     in_mean = tl.zeros((BLOCK_M,), ACC)
     in_along = tl.zeros((BLOCK_M,), ACC)
@@ -98,23 +91,36 @@ def normed_gradient_kernel(
     mean = tl.load(stats, mask=row_mask, other=0.0)
     rstd = tl.load(stats + 1, mask=row_mask, other=0.0)
 
-    at = stream * (tl.cast(M, tl.int64) * N) + rows[:, None] * N + cols[None, :]
-    kept = tl.load(a_ptr + at, mask=mask, other=0.0).to(ACC)
-    a = kept
-    if wb_ptr is not None:
-        a += tl.load(wb_ptr + stream * N + cols, mask=cols < N, other=0.0)[None, :]
-    normal = (activate(a, 0.0, ACT) - mean[:, None]) * rstd[:, None]
-    if normal_ptr is not None:
-        tl.store(normal_ptr + at, convert(normal, normal_ptr.dtype.element_ty), mask=mask)
-    g = acc * tl.load(g_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
-    g = rstd[:, None] * (g - (in_mean / N)[:, None] - normal * (in_along / N)[:, None]) * derivative(a, 0.0, ACT)
-    tl.store(out_ptr + at, convert(g, out_ptr.dtype.element_ty), mask=mask)
+    stream_at = stream * (tl.cast(M, tl.int64) * N)
+    by_wg = tl.zeros((BLOCK_M,), ACC)
+    by_a = tl.zeros((BLOCK_M,), ACC)
+    parts = quarters(acc, BLOCK_M, BLOCK_N)
+    for part in tl.static_range(4):
+        g = parts[part]
+        cols = tile_n * BLOCK_N + part * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
+        mask = row_mask[:, None] & (cols < N)[None, :]
+        at = stream_at + rows[:, None] * N + cols[None, :]
+        kept = tl.load(a_ptr + at, mask=mask, other=0.0).to(ACC)
+        a = kept
+        if wb_ptr is not None:
+            a += tl.load(wb_ptr + stream * N + cols, mask=cols < N, other=0.0)[None, :]
+        normal = (activate(a, 0.0, ACT) - mean[:, None]) * rstd[:, None]
+        if normal_ptr is not None:
+            tl.store(normal_ptr + at, convert(normal, normal_ptr.dtype.element_ty), mask=mask)
+        g *= tl.load(g_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
+        g = rstd[:, None] * (g - (in_mean / N)[:, None] - normal * (in_along / N)[:, None]) * derivative(a, 0.0, ACT)
+        tl.store(out_ptr + at, convert(g, out_ptr.dtype.element_ty), mask=mask)
+        if wg_ptr is not None:
+            part_by_wg, part_by_a = row_dots(g, kept, wg_ptr + stream * N, cols, N)
+            by_wg += part_by_wg
+            by_a += part_by_a
     if wg_ptr is not None:
-        dots = dots_out_ptr + stream * tl.cdiv(N, BLOCK_N) * tl.cast(M, tl.int64) * 2
-        store_dots(dots, g, kept, wg_ptr + stream * N, tile_n, rows, cols, M, N)
+        dots = dots_out_ptr + ((stream * tl.cdiv(N, BLOCK_N) + tile_n) * tl.cast(M, tl.int64) + rows) * 2
+        tl.store(dots, by_wg, mask=row_mask)
+        tl.store(dots + 1, by_a, mask=row_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "stream_of_vectors"])
 def normed_weight_gradient_kernel(
     parts_ptr,  # [splits, elements] fp32: U and db, this layer's part begins here
     w_k_ptr,  # [N, K]

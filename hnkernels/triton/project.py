@@ -9,7 +9,7 @@ from hnkernels.triton._compat import convert
 from hnkernels.triton.tiles import multiply, tile_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def linear_streams_kernel(
     x_k_ptr,  # [M, K_k]
     x_v_ptr,  # [M, K_v]
@@ -33,7 +33,7 @@ def linear_streams_kernel(
     TRANSPOSED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -54,15 +54,15 @@ def linear_streams_kernel(
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     if TRANSPOSED:
-        acc = multiply(acc, x_ptr, w_ptr, rows, cols, M, N, K, stride_xm, 1, N, BLOCK_K, EVEN_K, PRECISION)
+        acc = multiply(acc, x_ptr, w_ptr, rows, cols, M, N, K, stride_xm, N, True, BLOCK_K, EVEN, PRECISION)
     else:
-        acc = multiply(acc, x_ptr, w_ptr, rows, cols, M, N, K, stride_xm, K, 1, BLOCK_K, EVEN_K, PRECISION)
+        acc = multiply(acc, x_ptr, w_ptr, rows, cols, M, N, K, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
     if z_ptr is not None:
         g_ptr = g_k_ptr
         if stream == 1:
             g_ptr = g_v_ptr
         at = z_ptr + stream * (tl.cast(M, tl.int64) * H)
-        acc = multiply(acc, at, g_ptr, rows, cols, M, N, H, H, H, 1, BLOCK_K, EVEN_K, PRECISION)
+        acc = multiply(acc, at, g_ptr, rows, cols, M, N, H, H, H, False, BLOCK_K, EVEN, PRECISION)
     if b_k_ptr is not None:
         b_ptr = b_k_ptr
         if stream == 1:
@@ -72,7 +72,7 @@ def linear_streams_kernel(
     tl.store(out_ptr + rows[:, None] * N + cols[None, :], convert(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def grouped_linear_kernel(
     x_k_ptr,  # [M, K]
     x_v_ptr,  # [M, K]
@@ -85,7 +85,8 @@ def grouped_linear_kernel(
     stride_xv,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    EVEN: tl.constexpr,
+    ALIGNED: tl.constexpr,  # every N is a multiple of 16
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -101,13 +102,16 @@ def grouped_linear_kernel(
     bias = tl.load(row + 1)
     N = tl.load(row + 2).to(tl.int32)
     first = tl.load(row + 3)
+    if ALIGNED:
+        N = tl.multiple_of(N, 16)
+        first = tl.multiple_of(first, 16)
     x_ptr, stride_xm = x_k_ptr, stride_xk
     if tl.load(row + 4) == 1:
         x_ptr, stride_xm = x_v_ptr, stride_xv
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tl.load(tiles_ptr + 2 * tile + 1) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    acc = multiply(acc, x_ptr, w_ptr, rows, cols, M, N, K, stride_xm, K, 1, BLOCK_K, EVEN_K, PRECISION)
+    acc = multiply(acc, x_ptr, w_ptr, rows, cols, M, N, K, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
     if bias != 0:
         acc += tl.load(bias.to(tl.pointer_type(dtype)) + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
     mask = (rows < M)[:, None] & (cols < N)[None, :]
@@ -115,7 +119,7 @@ def grouped_linear_kernel(
     tl.store(at, convert(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "M"])
 def grouped_input_gradient_kernel(
     table_ptr,  # [groups, 4] int64: addresses of dp [M, N] and w [N, K], N, stream
     dx_k_ptr,  # [M, K]
@@ -125,6 +129,8 @@ def grouped_input_gradient_kernel(
     K,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # every N is a multiple of BLOCK_K, and K of BLOCK_N
+    ALIGNED: tl.constexpr,  # every N is a multiple of 16
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -146,6 +152,8 @@ def grouped_input_gradient_kernel(
             dp_ptr = tl.multiple_of(tl.load(row).to(tl.pointer_type(dtype)), 16)
             w_ptr = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(dtype)), 16)
             N = tl.load(row + 2).to(tl.int32)
-            acc = multiply(acc, dp_ptr, w_ptr, rows, cols, M, K, N, N, 1, K, BLOCK_K, False, PRECISION)
+            if ALIGNED:
+                N = tl.multiple_of(N, 16)
+            acc = multiply(acc, dp_ptr, w_ptr, rows, cols, M, K, N, N, K, True, BLOCK_K, EVEN, PRECISION)
     mask = (rows < M)[:, None] & (cols < K)[None, :]
     tl.store(dx_ptr + rows[:, None] * K + cols[None, :], convert(acc, dx_ptr.dtype.element_ty), mask=mask)

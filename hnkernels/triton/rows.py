@@ -12,7 +12,7 @@ import triton.language as tl
 from hnkernels.triton._compat import convert
 from hnkernels.triton.activations import activate, derivative
 from hnkernels.triton.dropout import dropout_scale
-from hnkernels.triton.norm_backward import store_dots
+from hnkernels.triton.norm_backward import row_dots
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def normalise(z, inside, N, eps):
     return delta, tl.rsqrt(tl.sum(delta * delta, axis=1) / N + eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["site", "M"])
 def norm_forward_kernel(
     a_ptr,  # [2, M, N]: the pre-activations, without wb
     wb_ptr,  # [2, N]: W β + b of a LayerNorm in front, or None
@@ -89,7 +89,7 @@ def norm_forward_kernel(
     tl.store(out_ptr + at, convert(y, out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["site", "M", "row_of_sums", "stream_of_sums"])
 def layer_output_backward_kernel(
     dh_k_ptr,  # [M, N]: gradient of the layer's output
     dh_v_ptr,
@@ -194,8 +194,10 @@ def layer_output_backward_kernel(
             g *= derivative(a, alpha, ACT)
         tl.store(da_ptr + at, convert(g, da_ptr.dtype.element_ty), mask=mask)
         if wg_ptr is not None:
-            dots = dots_ptr + stream * (tl.cast(M, tl.int64) * 2)
-            store_dots(dots, g, kept, wg_ptr + stream * N, 0, rows, cols, M, N)
+            by_wg, by_a = row_dots(g, kept, wg_ptr + stream * N, cols, N)
+            dots = dots_ptr + (stream * tl.cast(M, tl.int64) + rows) * 2
+            tl.store(dots, by_wg, mask=rows < M)
+            tl.store(dots + 1, by_a, mask=rows < M)
     if sums_ptr is not None:
         sums = sums_ptr + program.to(tl.int64) * row_of_sums + stream * stream_of_sums
         if NORM:

@@ -24,37 +24,67 @@ def tile_of(index, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: 
 def multiply(
     acc,  # [BLOCK_M, BLOCK_N]
     x_ptr,  # [M, K]
-    w_ptr,  # [N, K] by its strides
+    w_ptr,  # [N, K], or [K, N] with TRANSPOSED
     rows,  # [BLOCK_M] int64
     cols,  # [BLOCK_N]
     M,
     N,
     K,
     stride_xm,
-    stride_wn,
-    stride_wk,
+    stride_w,
+    TRANSPOSED: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
+    EVEN: tl.constexpr,  # K is a multiple of BLOCK_K; with TRANSPOSED N is one of BLOCK_N too
     PRECISION: tl.constexpr,
     g_ptr=None,  # [K]: x is multiplied by it, or None
 ):
-    """``acc + (x∘g) wᵀ`` for the tile of these rows and columns; what lies outside counts as 0."""
+    """``acc + (x∘g) wᵀ``, or ``acc + (x∘g) w`` with TRANSPOSED, for the tile of these rows and columns.
+
+    What lies outside counts as 0 along K. Rows and columns outside read others instead where that leaves wide loads
+    in line: their results are never stored, and loads without a mask need no branch on AMD.
+    """
     depth = tl.arange(0, BLOCK_K)
-    x_tile = x_ptr + rows[:, None] * stride_xm + depth[None, :]  # [BLOCK_M, BLOCK_K]
-    w_tile = w_ptr + cols[None, :] * stride_wn + depth[:, None] * stride_wk  # [BLOCK_K, BLOCK_N]
-    row_mask = (rows < M)[:, None]
-    col_mask = (cols < N)[None, :]
+    inside = tl.where(rows < M, rows, 0)
+    x_tile = x_ptr + inside[:, None] * stride_xm + depth[None, :]  # [BLOCK_M, BLOCK_K]
+    if TRANSPOSED:
+        w_tile = w_ptr + depth[:, None] * stride_w + cols[None, :]  # [BLOCK_K, BLOCK_N]
+        step = BLOCK_K * stride_w
+    else:
+        w_tile = w_ptr + depth[:, None] + tl.where(cols < N, cols, 0)[None, :] * stride_w
+        step = BLOCK_K
     for k in range(0, K, BLOCK_K):
-        if EVEN_K:
-            x = tl.load(x_tile, mask=row_mask, other=0.0)
-            w = tl.load(w_tile, mask=col_mask, other=0.0)
+        if EVEN:
+            x = tl.load(x_tile)
+            w = tl.load(w_tile)
         else:
-            x = tl.load(x_tile, mask=row_mask & (depth < K - k)[None, :], other=0.0)
-            w = tl.load(w_tile, mask=col_mask & (depth < K - k)[:, None], other=0.0)
+            x = tl.load(x_tile, mask=(depth < K - k)[None, :], other=0.0)
+            w = tl.load(w_tile, mask=(depth < K - k)[:, None] & (cols < N)[None, :], other=0.0)
         if g_ptr is not None:
-            g = tl.load(g_ptr + k + depth, mask=depth < K - k, other=0.0)
+            if EVEN:
+                g = tl.load(g_ptr + k + depth)
+            else:
+                g = tl.load(g_ptr + k + depth, mask=depth < K - k, other=0.0)
             x = convert(x.to(acc.dtype) * g.to(acc.dtype)[None, :], x.dtype)
         acc = dot(x, w.to(x.dtype), acc, PRECISION)
         x_tile += BLOCK_K
-        w_tile += BLOCK_K * stride_wk
+        w_tile += step
     return acc
+
+
+@triton.jit
+def halves(x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The left and the right half of a tile. Shape: [BLOCK_M, BLOCK_N] → two of [BLOCK_M, BLOCK_N / 2].
+
+    An epilogue that needs many values per element goes through them one after the other, so as not to run out of
+    registers; where it needs very many, through quarters.
+    """
+    return tl.split(tl.permute(tl.reshape(x, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def quarters(x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The four quarters of a tile from left to right, [BLOCK_M, BLOCK_N / 4] each."""
+    left, right = halves(x, BLOCK_M, BLOCK_N)
+    first, second = halves(left, BLOCK_M, BLOCK_N // 2)
+    third, fourth = halves(right, BLOCK_M, BLOCK_N // 2)
+    return first, second, third, fourth

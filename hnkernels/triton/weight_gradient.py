@@ -10,7 +10,7 @@ from hnkernels.triton.activations import activate
 from hnkernels.triton.tiles import tile_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def weight_gradient_kernel(
     da_k_ptr,  # [M, N]
     da_v_ptr,
@@ -37,6 +37,7 @@ def weight_gradient_kernel(
     BIAS: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # M, N and K are multiples of their blocks
     BLOCK_M: tl.constexpr,  # tokens of a step
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -71,10 +72,15 @@ def weight_gradient_kernel(
         ones = tl.full((BLOCK_M, 16), 1.0, da_ptr.dtype.element_ty)
         sums = tl.zeros((BLOCK_N, 16), ACC)
     for step in range(0, count, BLOCK_M):
-        inside = steps < count - step
-        da = tl.load(da_tile, mask=n_mask & inside[None, :], other=0.0)
-        h = tl.load(h_tile, mask=k_mask & inside[:, None], other=0.0)
+        if EVEN:
+            da = tl.load(da_tile)
+            h = tl.load(h_tile)
+        else:
+            inside = steps < count - step
+            da = tl.load(da_tile, mask=n_mask & inside[None, :], other=0.0)
+            h = tl.load(h_tile, mask=k_mask & inside[:, None], other=0.0)
         if stats_ptr is not None:
+            inside = steps < count - step
             stats = stats_ptr + (stream * tl.cast(M, tl.int64) + first + step + steps) * 2
             mean = tl.load(stats, mask=inside, other=0.0)
             rstd = tl.load(stats + 1, mask=inside, other=0.0)
@@ -95,7 +101,7 @@ def weight_gradient_kernel(
             tl.store(out + bias_at + cols_n, convert(scale * db, dtype), mask=cols_n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def sum_rows_kernel(
     parts_ptr,  # [R, P] fp32, rows ``stride`` apart
     out_ptr,  # [P]
