@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench counts clean
+.PHONY: demo test lint bench counts compile-report clean
 
 demo: .venv/.demo
 	$(BIN)/hnkernels demo
@@ -22,6 +22,9 @@ bench: .venv/.dev
 
 counts: .venv/.dev
 	$(BIN)/python -m benchmarks.counts
+
+compile-report: .venv/.dev
+	$(BIN)/python -m benchmarks.compiled
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,51 @@
+"""``python -m benchmarks.compiled [--targets …] [--dtypes …]``: compiles every kernel for every target, prints what
+the machine code says, and writes it to benchmarks/results/ after a full run. Exits with 1 if a kernel has a fault."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.compiled.cases import all_calls
+from benchmarks.compiled.compilation import Configuration, distinct
+from benchmarks.compiled.report import markdown, row, write
+from benchmarks.compiled.sample import sample
+from hnkernels.triton.tiling import TARGETS
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the matrix, or the part of it that is asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--sample", action="store_true", help="only the part that the tests compile")
+    parser.add_argument("--out", type=Path, help="folder for compiled.csv and compiled.md")
+    options = parser.parse_args(arguments)
+    configurations = sample() if options.sample else _matrix(options.targets, options.dtypes)
+    rows = []
+    for config in configurations:
+        rows.append(row(config))
+        if rows[-1].faults:
+            print(rows[-1], file=sys.stderr)
+        if len(rows) % 100 == 0:
+            print(f"{len(rows)} of {len(configurations)} compiled", file=sys.stderr)
+    print("\n".join(markdown(rows)))
+    full = not options.sample and options.targets == list(TARGETS) and options.dtypes == list(DTYPES)
+    if options.out or full:
+        write(rows, options.out or RESULTS)
+    return int(any(r.faults for r in rows))
+
+
+def _matrix(targets: list[str], dtypes: list[str]) -> list[Configuration]:
+    chosen = [TARGETS[name] for name in targets]
+    return [c for t in chosen for c in distinct(all_calls(t, [DTYPES[d] for d in dtypes]), t)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""Which launches are compiled: the library's own, planned on the meta device for every kind of MLP and target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hnkernels.triton import launchers, mlps, mlps_backward
+from hnkernels.triton.launch import Call, capturing
+from hnkernels.triton.mlps import Layer, Parameters
+from hnkernels.triton.tiling import Target, planned_for
+
+WIDTHS = (320, 640, 768, 1024, 1280, 2048)
+"""Of the contexts of SD 1, SD 2 and SDXL."""
+
+TOKENS = (16, 77, 154, 616, 1024, 4096, 8192, 16384)
+"""A few rows, a prompt, a batch of them, pictures from 256 to 1024 pixels."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of MLP pair and what is done with it.
+
+    Attributes:
+        name: what the report calls it.
+        act: the activation's device name.
+        norm: LayerNorm behind every linear.
+        dropout: active dropout behind every layer but the last.
+        activate_output: activation behind the last linear too.
+        depth: linears.
+        training: forward that saves and backward; else inference with the last linear inside the projection.
+        shared: K and V rewrite one context.
+        rider: ``to_q`` comes along.
+        wide_residual: the context is fp32, as under autocast.
+        trained_projection: the projections have gradients.
+    """
+
+    name: str
+    act: str = "relu"
+    norm: bool = False
+    dropout: bool = False
+    activate_output: bool = False
+    depth: int = 2
+    training: bool = True
+    shared: bool = True
+    rider: bool = False
+    wide_residual: bool = False
+    trained_projection: bool = False
+
+    def layers(self) -> list[Layer]:
+        """The structure, as the operators get it."""
+        last = self.depth - 1
+        return [
+            Layer(
+                self.act if i < last or self.activate_output else "linear",
+                self.norm,
+                0.1 if self.dropout and i < last else 0.0,
+            )
+            for i in range(self.depth)
+        ]
+
+
+CASES = (
+    Case("relu", rider=True, trained_projection=True),
+    Case("relu, two contexts", shared=False, wide_residual=True),
+    Case("gelu", act="gelu", wide_residual=True),
+    Case("gelu, activated output", act="gelu", activate_output=True),
+    Case("relu, dropout", dropout=True),
+    Case("gelu, dropout", act="gelu", dropout=True),
+    Case("relu, LayerNorm", norm=True, rider=True),
+    Case("gelu, LayerNorm", act="gelu", norm=True, activate_output=True, wide_residual=True),
+    Case("gelu, LayerNorm, three linears", act="gelu", norm=True, depth=3),
+    Case("gelu, LayerNorm, dropout", act="gelu", norm=True, dropout=True),
+    Case("prelu", act="prelu"),
+    Case("prelu, LayerNorm", act="prelu", norm=True, activate_output=True),
+    Case("one linear", depth=1),
+    Case("relu, inference", training=False, rider=True),
+    Case("gelu, inference", act="gelu", training=False),
+    Case("gelu, LayerNorm, inference", act="gelu", norm=True, training=False, rider=True),
+)
+
+
+def calls(case: Case, width: int, tokens: int, dtype: torch.dtype, target: Target) -> list[Call]:
+    """The launches of one case on contexts [tokens, width], forward and, in training, backward."""
+    with planned_for(target), capturing() as captured:
+        _train(case, width, tokens, dtype) if case.training else _infer(case, width, tokens, dtype)
+    return captured
+
+
+def grouped_calls(width: int, tokens: int, dtype: torch.dtype, target: Target) -> list[Call]:
+    """The projections of many layers over one context [tokens, width] in one launch, with and without bias."""
+    weights = [_empty(n, width, dtype=dtype) for n in (320, 640, 1280) for _ in range(2)]
+    biases = [None if i % 2 else _empty(w.shape[0], dtype=dtype) for i, w in enumerate(weights)]
+    x = (_empty(tokens, width, dtype=dtype), _empty(tokens, width, dtype=dtype))
+    with planned_for(target), capturing() as captured:
+        groups = launchers.groups(weights, biases, [i % 2 for i in range(len(weights))], tokens)
+        launchers.grouped_linear(x, groups, _empty(tokens * sum(groups.widths), dtype=dtype))
+        launchers.grouped_input_gradient([_empty(tokens, n, dtype=dtype) for n in groups.widths], groups)
+    return captured
+
+
+def all_calls(
+    target: Target,
+    dtypes: Sequence[torch.dtype],
+    cases: Sequence[Case] = CASES,
+    widths: Sequence[int] = WIDTHS,
+    tokens: Sequence[int] = TOKENS,
+) -> Iterator[tuple[str, Call]]:
+    """Every launch that these make on the target, with where it comes from. Many are the same to the compiler."""
+    for dtype in dtypes:
+        for width in widths:
+            for rows in tokens:
+                shape = f"{width} wide, {rows} tokens"
+                for case in cases:
+                    for call in calls(case, width, rows, dtype, target):
+                        yield f"{case.name}; {shape}", call
+                for call in grouped_calls(width, rows, dtype, target):
+                    yield f"grouped; {shape}", call
+
+
+def _train(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
+    layers, parameters = case.layers(), _parameters(case, width, dtype, torch.float32)
+    x = _streams(case.shared, tokens, width, dtype=dtype)
+    seed = _empty(1, dtype=torch.int64) if case.dropout else None
+    w_q, b_q = _empty(width, width, dtype=dtype), _empty(width, dtype=dtype)
+    wide = torch.float32 if case.wide_residual else dtype
+    result = mlps.forward(
+        x, layers, parameters, (1.0, 0.5), out_dtype=wide, save=True, seed=seed,
+        residual=_streams(case.shared, tokens, width, dtype=wide) if case.wide_residual else None,
+        rider=(w_q, b_q) if case.rider else None,
+    )  # fmt: skip
+    y = tuple(t.to(dtype) for t in result.y)
+    w = _pair(width, width, dtype=dtype)
+    launchers.linear(y, w, _pair(width, dtype=dtype))
+    dp = _pair(tokens, width, dtype=dtype)
+    dy = launchers.linear(dp, w, transposed=True)
+    if case.trained_projection:
+        gradients = launchers.WeightGradients([[(width, width)] * 2], tokens, dtype, dp[0].device, biases=False)
+        gradients.add(0, dp, y)
+        gradients.total()
+    mlps_backward.backward(
+        dy, x, layers, parameters, (1.0, 0.5), result.saved, shared=case.shared, needs_x=True, needs_parameters=True,
+        x_dtype=wide, seed=seed, rider=(_empty(tokens, width, dtype=dtype), w_q) if case.rider else None,
+        needs_rider=case.rider,
+    )  # fmt: skip
+
+
+def _infer(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
+    layers, parameters = case.layers(), _parameters(case, width, dtype, dtype)
+    x = _streams(True, tokens, width, dtype=dtype)
+    rider = (_empty(width, width, dtype=dtype), None) if case.rider else None
+    w = _pair(width, width, dtype=dtype)
+    if case.norm:
+        y = mlps.forward(x, layers, parameters, (1.0, 1.0), out_dtype=dtype, save=False, rider=rider).y
+        launchers.linear(y, w)
+        return
+    hidden, _ = mlps.hidden_layers(x, layers[:-1], parameters[:-1], save=False, rider=rider)
+    g = _pair(width, hidden.h[0].shape[1], dtype=dtype)
+    launchers.linear(x, w, _pair(width, dtype=dtype), z=hidden.stacked, g=g)
+
+
+def _parameters(case: Case, width: int, dtype: torch.dtype, vectors: torch.dtype) -> list[Parameters]:
+    widths = [width, *(2 * width for _ in range(case.depth - 1)), width]
+    parameters = []
+    for layer, k, n in zip(case.layers(), widths[:-1], widths[1:], strict=True):
+        alpha = _pair(1, dtype=vectors) if layer.act == "prelu" else None
+        gamma, beta = (_pair(n, dtype=vectors) if layer.norm else None for _ in range(2))
+        parameters.append(Parameters(_pair(n, k, dtype=dtype), _pair(n, dtype=dtype), alpha, gamma, beta))
+    return parameters
+
+
+def _streams(shared: bool, *shape: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    k, v = _pair(*shape, dtype=dtype)
+    return (k, k) if shared else (k, v)
+
+
+def _pair(*shape: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return _empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype)
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,0 +1,168 @@
+"""What machine code says of itself: registers, spills, loops, matrix instructions, widths of loads.
+
+NVIDIA's is read by the disassembler that comes with Triton, AMD's from the assembly that the compiler leaves.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TOOLS = Path("backends/nvidia/bin")  # in Triton's folder
+_SASS = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*?);")
+_SASS_MATRIX = re.compile(r"[HU]\w*MMA")
+_SASS_SPILL = ("STL", "LDL")
+_SASS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+_AMD_MATRIX = re.compile(r"v_(?:mfma|wmma)_\w+")
+_AMD_LOAD = re.compile(r"(?:global|buffer|flat)_load_(\w+)")
+_AMD_BYTES = {"dwordx4": 16, "b128": 16, "dwordx2": 8, "b64": 8, "dword": 4, "b32": 4}  # the longest name first
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction: what it is called, and the label it jumps to if it does."""
+
+    name: str
+    jumps_to: str | None = None
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """A kernel's figures.
+
+    Attributes:
+        registers: per thread; of AMD's, vector registers.
+        stack: bytes per thread that do not live in registers.
+        spills: instructions (NVIDIA) or registers (AMD) that spill.
+        shared: bytes per program.
+        matrix: the kinds of matrix instructions, joined by spaces; empty if there are none.
+        matrix_share: of the instructions of the innermost loops that multiply; 0 if there is none.
+        load_bytes: of the loads from global memory that bring in most of what these loops read, or the kernel where
+            there are none.
+    """
+
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    matrix: str
+    matrix_share: float
+    load_bytes: int
+
+
+def read(kernel: Any) -> MachineCode:
+    """The figures of a kernel compiled by Triton."""
+    shared = kernel.metadata.shared
+    return _read_amd(kernel.asm["amdgcn"], shared) if "amdgcn" in kernel.asm else _read_nvidia(kernel, shared)
+
+
+def _read_nvidia(kernel: Any, shared: int) -> MachineCode:
+    import triton
+
+    tools = Path(triton.__file__).parent / _TOOLS
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
+        sass = _output(tools / "nvdisasm", "-ndf", "-c", file.name)
+    registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[-1]) for word in ("REG", "STACK"))
+    code, labels = _parse_sass(sass)
+    spills = sum(i.name.split(".")[0] in _SASS_SPILL for i in code)
+    return _figures(code, labels, registers, stack, spills, shared, _sass_matrix, _sass_load)
+
+
+def _read_amd(assembly: str, shared: int) -> MachineCode:
+    def value(key: str) -> int:
+        return int(re.findall(rf"\.{key}:\s+(\d+)", assembly)[-1])
+
+    code, labels = _parse_amd(assembly)
+    spills = value("vgpr_spill_count") + value("sgpr_spill_count")
+    stack = value("private_segment_fixed_size")
+    return _figures(code, labels, value("vgpr_count"), stack, spills, shared, _amd_matrix, _amd_load)
+
+
+def _figures(code, labels, registers, stack, spills, shared, matrix_of, load_of) -> MachineCode:
+    loops = _innermost(code, labels, matrix_of)
+    inside = [i for first, end in loops for i in code[first:end]]
+    loads = [b for b in map(load_of, inside or code) if b]
+    count = sum(matrix_of(i) is not None for i in inside)
+    return MachineCode(
+        registers,
+        stack,
+        spills,
+        shared,
+        matrix=" ".join(sorted({m for m in map(matrix_of, code) if m})),
+        matrix_share=count / len(inside) if inside else 0.0,
+        load_bytes=max(set(loads), key=lambda width: width * loads.count(width), default=0),
+    )
+
+
+def _innermost(code: Sequence[Instruction], labels: dict[str, int], matrix_of) -> list[tuple[int, int]]:
+    """The loops with matrix instructions and no such loop in them, as half-open ranges of instructions."""
+    loops = {}
+    for at, instruction in enumerate(code):
+        first = labels.get(instruction.jumps_to or "", at)
+        if first < at and any(matrix_of(i) for i in code[first : at + 1]):
+            loops[first] = max(loops.get(first, 0), at + 1)
+    ranges = list(loops.items())
+    return [
+        (first, end)
+        for first, end in ranges
+        if not any((a, b) != (first, end) and first <= a and b <= end for a, b in ranges)
+    ]
+
+
+def _parse_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
+    code, labels = [], {}
+    for line in text.splitlines():
+        if line.startswith(".L_"):
+            labels[line.split(":")[0]] = len(code)
+        elif found := _SASS.match(line):
+            name, operands = found.groups()
+            target = re.search(r"\((\.L_\w+)\)", operands) if name.startswith("BRA") else None
+            code.append(Instruction(name, target[1] if target else None))
+    return code, labels
+
+
+def _parse_amd(text: str) -> tuple[list[Instruction], dict[str, int]]:
+    code, labels = [], {}
+    for line in text.splitlines():
+        if line.startswith(".LBB"):
+            labels[line.split(":")[0]] = len(code)
+        elif line.startswith(".Lfunc_end"):
+            break
+        elif found := re.match(r"\t([a-z]\w+)\s*(\S*)", line):
+            name, operand = found.groups()
+            jumps = name.startswith(("s_branch", "s_cbranch"))
+            code.append(Instruction(name, operand if jumps else None))
+    return code, labels
+
+
+def _sass_matrix(instruction: Instruction) -> str | None:
+    family = instruction.name.split(".")[0]
+    return family if _SASS_MATRIX.fullmatch(family) else None
+
+
+def _amd_matrix(instruction: Instruction) -> str | None:
+    return instruction.name if _AMD_MATRIX.fullmatch(instruction.name) else None
+
+
+def _sass_load(instruction: Instruction) -> int:
+    family, *modifiers = instruction.name.split(".")
+    if family not in ("LDG", "LDGSTS"):
+        return 0
+    return next((_SASS_BYTES[m] for m in modifiers if m in _SASS_BYTES), 4)
+
+
+def _amd_load(instruction: Instruction) -> int:
+    found = _AMD_LOAD.match(instruction.name)
+    return next((size for word, size in _AMD_BYTES.items() if word in found[1]), 2) if found else 0
+
+
+def _output(*command: Any) -> str:
+    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout

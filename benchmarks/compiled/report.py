@@ -1,0 +1,100 @@
+"""The compiled kernels as a table: every one in CSV, the worst of each kind in Markdown."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from benchmarks.compiled.checks import faults
+from benchmarks.compiled.compilation import Configuration, compiled
+from benchmarks.compiled.limits import occupancy
+from benchmarks.compiled.machine_code import read
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel.
+
+    Attributes:
+        target, kernel, variant, tiles, dtype: what was compiled.
+        registers, stack, spills, shared_bytes, matrix, load_bytes: see ``MachineCode``.
+        matrix_percent: of the instructions of the loops that multiply.
+        occupancy_percent: warps that fit at once.
+        origin: a launch that needs it.
+        faults: what is wrong with it; empty, if it is fine.
+    """
+
+    target: str
+    kernel: str
+    variant: str
+    tiles: str
+    dtype: str
+    registers: int
+    stack: int
+    spills: int
+    shared_bytes: int
+    occupancy_percent: int
+    matrix: str
+    matrix_percent: int
+    load_bytes: int
+    origin: str
+    faults: str
+
+
+def row(config: Configuration) -> Row:
+    """Compiles a configuration and reads its figures."""
+    what = (config.target.name, config.name, config.variant, config.tiles, config.dtype)
+    try:
+        code = read(compiled(config))
+    except Exception as fault:  # each backend says in its own way what it cannot compile
+        return Row(*what, 0, 0, 0, 0, 0, "", 0, 0, config.origin, f"does not compile: {fault}".splitlines()[0])
+    share = occupancy(config.target, code.registers, code.shared, config.warps)
+    return Row(
+        *what, code.registers, code.stack, code.spills, code.shared, round(100 * share), code.matrix,
+        round(100 * code.matrix_share), code.load_bytes, config.origin, "; ".join(faults(config, code)),
+    )  # fmt: skip
+
+
+def write(rows: Sequence[Row], folder: Path) -> None:
+    """Writes ``compiled.csv`` and ``compiled.md`` into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "compiled.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(r) for r in rows)
+    (folder / "compiled.md").write_text("\n".join(markdown(rows)) + "\n", encoding="utf-8")
+
+
+def markdown(rows: Sequence[Row]) -> list[str]:
+    """The table as lines of Markdown, a line per target and kernel."""
+    import triton
+
+    faulty = sum(bool(r.faults) for r in rows)
+    lines = [
+        f"Compiled with Triton {triton.__version__}, not measured: {len(rows)} kernels, {faulty} with faults. Lowest"
+        " to highest of each kind. Matrix: share of matrix instructions in the loops that multiply; load: usual width.",
+        "",
+        "| target | kernel | forms | registers | spills | shared KiB | occupancy % | matrix instructions | matrix % |"
+        " load bytes | faults |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for r in rows:
+        groups.setdefault((r.target, r.kernel), []).append(r)
+    for (target, kernel), group in groups.items():
+        matrix = " ".join(sorted({word for r in group for word in r.matrix.split()}))
+        lines.append(
+            f"| {target} | {kernel.removesuffix('_kernel')} | {len(group)} | {_range(r.registers for r in group)} |"
+            f" {_range(r.spills for r in group)} | {_range(r.shared_bytes // 1024 for r in group)} |"
+            f" {_range(r.occupancy_percent for r in group)} | {matrix or '–'} |"
+            f" {_range(r.matrix_percent for r in group) if matrix else '–'} | {_range(r.load_bytes for r in group)} |"
+            f" {sum(bool(r.faults) for r in group)} |"
+        )
+    return lines
+
+
+def _range(values: Iterable[int]) -> str:
+    values = list(values)
+    return str(min(values)) if min(values) == max(values) else f"{min(values)}–{max(values)}"

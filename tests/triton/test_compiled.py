@@ -1,0 +1,171 @@
+"""Every kernel compiles for every target, keeps within its registers and shared memory, and uses its matrix units."""
+
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks.compiled import machine_code
+from benchmarks.compiled.checks import faults
+from benchmarks.compiled.compilation import Configuration
+from benchmarks.compiled.limits import occupancy
+from benchmarks.compiled.machine_code import MachineCode
+from benchmarks.compiled.sample import EVERY_KERNEL
+from hnkernels.triton.tiling import TARGETS, planned_for, target_of
+
+KERNELS = {
+    "mlp_layer_forward_kernel",
+    "norm_forward_kernel",
+    "norm_vectors_kernel",
+    "linear_streams_kernel",
+    "grouped_linear_kernel",
+    "grouped_input_gradient_kernel",
+    "hidden_gradient_kernel",
+    "input_gradient_kernel",
+    "layer_output_backward_kernel",
+    "weight_gradient_kernel",
+    "sum_rows_kernel",
+    "normed_gradient_kernel",
+    "normed_weight_gradient_kernel",
+}
+GOOD = MachineCode(128, 0, 0, 65536, "HGMMA", 0.04, 16)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> list[dict[str, str]]:
+    """The figures of the sample. Compiled in a process of its own, for interpreted kernels cannot be compiled."""
+    folder = tmp_path_factory.mktemp("compiled")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.compiled", "--sample", "--out", str(folder)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
+    file = folder / "compiled.csv"
+    assert file.exists(), done.stderr
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_no_kernel_of_the_sample_has_a_fault(rows):
+    assert [r for r in rows if r["faults"]] == []
+
+
+@pytest.mark.parametrize("target", EVERY_KERNEL)
+def test_the_sample_has_every_kernel(rows, target):
+    assert {r["kernel"] for r in rows if r["target"] == target} == KERNELS
+
+
+def test_the_sample_has_every_target_and_dtype(rows):
+    assert {r["target"] for r in rows} == set(TARGETS)
+    assert {r["dtype"] for r in rows} >= {"fp16", "bf16"}
+
+
+def test_hopper_multiplies_by_wgmma(rows):
+    products = [r for r in rows if r["target"] == "sm_90" and r["matrix"]]
+    assert products
+    assert {r["matrix"] for r in products} == {"HGMMA"}
+
+
+def test_the_meta_device_stands_for_the_planned_target():
+    meta = torch.device("meta")
+    with planned_for(TARGETS["gfx942"]):
+        assert target_of(meta).name == "gfx942"
+    assert target_of(meta).name == "sm_80"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"stack": 8}, "8 bytes of stack"),
+        ({"spills": 2}, "2 spills"),
+        ({"shared": 228 * 1024}, "shared memory"),
+        ({"matrix": "", "matrix_share": 0.0}, "no matrix instructions"),
+        ({"matrix_share": 0.0}, "no matrix instructions in a loop"),
+        ({"matrix": "HMMA"}, "no wgmma"),
+        ({"load_bytes": 2}, "2 bytes at a time"),
+    ],
+)
+def test_a_fault_is_reported(change, complaint):
+    config = _product("sm_90")
+    assert faults(config, GOOD) == []
+    found = faults(config, replace(GOOD, **change))
+    assert len(found) == 1
+    assert complaint in found[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "registers", "shared", "warps", "share"),
+    [
+        ("sm_80", 128, 65536, 8, 2 * 8 / 64),  # both registers and shared memory allow two programs
+        ("sm_80", 130, 0, 8, 1 * 8 / 64),  # registers come in eights: 136, three warps a scheduler
+        ("sm_86", 64, 51200, 4, 1 * 4 / 48),  # one KB is taken from every program
+        ("gfx942", 128, 16384, 4, 4 * 4 / 32),
+        ("gfx1100", 96, 0, 4, 1.0),
+    ],
+)
+def test_occupancy(target, registers, shared, warps, share):
+    assert occupancy(TARGETS[target], registers, shared, warps) == pytest.approx(share)
+
+
+SASS = """
+.text.kernel:
+        /*0000*/                   LDG.E.U16 R1, [R2.64] ;
+.L_x_0:
+        /*0010*/                   LDGSTS.E.BYPASS.128 [R1], [R2.64], P0 ;
+        /*0020*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*0030*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*0040*/              @!P4 BRA `(.L_x_0) ;
+        /*0050*/                   STL [R1], R2 ;
+.L_x_1:
+        /*0060*/                   BRA `(.L_x_1);
+"""
+
+AMDGCN = """
+\tglobal_load_ushort v1, v2, s[0:1]
+.LBB0_1:                                ; =>This Inner Loop Header: Depth=1
+\tglobal_load_dwordx4 v[0:3], v4, s[0:1]
+\tv_mfma_f32_32x32x8_f16 a[0:15], v[0:1], v[2:3], a[0:15]
+\ts_cbranch_execz .LBB0_2
+.LBB0_2:
+\ts_cbranch_scc0 .LBB0_1
+\ts_endpgm
+.Lfunc_end0:
+    .private_segment_fixed_size: 4
+    .sgpr_spill_count: 1
+    .vgpr_count:     94
+    .vgpr_spill_count: 2
+"""
+
+
+class _Compiled:
+    """Stands for Triton's compiled kernel."""
+
+    metadata = type("Metadata", (), {"shared": 1024})
+
+    def __init__(self, **asm):
+        self.asm = asm
+
+
+def test_sass_is_read(monkeypatch):
+    answers = {"cuobjdump": "REG:40 STACK:8 SHARED:0", "nvdisasm": SASS}
+    monkeypatch.setattr(machine_code, "_output", lambda tool, *_: answers[tool.name])
+    code = machine_code.read(_Compiled(cubin=b""))
+    assert code == MachineCode(40, 8, 1, 1024, "HMMA", 0.25, 16)
+
+
+def test_amdgcn_is_read():
+    code = machine_code.read(_Compiled(amdgcn=AMDGCN))
+    assert code == MachineCode(94, 4, 3, 1024, "v_mfma_f32_32x32x8_f16", 0.25, 16)
+
+
+def _product(target: str) -> Configuration:
+    """A matrix kernel with 64 rows to a tile."""
+    kernel = SimpleNamespace(fn=SimpleNamespace(__name__="linear_streams_kernel"))
+    signature = (("BLOCK_M", "constexpr"), ("GROUP_M", "constexpr"))
+    return Configuration(kernel, TARGETS[target], signature, (((0,), 64), ((1,), 8)), (), ())
