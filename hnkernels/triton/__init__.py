@@ -1,8 +1,13 @@
 """The GPU backend: fused Triton kernels for hypernetwork MLPs inside the K and V projections.
 
-From the device upwards: ``_compat``, ``activations``, ``dropout`` and ``tiles`` are device code that the kernels share;
-``layer_forward``, ``rows``, ``project``, ``layer_backward`` and ``weight_gradient`` are the kernels; ``tiling`` and
-``autotune`` cut them up; ``launch`` starts and counts them; ``launchers`` gives each of them a function on tensors;
-``mlps`` puts these in order; ``ops`` and ``functions`` make them PyTorch operators with gradients; ``backend`` is what
-``hnkernels.functional`` calls where ``support`` finds that it can run.
+From the device upwards:
+
+- ``_compat``, ``activations``, ``dropout``, ``tiles``: device code that the kernels share.
+- ``layer_forward``, ``rows``, ``project``, ``layer_backward``, ``norm_backward``, ``weight_gradient``: the kernels.
+- ``tiling``, ``autotune``: how they are cut up. ``launch``: where they are started and counted.
+- ``launchers/``: a function on tensors for each of them.
+- ``mlps``, ``mlps_backward``: which of these make up an MLP, in which order, and what is kept in between.
+- ``ops``, ``functions``: as operators of PyTorch, and with gradients.
+- ``derived``, ``composition``: what inference computes once.
+- ``backend``: what ``hnkernels.functional`` calls, where ``support`` finds that it can run.
 """

@@ -1,0 +1,59 @@
+"""What the launchers share: how streams are passed, and the arguments that follow from dtypes and widths."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hnkernels.triton._compat import INTERPRETED
+
+Streams = tuple[Tensor, ...]
+"""The same thing for the K and the V stream; or one alone, where a single MLP runs."""
+
+ROW_PROGRAMS = 256
+"""At most so many programs sum the rows of a LayerNorm's gradient; each leaves one partial sum."""
+
+EPS = 1e-5
+"""LayerNorm's epsilon in every hypernetwork."""
+
+
+class Dropout(NamedTuple):
+    """Active dropout of one layer: probability, the tensor with the seed, the layer's number for the generator."""
+
+    p: float
+    seed: Tensor
+    site: int
+
+
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What products and statistics are added up in. float64 occurs in gradient checks only."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def product(dtype: torch.dtype) -> dict[str, Any]:
+    # fp32 is fp32, as in PyTorch, unless the user allows TF32 there too.
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return {"ACC": tl_dtype(acc_dtype(dtype)), "PRECISION": "tf32" if tf32 else "ieee"}
+
+
+def row_blocks(N: int) -> dict[str, Any]:
+    columns = triton.next_power_of_2(N)
+    return {"BLOCK_R": rows_at_once(N), "BLOCK_N": columns, "num_warps": min(max(columns // 512, 4), 16)}
+
+
+def rows_at_once(N: int) -> int:
+    # The interpreter's time goes by operations, not elements.
+    return 32 if INTERPRETED else max(1, 1024 // triton.next_power_of_2(N))
+
+
+def row_programs(M: int) -> int:
+    """How many programs share M rows; it depends on M alone, so that sums come out the same every time."""
+    return min(triton.cdiv(M, 32 if INTERPRETED else 4), ROW_PROGRAMS)
+
+
+def tl_dtype(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
