@@ -138,7 +138,8 @@ def norm_vectors(w: Streams, bias: Streams, gamma: Streams, beta: Streams) -> tu
         reads=[*w, *bias, *gamma, *beta],
         writes=[wg, wb],
         w_k_ptr=w[0], w_v_ptr=w[-1], bias_k_ptr=bias[0], bias_v_ptr=bias[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1],
-        b_k_ptr=beta[0], b_v_ptr=beta[-1], wg_ptr=wg, wb_ptr=wb, N=N, K=K, ACC=tl_dtype(acc), BLOCK_N=block, BLOCK_K=128,
+        b_k_ptr=beta[0], b_v_ptr=beta[-1], wg_ptr=wg, wb_ptr=wb, N=N, K=K,
+        ACC=tl_dtype(acc), BLOCK_N=block, BLOCK_K=128,
     )  # fmt: skip
     return wg, wb
 
