@@ -9,8 +9,8 @@ demo: .venv/.demo
 
 # The second run takes the CPU tensors through the Triton kernels, in Triton's interpreter.
 test: .venv/.dev
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton tests/test_functional.py tests/adapter
+	$(BIN)/python -m pytest -n auto
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/triton tests/test_functional.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
