@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _TOOLS = Path("backends/nvidia/bin")  # in Triton's folder
-_SASS = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*?);")
+_SASS = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*?);")
 _SASS_MATRIX = re.compile(r"[HU]\w*MMA")
 _SASS_SPILL = ("STL", "LDL")
 _SASS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
@@ -25,10 +25,11 @@ _AMD_BYTES = {"dwordx4": 16, "b128": 16, "dwordx2": 8, "b64": 8, "dword": 4, "b3
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction: what it is called, and the label it jumps to if it does."""
+    """An instruction: what it is called, the label it jumps to if it does, and whether the next one may follow it."""
 
     name: str
     jumps_to: str | None = None
+    falls_through: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,10 @@ def _figures(code, labels, registers, stack, spills, shared, matrix_of, load_of)
 
 def _innermost(code: Sequence[Instruction], labels: dict[str, int], matrix_of) -> list[tuple[int, int]]:
     """The loops with matrix instructions and no such loop in them, as half-open ranges of instructions."""
-    loops = {}
+    loops: dict[int, int] = {}
     for at, instruction in enumerate(code):
         first = labels.get(instruction.jumps_to or "", at)
-        if first < at and any(matrix_of(i) for i in code[first : at + 1]):
+        if first < at and any(map(matrix_of, code[first : at + 1])) and not _reached(code, labels, at, around=first):
             loops[first] = max(loops.get(first, 0), at + 1)
     ranges = list(loops.items())
     return [
@@ -117,15 +118,35 @@ def _innermost(code: Sequence[Instruction], labels: dict[str, int], matrix_of) -
     ]
 
 
+def _reached(code: Sequence[Instruction], labels: dict[str, int], at: int, around: int) -> bool:
+    """Whether an instruction can be reached around another one. If not, a jump back to that one closes a loop.
+
+    Blocks need not lie in the order in which they run: a jump back may as well lead to a common exit.
+    """
+    seen, rest = {around}, [0]
+    while rest:
+        i = rest.pop()
+        if i in seen or i >= len(code):
+            continue
+        seen.add(i)
+        instruction = code[i]
+        if instruction.falls_through:
+            rest.append(i + 1)
+        if instruction.jumps_to in labels:
+            rest.append(labels[instruction.jumps_to])
+    return at in seen
+
+
 def _parse_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
     code, labels = [], {}
     for line in text.splitlines():
         if line.startswith(".L_"):
             labels[line.split(":")[0]] = len(code)
         elif found := _SASS.match(line):
-            name, operands = found.groups()
+            condition, name, operands = found.groups()
             target = re.search(r"\((\.L_\w+)\)", operands) if name.startswith("BRA") else None
-            code.append(Instruction(name, target[1] if target else None))
+            leaves = condition is None and name.split(".")[0] in ("BRA", "EXIT", "RET")
+            code.append(Instruction(name, target[1] if target else None, not leaves))
     return code, labels
 
 
@@ -139,7 +160,7 @@ def _parse_amd(text: str) -> tuple[list[Instruction], dict[str, int]]:
         elif found := re.match(r"\t([a-z]\w+)\s*(\S*)", line):
             name, operand = found.groups()
             jumps = name.startswith(("s_branch", "s_cbranch"))
-            code.append(Instruction(name, operand if jumps else None))
+            code.append(Instruction(name, operand if jumps else None, name not in ("s_branch", "s_endpgm")))
     return code, labels
 
 

@@ -164,6 +164,13 @@ def test_amdgcn_is_read():
     assert code == MachineCode(94, 4, 3, 1024, "v_mfma_f32_32x32x8_f16", 0.25, 16)
 
 
+def test_a_jump_back_to_a_common_exit_is_no_loop():
+    entry = "\ts_cbranch_scc1 .LBB0_3\n\ts_branch .LBB0_1\n.LBB0_3:\n\ts_endpgm\n"
+    jumps_back = AMDGCN.replace("\ts_endpgm", "\ts_branch .LBB0_3")
+    code = machine_code.read(_Compiled(amdgcn=entry + jumps_back))
+    assert code.matrix_share == 0.25
+
+
 def _product(target: str) -> Configuration:
     """A matrix kernel with 64 rows to a tile."""
     kernel = SimpleNamespace(fn=SimpleNamespace(__name__="linear_streams_kernel"))
