@@ -23,7 +23,7 @@ CANDIDATES = (
     Tiles(64, 64, 64, 4, 3),
     Tiles(64, 64, 64, 4, 4),
     Tiles(64, 64, 32, 4, 2),
-    Tiles(16, 64, 128, 4, 3),
+    Tiles(16, 64, 64, 4, 3),
 )
 
 Timer = Callable[[Callable[[], object]], float]
