@@ -187,7 +187,8 @@ class _Grouped(torch.autograd.Function):
         ctx.streams, ctx.biases = streams, len(b)
         flat = torch.ops.hnkernels.grouped_linear(x, w, list(b) or [None] * len(w), streams)
         rows = x[0].shape[0]
-        return tuple(part.view(rows, -1) for part in flat.split([rows * t.shape[0] for t in w]))
+        parts = flat.split([rows * t.shape[0] for t in w])
+        return tuple(part.view(rows, t.shape[0]) for part, t in zip(parts, w, strict=True))
 
     @staticmethod
     def backward(ctx, *dy):
