@@ -1,0 +1,159 @@
+"""However the work is cut up and wherever the rows lie in memory, the results are the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hnkernels import hyper_context, hyper_kv
+from hnkernels.triton.functions import run_grouped_linear, run_linear
+from hnkernels.triton.tiling import Tiles, forced
+from tests.accuracy import Call, check_fp32
+from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, make_mlp, reference_of, relative_error
+
+SMALL = [Tiles(16, 16, 16, group_m=2), Tiles(32, 16, 64, group_m=1), Tiles(16, 64, 32), Tiles(64, 32, 16)]
+NETS = {
+    "relu": {"activation": "relu"},
+    "silu, norms": {"activation": "silu", "layer_norm": True},
+    "prelu, norms, three layers": {
+        "activation": "prelu",
+        "layer_norm": True,
+        "activate_output": True,
+        "layer_structure": (1, 1.5, 0.5, 1),
+    },
+    "one linear": {"layer_structure": (1, 1), "activation": None},
+}
+
+
+@pytest.fixture(params=NETS)
+def options(request) -> dict:
+    return NETS[request.param]
+
+
+@pytest.mark.parametrize("tiles", SMALL, ids=str)
+def test_many_tiles_give_the_same_values_and_gradients(options, tiles):
+    # No dimension is a multiple of a small tile, and the sums over tokens have several parts.
+    with forced(tiles):
+        check_fp32(lambda: Call.make(dim=19, shape=(37,), n=(21, 35, 18), train=False, strength=0.7, **options))
+
+
+@pytest.mark.parametrize("tiles", SMALL[:2], ids=str)
+def test_many_projections_of_one_context_in_small_tiles(tiles):
+    x = [torch.randn(45, 37, requires_grad=True) for _ in "kv"]
+    w, b = [torch.randn(n, 37) for n in (41, 20, 7)], [torch.randn(n) for n in (41, 20, 7)]
+    upstream = [torch.randn(45, n) for n in (41, 20, 7)]
+    streams = (0, 1, 1)
+    with forced(tiles):
+        y = run_grouped_linear((x[0], x[1]), w, b, streams)
+        dx = torch.autograd.grad(y, x, upstream)
+    exact_x = [t.detach().double().requires_grad_() for t in x]
+    exact_y = [
+        torch.nn.functional.linear(exact_x[s], p.double(), q.double()) for s, p, q in zip(streams, w, b, strict=True)
+    ]
+    exact_dx = torch.autograd.grad(exact_y, exact_x, [u.double() for u in upstream])
+    assert all(relative_error(a, e) <= FORWARD_TOLERANCE for a, e in zip(y, exact_y, strict=True))
+    assert all(relative_error(a, e) <= GRADIENT_TOLERANCE for a, e in zip(dx, exact_dx, strict=True))
+
+
+def far_apart(rows: int, width: int) -> Tensor:
+    """Random rows more than 2³¹ elements apart, in memory of which next to nothing is ever touched."""
+    stride = 2**31 + 8
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        x = torch.empty((rows - 1) * stride + width, dtype=torch.float16).as_strided((rows, width), (stride, 1))
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+    return x.copy_(torch.randn(rows, width))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_rows_may_lie_more_than_2_to_the_31_elements_apart(options, grad):
+    mlp = make_mlp(8, dtype=torch.float16, **options).eval()
+    x = far_apart(3, 8).requires_grad_(grad)
+    near = x.detach().clone().requires_grad_(grad)
+    with torch.set_grad_enabled(grad):
+        y, expected = hyper_context(x, mlp), hyper_context(near, mlp)
+    assert torch.equal(y, expected)
+    if grad:
+        upstream, parameters = torch.randn(3, 8).half(), list(mlp.parameters())
+        own = torch.autograd.grad(y, [x, *parameters], upstream)
+        plain = torch.autograd.grad(expected, [near, *parameters], upstream)
+        assert all(torch.equal(a, b) for a, b in zip(own, plain, strict=True))
+
+
+def test_a_projections_rows_may_lie_far_apart():
+    x, w = far_apart(3, 8), torch.randn(5, 8).half().requires_grad_()
+    (far,), (near,) = run_linear([x], [w]), run_linear([x.clone()], [w])
+    assert torch.equal(far, near)
+    upstream = torch.randn_like(far)
+    assert torch.equal(*(torch.autograd.grad(t, w, upstream)[0] for t in (far, near)))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded", "offset", "row of a wider tensor"])
+def test_memory_layout_makes_no_difference(options, layout):
+    x = {
+        "transposed": lambda: torch.randn(8, 6).t(),
+        "strided": lambda: torch.randn(12, 16)[::2, ::2],
+        "expanded": lambda: torch.randn(1, 8).expand(6, 8),
+        "offset": lambda: torch.randn(6 * 8 + 3)[3:].view(6, 8),
+        "row of a wider tensor": lambda: torch.randn(6, 20)[:, 4:12],
+    }[layout]()
+    call = Call.make(dim=8, shape=(6,), n=(6, 7, 5), **options)
+    call.context = x.contiguous().requires_grad_()
+    plain = call.results()
+    call.context = x.requires_grad_()
+    for own, contiguous in zip(call.results(), plain, strict=True):
+        assert torch.equal(own, contiguous)
+
+
+def test_upstream_gradients_of_any_layout(options):
+    call = Call.make(dim=8, shape=(6,), n=(6, 6), **options)
+    for upstream in (torch.ones(1, 1).expand(6, 6), torch.randn(6, 6).t(), torch.randn(6, 12)[:, ::2]):
+        call.upstream = (upstream, upstream)
+        odd = call.results()
+        call.upstream = (upstream.contiguous(), upstream.contiguous())
+        assert all(torch.equal(a, b) for a, b in zip(odd, call.results(), strict=True))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_no_rows_and_one(options, rows, recompute):
+    def make() -> Call:
+        return Call.make(dim=8, shape=(rows,), n=(6, 7, 5), recompute=recompute, **options)
+
+    check_fp32(make)
+    if rows == 0:
+        assert all(t.count_nonzero() == 0 for t in make().results())  # sums of nothing, not what memory held
+
+
+def test_no_rows_of_many_projections():
+    x = [torch.randn(0, 8, requires_grad=True) for _ in "kv"]
+    y = run_grouped_linear((x[0], x[1]), [torch.randn(n, 8) for n in (3, 5)], [], (0, 1))
+    assert [t.shape for t in y] == [(0, 3), (0, 5)]
+    assert [t.shape for t in torch.autograd.grad(y, x, [torch.randn_like(t) for t in y])] == [(0, 8), (0, 8)]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_second_backward_over_a_retained_graph_gives_the_same_bits(options, recompute):
+    call = Call.make(dim=20, shape=(37,), n=(6, 7, 5), recompute=recompute, **options)
+    outputs = call.ours()
+    first = torch.autograd.grad(outputs, call.inputs(), call.upstream, retain_graph=True)
+    second = torch.autograd.grad(outputs, call.inputs(), call.upstream)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_two_runs_give_the_same_bits(options):
+    call = Call.make(dim=20, shape=(37,), n=(6, 7, 5), **options)
+    assert all(torch.equal(a, b) for a, b in zip(call.results(), call.results(), strict=True))
+
+
+def test_the_two_streams_do_not_meet(options):
+    mlps = [make_mlp(8, **options).eval() for _ in "kv"]
+    x, w = torch.randn(6, 8), torch.randn(5, 8)
+    with torch.no_grad():
+        mlps[1].linear[0].weight[0, 0] = float("nan")
+        k, v = hyper_kv(x, *mlps, w, w)
+    assert v.isnan().any()
+    assert relative_error(k, reference_of(mlps[0])(x.double()) @ w.double().T) <= FORWARD_TOLERANCE
