@@ -4,6 +4,7 @@ the machine code says, and writes it to benchmarks/results/ after a full run. Ex
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import torch
 
 from benchmarks.compiled.cases import all_calls
 from benchmarks.compiled.compilation import Configuration, distinct
-from benchmarks.compiled.report import markdown, row, write
+from benchmarks.compiled.report import Row, markdown, row, write
 from benchmarks.compiled.sample import sample
 from hnkernels.triton.tiling import TARGETS
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_work: list[Configuration] = []  # of a process of the pool; a kernel does not pickle
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -29,17 +31,26 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     configurations = sample() if options.sample else _matrix(options.targets, options.dtypes)
     rows = []
-    for config in configurations:
-        rows.append(row(config))
-        if rows[-1].faults:
-            print(rows[-1], file=sys.stderr)
-        if len(rows) % 100 == 0:
-            print(f"{len(rows)} of {len(configurations)} compiled", file=sys.stderr)
+    with multiprocessing.get_context("fork").Pool(initializer=_take, initargs=(configurations,)) as pool:
+        for result in pool.imap(_compile, range(len(configurations)), chunksize=4):
+            rows.append(result)
+            if result.faults:
+                print(result, file=sys.stderr)
+            if len(rows) % 100 == 0:
+                print(f"{len(rows)} of {len(configurations)} compiled", file=sys.stderr)
     print("\n".join(markdown(rows)))
     full = not options.sample and options.targets == list(TARGETS) and options.dtypes == list(DTYPES)
     if options.out or full:
         write(rows, options.out or RESULTS)
     return int(any(r.faults for r in rows))
+
+
+def _take(configurations: list[Configuration]) -> None:
+    _work[:] = configurations
+
+
+def _compile(index: int) -> Row:
+    return row(_work[index])
 
 
 def _matrix(targets: list[str], dtypes: list[str]) -> list[Configuration]:

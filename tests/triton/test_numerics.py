@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.test_functional import Case, check_half
+from tests.accuracy import Call, check_half
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("activation", "last"), [("relu", False), ("silu", False), ("gelu", True)])
 @pytest.mark.parametrize("mean", [0.0, 50.0])  # of what enters a LayerNorm, in units of its deviation
 def test_layer_norm_errs_no_more_than_eager(dtype, activation, last, mean):
-    def make() -> Case:
-        case = Case.make(
+    def make() -> Call:
+        case = Call.make(
             dim=64, shape=(4, 32), n=(40, 48), dtype=dtype, activation=activation, layer_norm=True, activate_output=last
         )
         for mlp in (*case.mlps_k, *case.mlps_v):
@@ -23,4 +23,4 @@ def test_layer_norm_errs_no_more_than_eager(dtype, activation, last, mean):
                 torch.nn.init.normal_(layer.linear.bias, mean=mean, std=0.1)
         return case
 
-    check_half(make, lambda case: case.expected(dtype), draws=3)
+    check_half(make, lambda case: case.expected(dtype))
