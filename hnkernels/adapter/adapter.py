@@ -12,6 +12,7 @@ from hnkernels.adapter.host import Host
 from hnkernels.adapter.sites import AdapterError, find_attention
 from hnkernels.folding import is_affine
 from hnkernels.hypernetwork import Hypernetwork
+from hnkernels.triton import derived
 
 TARGETS = ("attn1", "attn2")
 
@@ -93,9 +94,10 @@ class Adapter:
         return self
 
     def clear_cache(self) -> None:
-        """Forgets everything computed for this model's prompts, and all fused and prepacked weights."""
+        """Forgets everything computed for this model's prompts, and all fused, prepacked and composed weights."""
         self._here().clear()
         onednn.forget()
+        derived.forget()
 
     def detach(self) -> None:
         """Takes the network off the model. Without further adapters the model is as it was before, bit for bit.

@@ -16,7 +16,7 @@ from hnkernels.folding import fold_projection, is_affine
 from hnkernels.mlp import HypernetworkMLP
 from hnkernels.portable import Chain
 from hnkernels.triton.composition import compose
-from hnkernels.triton.derived import derived
+from hnkernels.triton.derived import derived, forget_trained
 from hnkernels.triton.functions import Structure, run_grouped_linear, run_linear, run_mlps
 from hnkernels.triton.launch import vendor_linear
 from hnkernels.triton.mlps import norm_vectors, unflatten
@@ -80,7 +80,10 @@ class _Streams:
         self.recompute = recompute
         self.chains = [[link for link in chain if link[1] != 0] for chain in chains]
         parameters = (p for chain in self.chains for mlp, _ in chain for p in mlp.parameters())
-        self.recording = torch.is_grad_enabled() and (context.requires_grad or any(p.requires_grad for p in parameters))
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        self.recording = trained or (torch.is_grad_enabled() and context.requires_grad)
+        if trained and not torch.compiler.is_compiling():
+            forget_trained()
 
     def rewritten(self) -> list[Tensor]:
         """The context after every chain, [..., d], in the dtype that eager PyTorch gives it."""

@@ -132,7 +132,7 @@ class WeightGradients:
             b_k_ptr=beta[0], b_v_ptr=beta[-1], dw_ptr=self._flat[starts[0] :], dg_ptr=vectors,
             splits=parts.shape[0], elements=parts.stride(0), N=n, K=k, weight_v=relative[len(streams) - 1],
             bias_k=relative[len(streams)], bias_v=relative[-1], stream_of_vectors=stream_of_vectors,
-            ACC=tl_dtype(self._parts.dtype), BLOCK_N=32, BLOCK_K=block,
+            ACC=tl_dtype(self._parts.dtype), BLOCK_N=16, BLOCK_K=block,
         )  # fmt: skip
 
     def _programs(self, index: int, tiles: Tiles) -> int:
