@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hnkernels.functional import MLPs
 from hnkernels.mlp import HypernetworkMLP
-from hnkernels.triton.support import HAS_TRITON, mlp_fault
+from hnkernels.triton.support import DTYPES, HAS_TRITON, mlp_fault
 
 if TYPE_CHECKING:
     from hnkernels.triton.launch import Launch
@@ -120,6 +120,10 @@ def explain(
     if fault is not None:
         raise ValueError(f"the Triton backend would not run: {fault}")
     width = mlps[0].dim
+    if any(mlp.dim != width for mlp in mlps):
+        raise ValueError(f"all MLPs must have one width, not {sorted({mlp.dim for mlp in mlps})}")
+    if dtype not in DTYPES:
+        raise ValueError(f"the Triton backend computes in float16, bfloat16 and float32, not {dtype}")
     n = out_features or width
 
     def empty(*shape: int, grad: bool = False) -> Tensor:
@@ -134,7 +138,7 @@ def explain(
     def run() -> tuple[Tensor, ...]:
         return project_pair(x, chains[0], chains[1], (w_k, None), (w_v, None), rider, recompute)
 
-    with planned_for(TARGETS[target]):
+    with planned_for(TARGETS[target]), torch.inference_mode(False), torch.enable_grad():
         if not training:
             with torch.no_grad():
                 run()  # folds, composes and casts what is kept from then on
@@ -161,7 +165,9 @@ def explain(
 def _on_meta(mlps: MLPs, training: bool, dtype: torch.dtype) -> tuple[tuple[HypernetworkMLP, float], ...]:
     """The chain's MLPs once more, without data."""
     chain = []
-    for mlp in mlps if isinstance(mlps, Sequence) else (mlps,):
+    for mlp in mlps if isinstance(mlps, Iterable) else (mlps,):
+        if not isinstance(mlp, HypernetworkMLP):
+            raise ValueError(f"mlp_k and mlp_v must be HypernetworkMLPs or sequences of them, not {type(mlp).__name__}")
         with torch.device("meta"):
             copy = HypernetworkMLP(mlp.dim, mlp.config)
         copy.multiplier = mlp.multiplier

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 T = TypeVar("T")
 
@@ -58,10 +60,10 @@ class Memo(Generic[T]):
         A kept tensor that its receiver has written into is made anew.
         """
         current = self._snapshot is not None and self._snapshot.is_current(tensors, extra)
-        if not current or _version(self._value) != self._version:
+        if not current or version_of(self._value) != self._version:
             self._value = _outside_inference_mode(compute)
             self._snapshot = Snapshot(tensors, extra)
-            self._version = _version(self._value)
+            self._version = version_of(self._value)
         return self._value  # type: ignore[return-value]
 
     def clear(self) -> None:
@@ -75,6 +77,16 @@ class Memo(Generic[T]):
         return Memo, ()
 
 
+@lru_cache
+def forget_after_steps(forget: Callable[[], None]) -> None:
+    """Calls ``forget`` after every step of any optimiser, from now on.
+
+    The step of one with ``fused=True`` leaves no trace in the versions of its parameters, and these may have been
+    frozen when something was made of them, and be frozen again when it is asked for.
+    """
+    register_optimizer_step_post_hook(lambda *_: forget())
+
+
 def _storage(tensor: Tensor) -> tuple[object, object]:
     if torch.compiler.is_compiling():  # Dynamo cannot trace a storage reference
         return tensor.data_ptr(), 0
@@ -82,11 +94,14 @@ def _storage(tensor: Tensor) -> tuple[object, object]:
     return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset()
 
 
-def _version(value: object) -> int:
+def version_of(value: object) -> int:
+    """A number that changes when a tensor, or one of several, is written into; of inference tensors always 0."""
+    if torch.compiler.is_compiling():
+        return 0
     if isinstance(value, (tuple, list)):
-        return sum(map(_version, value))
+        return sum(map(version_of, value))
     if isinstance(value, dict):
-        return sum(map(_version, value.values()))
+        return sum(map(version_of, value.values()))
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from hnkernels.memo import Memo
+from hnkernels.memo import Memo, forget_after_steps
 
 LEAST_ELEMENTS = 128 * 128
 """Smaller weights are not worth the detour."""
@@ -67,6 +67,7 @@ def linear(
     if weight.requires_grad:
         pack, packed = None, weight
     else:
+        forget_after_steps(forget)
         pack = _packs.get(weight)
         if pack is None:
             pack = _packs[weight] = _Pack()

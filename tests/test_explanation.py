@@ -109,6 +109,7 @@ def test_frozen_things_take_no_launches():
         ({"target": "sm_75"}, "target 'sm_75' is unknown; accepted are sm_80, "),
         ({"tokens": 0}, "tokens must be a positive whole number, not 0"),
         ({"out_features": 1.5}, "out_features must be a positive whole number, not 1.5"),
+        ({"dtype": torch.float64}, "computes in float16, bfloat16 and float32, not torch.float64"),
         ({"query_features": -1}, "query_features must be a positive whole number, not -1"),
     ],
 )
@@ -124,3 +125,13 @@ def test_what_the_kernels_cannot_do_is_refused():
         explain(*net[8])
     with pytest.raises(ValueError, match="an MLP"):
         explain([], [])
+    with pytest.raises(ValueError, match="must be HypernetworkMLPs or sequences of them, not NoneType"):
+        explain(None, None)
+    with pytest.raises(ValueError, match=r"one width, not \[8, 16\]"):
+        explain(Hypernetwork((8,))[8][0], Hypernetwork((16,))[16][1])
+
+
+def test_it_is_the_same_where_nothing_is_recorded():
+    with torch.inference_mode():
+        assert explained("silu") == explained("silu")
+        assert explained("silu").backward

@@ -109,6 +109,7 @@ class Adapter:
         host.adapters.remove(self)
         self._host = None
         host.clear()
+        derived.forget()  # composed weights hang on the model's own
         if not host.adapters:
             host.remove()
 

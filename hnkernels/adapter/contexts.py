@@ -103,7 +103,8 @@ class SharedContext:
             if group is None:
                 return {}
             (y_k, y_v), token = self.rewritten(chains, store)
-            memo: Memo[Layers] = self._projected.setdefault(("grouped", chains), Memo())
+            mlps = tuple(tuple(id(mlp) for mlp, _ in chain) for chain in chains)
+            memo: Memo[Layers] = self._projected.setdefault(("grouped", mlps), Memo())
             return memo.get(group.weights, lambda: group.compute(y_k, y_v), token)
 
         return self._once_a_call(("grouped", chains), store, find)

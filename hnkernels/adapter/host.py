@@ -59,14 +59,16 @@ class Host:
 
     def links(self, site: Site) -> Links:
         """What the adapters do at this site now, in order of application."""
-        if self.contexts.running and site.links_in_call[0] == self.contexts.call:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self.contexts.running and site.links_in_call[0] == self.contexts.call:
             return site.links_in_call[1]
         links = tuple(
             Link(*adapter.net[site.width], adapter.strength, adapter.fused)
             for adapter in self.adapters
             if adapter.acts_on(site.kind, site.width)
         )
-        site.links_in_call = (self.contexts.call, links)
+        if not compiling:
+            site.links_in_call = (self.contexts.call, links)
         return links
 
     def shared(self, x: Tensor) -> SharedContext | None:
@@ -97,6 +99,8 @@ class Host:
         weights = [t for projection in projections.values() for t in projection if t is not None]
         if not weights or (torch.is_grad_enabled() and any(t.requires_grad for t in weights)):
             return None
+        if any(t.device != x.device for t in weights):  # offloaded for now, or on another GPU
+            return None
 
         def compute(y_k: Tensor, y_v: Tensor) -> Layers:
             from hnkernels.triton.backend import project_group
@@ -107,17 +111,17 @@ class Host:
         return Group(weights, compute)
 
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        self.contexts.call += 1
-        self.contexts.running = True
         positional = len(args) > self._context_index
         context = None
         if self._context_name is not None:
             context = args[self._context_index] if positional else kwargs.get(self._context_name)
         if not isinstance(context, Tensor):
             context = None
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # what changed from call to call would be compiled anew every time
             self.traced = None if context is None else TracedContext(context)
             return None
+        self.contexts.call += 1
+        self.contexts.running = True
         if not torch.is_grad_enabled():
             return None
         if any(p.requires_grad for adapter in self.adapters for p in adapter.net.parameters()):
@@ -143,5 +147,6 @@ class Host:
         return args, {**kwargs, str(self._context_name): alias}
 
     def _after(self, *_: object) -> None:
-        self.contexts.running = False
         self.traced = None
+        if not torch.compiler.is_compiling():
+            self.contexts.running = False

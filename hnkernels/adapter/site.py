@@ -12,7 +12,7 @@ from hnkernels.adapter.contexts import Chain, Chains, rewrite
 from hnkernels.adapter.sites import AdapterError, AttentionSpec
 from hnkernels.folding import fold_projection, is_affine
 from hnkernels.functional import hyper_kv, hyper_qkv
-from hnkernels.memo import Memo
+from hnkernels.memo import Memo, version_of
 from hnkernels.mlp import HypernetworkMLP
 from hnkernels.portable import project
 from hnkernels.triton.support import why_not
@@ -53,7 +53,8 @@ class Tap:
     def plain(self) -> bool:
         """Whether the module is a linear whose weight and bias say all there is to say, before it is called too."""
         alone = self.wrapped is None and self.in_place and not self.module._forward_pre_hooks
-        return alone and type(self.module) is nn.Linear
+        # A subclass of a parameter may be quantised.
+        return alone and type(self.module) is nn.Linear and type(self.module.weight) in (Tensor, nn.Parameter)
 
     @property
     def in_place(self) -> bool:
@@ -92,7 +93,7 @@ class Site:
         self.name, self.kind, self.width, self.attention = spec.name, spec.kind, spec.width, spec.module
         self.host = host
         self._reached: set[str] = set()
-        self._pending: tuple[Tensor, dict[str, Tensor]] | None = None
+        self._pending: tuple[Tensor, int, dict[str, Tensor]] | None = None
         self._rides = True
         self.links_in_call: tuple[int, Links] = (0, ())
         self._folded: dict[str, Memo[Projection]] = {s: Memo() for s in STREAMS}
@@ -175,7 +176,7 @@ class Site:
         q, k, v = hyper_qkv(
             x, mlps_k, mlps_v, to_q.weight, w_k, w_v, to_q.bias, b_k, b_v, strength=strengths
         )  # fmt: skip
-        self._pending = (x, {"k": k, "v": v})
+        self._pending = (x, version_of(x), {"k": k, "v": v})
         return q
 
     def _both(self, stream: str, x: Tensor, links: Links, folded: Links) -> Tensor:
@@ -190,7 +191,7 @@ class Site:
         k, v = hyper_kv(x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strengths)
         if stream == "v":  # on its own, or of another tensor than to_k's
             return v
-        self._pending = (x, {"v": v})
+        self._pending = (x, version_of(x), {"v": v})
         return k
 
     def _pair(self, stream: str, x: Tensor, chains: Chains) -> tuple[Tensor, Tensor]:
@@ -201,17 +202,17 @@ class Site:
                 return x, waiting
         pair = rewrite(x, chains)
         if stream == "k":
-            self._pending = (x, {"v": pair[1]})
+            self._pending = (x, version_of(x), {"v": pair[1]})
         return pair
 
     def _take(self, stream: str, x: Tensor) -> Tensor | None:
         """What was computed of x before it was asked for."""
-        if self._pending is None or stream not in self._pending[1]:
+        if self._pending is None or stream not in self._pending[2]:
             return None
-        if self._pending[0] is not x:
+        if self._pending[0] is not x or self._pending[1] != version_of(x):
             self._rides = self._rides and stream != "k"  # to_q and to_k see different tensors here
             return None
-        return self._pending[1].pop(stream)
+        return self._pending[2].pop(stream)
 
     def _split(self, links: Links) -> tuple[Links, Links]:
         """The links to compute, and those behind them that ``fuse()`` allows to live in the projection's weights."""
@@ -250,6 +251,7 @@ class Site:
 
     def _after(self, *_: object) -> None:
         lost = [self._taps[stream] for stream in STREAMS if stream not in self._reached]
+        self._reached.clear()
         self._pending = None
         # A processor may do without one of the two; a tap that another tool threw away is another matter.
         if (len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and self.host.links(self):

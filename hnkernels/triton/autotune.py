@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from hnkernels.triton.tiling import Target, Tiles
+from hnkernels.triton.tiling import Target, Tiles, target_of
 
 CANDIDATES = (
     Tiles(128, 128, 64, 8, 3),
@@ -46,6 +46,8 @@ def kept(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) 
     """The tiles measured for this product, now or earlier; ``None`` where measuring is not wanted or not possible."""
     if not enabled() or target.backend == "interpreter" or not torch.cuda.is_available():
         return None
+    if target != target_of(torch.device("cuda", torch.cuda.current_device())):
+        return None  # planned for another device
     key = _key(kind, M, N, K, dtype, target)
     tiles = _load().get(key)
     if tiles is None and not torch.cuda.is_current_stream_capturing():
@@ -62,8 +64,10 @@ def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, 
     from hnkernels.triton import launchers, tiling
 
     device = "cpu" if target.backend == "interpreter" else "cuda"
-    x = torch.randn(M, N if kind == "gradient" else K, device=device, dtype=dtype)
-    other = torch.randn(*((M, K) if kind == "gradient" else (N, K)), device=device, dtype=dtype)
+    generator = torch.Generator(device).manual_seed(0)  # dropout's must not notice
+    x = torch.empty(M, N if kind == "gradient" else K, device=device, dtype=dtype).normal_(generator=generator)
+    other = torch.empty((M, K) if kind == "gradient" else (N, K), device=device, dtype=dtype)
+    other.normal_(generator=generator)
     if kind == "backward":
         other = other.t().contiguous()
 

@@ -16,7 +16,7 @@ from hnkernels.folding import fold_projection, is_affine
 from hnkernels.mlp import HypernetworkMLP
 from hnkernels.portable import Chain
 from hnkernels.triton.composition import compose
-from hnkernels.triton.derived import derived, forget_trained
+from hnkernels.triton.derived import derived
 from hnkernels.triton.functions import Structure, run_grouped_linear, run_linear, run_mlps
 from hnkernels.triton.launch import vendor_linear
 from hnkernels.triton.mlps import norm_vectors, unflatten
@@ -80,10 +80,7 @@ class _Streams:
         self.recompute = recompute
         self.chains = [[link for link in chain if link[1] != 0] for chain in chains]
         parameters = (p for chain in self.chains for mlp, _ in chain for p in mlp.parameters())
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        self.recording = trained or (torch.is_grad_enabled() and context.requires_grad)
-        if trained and not torch.compiler.is_compiling():
-            forget_trained()
+        self.recording = torch.is_grad_enabled() and (context.requires_grad or any(p.requires_grad for p in parameters))
 
     def rewritten(self) -> list[Tensor]:
         """The context after every chain, [..., d], in the dtype that eager PyTorch gives it."""
@@ -105,6 +102,8 @@ class _Streams:
                 return self._composed(chains, projections, rider)
         x = self._rows()
         y, q = self._run([x, x], chains, rider if any(chains) else None, keep_dtype=False)
+        # The shorter of two chains ends while the context still has the wider dtype.
+        y = [y[0].to(self.dtype)] * 2 if y[0] is y[1] else [t.to(self.dtype) for t in y]
         x = x.to(self.dtype)
         # A stream without an MLP, and to_q where it could not ride along, are plain projections.
         acted = [i for i, chain in enumerate(chains) if chain]
@@ -248,8 +247,8 @@ def _project(y: Sequence[Tensor], projections: Sequence[Projection]) -> tuple[Te
 
 def _fold(w: Tensor, b: Tensor | None, tail: Chain) -> Projection:
     tensors = [w, *([] if b is None else [b]), *(p for mlp, _ in tail for p in mlp.parameters())]
-    purpose = ("fold", id(b), tuple((id(mlp), m) for mlp, m in tail))
-    return derived(w, purpose, tensors, lambda: fold_projection(w, b, tail))
+    purpose = ("fold", id(b), tuple(id(mlp) for mlp, _ in tail))
+    return derived(w, purpose, tensors, lambda: fold_projection(w, b, tail), extra=tuple(m for _, m in tail))
 
 
 def _structure(mlp: HypernetworkMLP) -> Structure:
@@ -265,7 +264,7 @@ def _structure(mlp: HypernetworkMLP) -> Structure:
 
 def _alike(mlps: Sequence[HypernetworkMLP]) -> bool:
     """Whether the MLPs can share launches."""
-    first, *others = ((_structure(mlp), [layer.linear.weight.shape for layer in mlp.layers()]) for mlp in mlps)
+    first, *others = ((_structure(mlp), [(p.shape, p.dtype) for p in mlp.parameters()]) for mlp in mlps)
     return all(other == first for other in others)
 
 

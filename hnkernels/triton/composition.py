@@ -25,7 +25,7 @@ def compose(w: Tensor, b: Tensor | None, mlp: HypernetworkMLP, m: float) -> tupl
             return (m * (wide @ last.weight.float())).to(w.dtype), (shift if b is None else shift + b).to(w.dtype)
 
     tensors = [w, last.weight, last.bias, *([] if b is None else [b])]
-    return derived(w, ("compose", id(last), m, id(b)), tensors, compute)
+    return derived(w, ("compose", id(last), id(b)), tensors, compute, extra=m)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager:

@@ -114,7 +114,6 @@ def mlp_layer_forward_kernel(
     if rider_w_ptr is not None:
         if stream == 2:
             w_ptr, width = rider_w_ptr, RIDER_N
-            out_ptr = rider_out_ptr
         # The grid is as large as the widest stream needs.
         if tl.program_id(0) >= tl.cdiv(M, BLOCK_M) * tl.cdiv(width, BLOCK_N):
             return
@@ -139,7 +138,7 @@ def mlp_layer_forward_kernel(
         if stream == 2:
             if rider_b_ptr is not None:
                 a += tl.load(rider_b_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
-            tl.store(out_ptr + out_at, convert(a, out_ptr.dtype.element_ty), mask=mask)
+            tl.store(rider_out_ptr + out_at, convert(a, rider_out_ptr.dtype.element_ty), mask=mask)
             return
 
     pre_at = None

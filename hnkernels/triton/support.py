@@ -16,7 +16,8 @@ LEAST_CAPABILITY = (8, 0)
 WIDEST_ROW = 32768
 """A LayerNorm's row is held in registers, so its width has a limit."""
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+"""What the kernels compute in."""
 
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -58,7 +59,7 @@ def compute_dtype(context: Tensor) -> torch.dtype:
 
 
 def _dtype_fault(context: Tensor) -> str | None:
-    if context.dtype in _DTYPES and compute_dtype(context) in _DTYPES:
+    if context.dtype in DTYPES and compute_dtype(context) in DTYPES:
         return None
     return f"the kernels compute in float16, bfloat16 and float32, not {context.dtype}"
 

@@ -163,7 +163,7 @@ def heuristic(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Tar
         return Tiles(128, 128, 64, 8, 3)
     if many and target.arch != 120:
         return Tiles(128, 64, 64, 4, 3)
-    return Tiles(64, 64, 64, 4, stages)
+    return Tiles(64, 64, 64, 8 if target.arch == 100 else 4, stages)
 
 
 def _without_cuda(kind: str, wide: int, many: bool, target: Target) -> Tiles:

@@ -20,3 +20,18 @@ def test_the_whole_model_compiles_as_one_graph(unet, x, text, training):
             parameters = list(net.parameters())
             theirs, ours = (torch.autograd.grad(y.square().sum(), parameters) for y in (eager, result))
             assert relative_error(*(torch.cat([g.flatten() for g in side]) for side in (ours, theirs))) <= 1e-5
+
+
+def test_later_calls_compile_nothing_anew(unet, x, text):
+    hn.attach(unet, make_net(activation="silu"))
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(unet, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for _ in range(4):
+            denoise(compiled, x, text)
+    assert len(graphs) == 1

@@ -98,9 +98,24 @@ def test_it_goes_with_its_tensors_and_keeps_few_purposes():
     layer = Layer(activation="silu")
     for layer.strength in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
         layer.kv("triton")
-    kept = {**derived._of_frozen, **derived._of_trained}
-    assert max(len(memos) for memos in kept.values()) <= 4
-    before = len(derived._of_trained)
+    assert max(len(memos) for memos in derived._kept.values()) <= 4
+    before = len(derived._kept)
     assert before
-    del layer, kept
-    assert len(derived._of_trained) < before
+    del layer
+    assert len(derived._kept) < before
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_neither_when_it_was_frozen_in_between(options):
+    layer = Layer(**options)
+    parameters = [p for mlp in layer.mlps for p in mlp.parameters()]
+    for mlp in layer.mlps:
+        mlp.requires_grad_(False)
+    layer.check()
+    for p in parameters:
+        p.requires_grad_(True)
+        p.grad = torch.ones_like(p)
+    torch.optim.Adam(parameters, lr=0.1, fused=True).step()
+    for p in parameters:
+        p.requires_grad_(False)
+    layer.check()

@@ -9,6 +9,7 @@ from torch import Tensor
 from hnkernels import hyper_kv, hyper_qkv
 from hnkernels.triton import functions  # registers torch.ops.hnkernels
 from hnkernels.triton.launch import recording
+from hnkernels.triton.launchers import arguments
 from tests.models import GRADIENT_TOLERANCE, make_mlp, relative_error
 
 ROWS, WIDTH, OUT = 5, 8, 6
@@ -148,6 +149,27 @@ def test_vmap_and_forward_mode_are_refused_not_wrong():
         dual = torch.autograd.forward_ad.make_dual(torch.randn(ROWS, WIDTH), torch.ones(ROWS, WIDTH))
         with pytest.raises((RuntimeError, NotImplementedError)):
             hyper_kv(dual, mlp, mlp, w, w, backend="triton")
+
+
+@pytest.mark.parametrize("lengths", [(1, 2), (2, 1), (0, 1)])
+def test_chains_of_different_lengths_come_out_in_autocasts_dtype(lengths):
+    mlps_k, mlps_v = ([make_mlp(WIDTH) for _ in range(length)] for length in lengths)
+    x, w = torch.randn(ROWS, WIDTH), torch.randn(OUT, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        kv = hyper_kv(x, mlps_k, mlps_v, w, w, backend="triton")
+    assert [t.dtype for t in kv] == [torch.bfloat16] * 2
+
+
+def test_tf32_is_used_where_the_user_allows_it():
+    assert arguments.product(torch.float32)["PRECISION"] == "ieee"
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        assert arguments.product(torch.float32)["PRECISION"] == "tf32"
+        assert arguments.product(torch.float16)["PRECISION"] == "ieee"
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_the_structure_and_the_layers_say_the_same():

@@ -35,19 +35,25 @@ def acc_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def product(dtype: torch.dtype) -> dict[str, Any]:
-    # fp32 is fp32, as in PyTorch, unless the user allows TF32 there too.
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return {"ACC": tl_dtype(acc_dtype(dtype)), "PRECISION": "tf32" if tf32 else "ieee"}
+    """ACC and PRECISION. fp32 is fp32, as in PyTorch, unless the user allows TF32 there too."""
+    precision = "tf32" if dtype == torch.float32 and _tf32_allowed() else "ieee"
+    return {"ACC": tl_dtype(acc_dtype(dtype)), "PRECISION": precision}
+
+
+def _tf32_allowed() -> bool:
+    matmul = torch.backends.cuda.matmul
+    # Reading the older setting raises once the newer one has been set.
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
 def row_blocks(N: int) -> dict[str, Any]:
     columns = triton.next_power_of_2(N)
-    return {"BLOCK_R": rows_at_once(N), "BLOCK_N": columns, "num_warps": min(max(columns // 512, 4), 16)}
+    return {"BLOCK_R": rows_at_once(N), "BLOCK_N": columns, "num_warps": min(max(columns // 128, 4), 16)}
 
 
 def rows_at_once(N: int) -> int:
     # The interpreter's time goes by operations, not elements.
-    return 32 if INTERPRETED else max(1, 1024 // triton.next_power_of_2(N))
+    return 32 if INTERPRETED else max(1, 512 // triton.next_power_of_2(N))
 
 
 def row_programs(M: int) -> int:
