@@ -89,7 +89,7 @@ def _read_amd(assembly: str, shared: int) -> MachineCode:
 
 def _figures(code, labels, registers, stack, spills, shared, matrix_of, load_of) -> MachineCode:
     loops = _innermost(code, labels, matrix_of)
-    inside = [i for first, end in loops for i in code[first:end]]
+    inside = [code[i] for body in loops for i in sorted(body)]
     loads = [b for b in map(load_of, inside or code) if b]
     count = sum(matrix_of(i) is not None for i in inside)
     return MachineCode(
@@ -103,38 +103,47 @@ def _figures(code, labels, registers, stack, spills, shared, matrix_of, load_of)
     )
 
 
-def _innermost(code: Sequence[Instruction], labels: dict[str, int], matrix_of) -> list[tuple[int, int]]:
-    """The loops with matrix instructions and no such loop in them, as half-open ranges of instructions."""
-    loops: dict[int, int] = {}
-    for at, instruction in enumerate(code):
-        first = labels.get(instruction.jumps_to or "", at)
-        if first < at and any(map(matrix_of, code[first : at + 1])) and not _reached(code, labels, at, around=first):
-            loops[first] = max(loops.get(first, 0), at + 1)
-    ranges = list(loops.items())
-    return [
-        (first, end)
-        for first, end in ranges
-        if not any((a, b) != (first, end) and first <= a and b <= end for a, b in ranges)
-    ]
+def _innermost(code: Sequence[Instruction], labels: dict[str, int], matrix_of) -> list[set[int]]:
+    """The natural loops with matrix instructions and no such loop in them, each as the places of its instructions.
 
-
-def _reached(code: Sequence[Instruction], labels: dict[str, int], at: int, around: int) -> bool:
-    """Whether an instruction can be reached around another one. If not, a jump back to that one closes a loop.
-
-    Blocks need not lie in the order in which they run: a jump back may as well lead to a common exit.
+    A loop is closed by an edge to a place through which every way to the edge leads. Blocks need not lie in the order
+    in which they run, and that edge may be a mere falling through.
     """
-    seen, rest = {around}, [0]
+    sources: list[list[int]] = [[] for _ in code]
+    for at in range(len(code)):
+        for to in _successors(code, labels, at):
+            sources[to].append(at)
+    loops: dict[int, set[int]] = {}
+    for head in set(labels.values()) & set(range(len(code))):
+        around = _reached(code, labels, around=head)
+        for at in sources[head]:
+            if at not in around:
+                body, rest = loops.setdefault(head, {head}), [at]
+                while rest:
+                    i = rest.pop()
+                    if i not in body:
+                        body.add(i)
+                        rest += sources[i]
+    bodies = [body for body in loops.values() if any(matrix_of(code[i]) for i in body)]
+    return [body for body in bodies if not any(other < body for other in bodies)]
+
+
+def _successors(code: Sequence[Instruction], labels: dict[str, int], at: int) -> list[int]:
+    ways = [at + 1] if code[at].falls_through else []
+    if code[at].jumps_to in labels:
+        ways.append(labels[code[at].jumps_to or ""])
+    return [to for to in ways if to < len(code)]
+
+
+def _reached(code: Sequence[Instruction], labels: dict[str, int], around: int) -> set[int]:
+    """The places that can be reached without passing one of them."""
+    seen, rest = set(), [0]
     while rest:
         i = rest.pop()
-        if i in seen or i >= len(code):
-            continue
-        seen.add(i)
-        instruction = code[i]
-        if instruction.falls_through:
-            rest.append(i + 1)
-        if instruction.jumps_to in labels:
-            rest.append(labels[instruction.jumps_to])
-    return at in seen
+        if i not in seen and i != around:
+            seen.add(i)
+            rest += _successors(code, labels, i)
+    return seen
 
 
 def _parse_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
