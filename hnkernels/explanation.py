@@ -68,6 +68,8 @@ class Explanation:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def explain(
     mlp_k: MLPs,
     mlp_v: MLPs,
@@ -138,7 +140,7 @@ def explain(
     def run() -> tuple[Tensor, ...]:
         return project_pair(x, chains[0], chains[1], (w_k, None), (w_v, None), rider, recompute)
 
-    with planned_for(TARGETS[target]), torch.inference_mode(False), torch.enable_grad():
+    with planned_for(TARGETS[target]):
         if not training:
             with torch.no_grad():
                 run()  # folds, composes and casts what is kept from then on
