@@ -83,7 +83,18 @@ def test_on_a_device_the_kept_tiles_come_first_and_a_captured_graph_measures_not
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     target = tiling.TARGETS["sm_90"]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(autotune, "target_of", lambda device: target)
     monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("measured"))
     assert tiling.choose(*SHAPE, target) == tiling.heuristic(*SHAPE, target)
     autotune._load()[autotune._key(*SHAPE, target)] = Tiles(16, 16, 16)
     assert tiling.choose(*SHAPE, target) == Tiles(16, 16, 16)
+
+
+def test_what_is_planned_for_another_device_is_not_measured_on_this_one(monkeypatch):
+    monkeypatch.setenv("HNKERNELS_AUTOTUNE", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(autotune, "target_of", lambda device: tiling.TARGETS["sm_90"])
+    monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("measured"))
+    assert autotune.kept(*SHAPE, tiling.TARGETS["gfx942"]) is None
