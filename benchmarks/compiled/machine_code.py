@@ -110,7 +110,7 @@ def _innermost(code: Sequence[Instruction], labels: dict[str, int], matrix_of) -
     in which they run, and that edge may be a mere falling through.
     """
     sources: list[list[int]] = [[] for _ in code]
-    for at in range(len(code)):
+    for at in _reached(code, labels, around=-1):
         for to in _successors(code, labels, at):
             sources[to].append(at)
     loops: dict[int, set[int]] = {}

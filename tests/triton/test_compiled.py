@@ -176,3 +176,13 @@ def _product(target: str) -> Configuration:
     kernel = SimpleNamespace(fn=SimpleNamespace(__name__="linear_streams_kernel"))
     signature = (("BLOCK_M", "constexpr"), ("GROUP_M", "constexpr"))
     return Configuration(kernel, TARGETS[target], signature, (((0,), 64), ((1,), 8)), (), ())
+
+
+def test_a_loop_may_be_closed_by_falling_through():
+    rotated = (
+        "\ts_branch .LBB0_2\n.LBB0_1:\n\tv_mfma_f32_32x32x8_f16 a[0:15], v[0:1], v[2:3], a[0:15]\n"
+        "\ts_cbranch_scc0 .LBB0_3\n.LBB0_2:\n\tglobal_load_dwordx4 v[0:3], v4, s[0:1]\n\ts_branch .LBB0_1\n"
+        ".LBB0_3:\n\ts_endpgm\n"
+    )
+    code = machine_code.read(_Compiled(amdgcn=rotated + AMDGCN[AMDGCN.index(".Lfunc_end0") :]))
+    assert code.matrix_share == 0.25
