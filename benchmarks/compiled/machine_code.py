@@ -154,7 +154,10 @@ def _parse_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
         elif found := _SASS.match(line):
             condition, name, operands = found.groups()
             target = re.search(r"\((\.L_\w+)\)", operands) if name.startswith("BRA") else None
-            leaves = condition is None and name.split(".")[0] in ("BRA", "EXIT", "RET")
+            family = name.split(".")[0]
+            # A branch may have its condition among its operands: BRA.U UP0, `(.L_x_1).
+            always = operands.lstrip().startswith("`(") if family == "BRA" else family in ("EXIT", "RET")
+            leaves = condition is None and always
             code.append(Instruction(name, target[1] if target else None, not leaves))
     return code, labels
 
