@@ -167,11 +167,13 @@ def heuristic(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Tar
 
 
 def _without_cuda(kind: str, wide: int, many: bool, target: Target) -> Tiles:
-    if kind == "gradient" or not many:
+    if kind == "gradient":
         return Tiles(64, 64, 64, 4, 2)
-    if str(target.arch).startswith("gfx9"):
-        return Tiles(128, 128, 64, 8, 2) if wide == 128 else Tiles(128, 64, 32, 4, 2)
-    return Tiles(64, 64, 32, 4, 2)  # a thread has 256 registers there, and the epilogues need many
+    if not str(target.arch).startswith("gfx9"):
+        return Tiles(64, 64, 32, 4, 2)  # a thread has 256 registers there, and the epilogues need many
+    if not many:
+        return Tiles(64, 64, 64, 4, 2)
+    return Tiles(128, 128, 64, 8, 2) if wide == 128 else Tiles(128, 64, 32, 4, 2)
 
 
 def normalising(tiles: Tiles, target: Target) -> Tiles:
