@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hnkernels.functional import MLPs
 from hnkernels.mlp import HypernetworkMLP
+from hnkernels.portable import Chain
 from hnkernels.triton.support import DTYPES, HAS_TRITON, mlp_fault
 
 if TYPE_CHECKING:
@@ -164,9 +165,9 @@ def explain(
         return Explanation(target, tuple(forward), tuple(backward), size)
 
 
-def _on_meta(mlps: MLPs, training: bool, dtype: torch.dtype) -> tuple[tuple[HypernetworkMLP, float], ...]:
+def _on_meta(mlps: MLPs, training: bool, dtype: torch.dtype) -> Chain:
     """The chain's MLPs once more, without data."""
-    chain = []
+    chain: list[tuple[HypernetworkMLP, float | Tensor]] = []
     for mlp in mlps if isinstance(mlps, Iterable) else (mlps,):
         if not isinstance(mlp, HypernetworkMLP):
             raise ValueError(f"mlp_k and mlp_v must be HypernetworkMLPs or sequences of them, not {type(mlp).__name__}")

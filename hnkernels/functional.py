@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from hnkernels.triton import support
 MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
 BACKENDS = ("auto", "triton", "portable")
 
+Strength = float | Tensor | Sequence[float | Tensor]
+"""One for all MLPs of a chain, or one each. A tensor of no dimensions is read when the kernels run."""
+
 
 def hyper_context(
     context: Tensor,
     mlps: MLPs,
     *,
-    strength: float | Sequence[float] = 1.0,
+    strength: Strength = 1.0,
     backend: str = "auto",
     recompute: bool = False,
 ) -> Tensor:
@@ -30,7 +33,9 @@ def hyper_context(
         context: [..., d] in a floating dtype.
         mlps: one MLP of width d, or a chain applied first to last. Parameters may have another floating dtype than
             the context (fp32 master weights, say); they are cast to the context's for the computation.
-        strength: factor on every MLP's own multiplier, or one factor each. Without effect on MLPs in training mode.
+        strength: factor on every MLP's own multiplier, or one factor each. Without effect on MLPs in training mode. A
+            tensor without dimensions, on the context's device, is read when the kernels run: neither a compiled nor a
+            captured graph is tied to its value. It gets no gradient.
         backend, recompute: see ``hyper_kv``.
 
     Returns:
@@ -55,7 +60,7 @@ def hyper_context_pair(
     mlp_k: MLPs,
     mlp_v: MLPs,
     *,
-    strength: float | Sequence[float] = 1.0,
+    strength: Strength | Mapping[str, Strength] = 1.0,
     backend: str = "auto",
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -63,7 +68,7 @@ def hyper_context_pair(
 
     Args and errors as those of ``hyper_kv``. Shape: context [..., d] → two of [..., d].
     """
-    chain_k, chain_v = _chain("mlp_k", mlp_k, strength), _chain("mlp_v", mlp_v, strength)
+    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
     _check_backend(backend)
     _check_context(context)
     _check_chain("mlp_k", chain_k, context)
@@ -84,7 +89,7 @@ def hyper_kv(
     b_k: Tensor | None = None,
     b_v: Tensor | None = None,
     *,
-    strength: float | Sequence[float] = 1.0,
+    strength: Strength | Mapping[str, Strength] = 1.0,
     backend: str = "auto",
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -97,8 +102,8 @@ def hyper_kv(
         mlp_k, mlp_v: one MLP of width d each, or chains of them; an empty sequence leaves the context as it is.
         w_k, w_v: [n_k, d] and [n_v, d], in the context's dtype (any floating dtype under autocast).
         b_k, b_v: [n_k] and [n_v].
-        strength: factor on the multiplier of every MLP, or one per position of the chain, for K and V alike. Without
-            effect on MLPs in training mode, whose multiplier is 1.
+        strength: factor on the multiplier of every MLP, or one per position of the chain, for K and V alike; a mapping
+            ``{"k": …, "v": …}`` tells the two apart. Tensors and training mode: see ``hyper_context``.
         backend: ``"portable"`` is plain PyTorch; ``"triton"`` are the fused kernels, refused with a reason where they
             cannot run; ``"auto"`` takes these wherever they can run on a GPU (CUDA from compute capability 8.0, ROCm,
             XPU), and on CPU tensors under ``TRITON_INTERPRET=1``.
@@ -112,7 +117,7 @@ def hyper_kv(
             and what is accepted.
         RuntimeError: a gradient of the Triton backend is differentiated once more.
     """
-    chain_k, chain_v = _chain("mlp_k", mlp_k, strength), _chain("mlp_v", mlp_v, strength)
+    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
     _check_all(context, {"mlp_k": chain_k, "mlp_v": chain_v}, {"k": (w_k, b_k), "v": (w_v, b_v)}, backend)
     if _takes_triton(backend, context, (*chain_k, *chain_v)):
         from hnkernels.triton.backend import project_pair
@@ -134,7 +139,7 @@ def hyper_qkv(
     b_k: Tensor | None = None,
     b_v: Tensor | None = None,
     *,
-    strength: float | Sequence[float] = 1.0,
+    strength: Strength | Mapping[str, Strength] = 1.0,
     backend: str = "auto",
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +156,7 @@ def hyper_qkv(
     Returns:
         Q [..., n_q], K [..., n_k] and V [..., n_v].
     """
-    chain_k, chain_v = _chain("mlp_k", mlp_k, strength), _chain("mlp_v", mlp_v, strength)
+    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
     projections = {"q": (w_q, b_q), "k": (w_k, b_k), "v": (w_v, b_v)}
     _check_all(x, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
     if _takes_triton(backend, x, (*chain_k, *chain_v)):
@@ -163,15 +168,30 @@ def hyper_qkv(
     return portable.project(x, w_q, b_q), portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
 
 
-def _chain(name: str, mlps: MLPs, strength: float | Sequence[float]) -> portable.Chain:
+def _chains(
+    mlp_k: MLPs, mlp_v: MLPs, strength: Strength | Mapping[str, Strength]
+) -> tuple[portable.Chain, portable.Chain]:
+    """Both streams' MLPs with their multipliers."""
+    if not isinstance(strength, Mapping):
+        strength = {"k": strength, "v": strength}
+    if set(strength) != {"k", "v"}:
+        raise ValueError(f"strength by stream must be {{'k': …, 'v': …}}, not {dict(strength)!r}")
+    return _chain("mlp_k", mlp_k, strength["k"]), _chain("mlp_v", mlp_v, strength["v"])
+
+
+def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
     """The MLPs with the multiplier each is to use now."""
     mlps = tuple(mlps) if isinstance(mlps, Iterable) else (mlps,)
     for mlp in mlps:
         if not isinstance(mlp, HypernetworkMLP):
             raise ValueError(f"{name} must be a HypernetworkMLP or a sequence of them, not {type(mlp).__name__}")
     strengths: tuple[Any, ...] = tuple(strength) if isinstance(strength, (tuple, list)) else (strength,) * len(mlps)
-    if not all(isinstance(s, (int, float)) for s in strengths):
-        raise ValueError(f"strength must be a number, or one per MLP of the chain, not {strength!r}")
+    for s in strengths:
+        if not (isinstance(s, Tensor) and s.ndim == 0) and not isinstance(s, (int, float)):
+            raise ValueError(
+                "strength must be a number or a tensor without dimensions, or one per MLP of the chain, not "
+                + (_describe(s) if isinstance(s, Tensor) else repr(strength))
+            )
     if len(strengths) != len(mlps):
         raise ValueError(f"strength has {len(strengths)} values and {name} is a chain of {len(mlps)}; give one each")
     return tuple((mlp, mlp.multiplier_at(s)) for mlp, s in zip(mlps, strengths, strict=True))
@@ -181,7 +201,7 @@ def _takes_triton(backend: str, context: Tensor, chain: portable.Chain) -> bool:
     """Whether the Triton backend is to run; it has to say why if it was asked for and cannot."""
     if backend == "portable":
         return False
-    reason = support.why_not(context, [mlp for mlp, m in chain if m != 0])
+    reason = support.why_not(context, [mlp for mlp, m in chain if portable.acts(m)])
     if reason is not None and backend == "triton":
         raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'auto' or 'portable'")
     return reason is None

@@ -66,6 +66,10 @@ class Memo(Generic[T]):
             self._version = version_of(self._value)
         return self._value  # type: ignore[return-value]
 
+    def peek(self) -> T | None:
+        """The kept value, current or not."""
+        return self._value
+
     def clear(self) -> None:
         """Forgets the value."""
         self._snapshot = self._value = None

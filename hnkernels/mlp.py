@@ -164,12 +164,12 @@ class HypernetworkMLP(nn.Module):
                 layers[-1] = layers[-1]._replace(activation=module)
         return layers
 
-    def multiplier_at(self, strength: float) -> float:
+    def multiplier_at(self, strength: float | Tensor) -> float | Tensor:
         """m as a forward pass at this strength uses it: 1 in training mode, else multiplier times strength."""
         return 1.0 if self.training else self.multiplier * strength
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.add(x, self.linear(x), alpha=self.multiplier_at(1.0))
+        return torch.add(x, self.linear(x), alpha=1.0 if self.training else self.multiplier)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -18,14 +18,19 @@ from hnkernels import onednn
 from hnkernels.activations import resolve
 from hnkernels.mlp import HypernetworkMLP
 
-Chain = tuple[tuple[HypernetworkMLP, float], ...]
-"""MLPs in order of application, each with its multiplier."""
+Chain = tuple[tuple[HypernetworkMLP, float | Tensor], ...]
+"""MLPs in order of application, each with its multiplier: a number, or a tensor without dimensions."""
+
+
+def acts(m: float | Tensor) -> bool:
+    """Whether an MLP with this multiplier is to be computed. What a tensor holds is not looked at."""
+    return isinstance(m, Tensor) or m != 0
 
 
 def transform(x: Tensor, chain: Chain) -> Tensor:
     """``x ← x + m·f(x)`` for every (f, m) of the chain. Shape: x [..., d] → [..., d]; x itself if nothing acts."""
     for mlp, m in chain:
-        if m != 0:
+        if acts(m):
             x = _residual(x, mlp, m)
     return x
 
@@ -46,7 +51,8 @@ def project(y: Tensor, weight: Tensor, bias: Tensor | None, few_rows: bool = Fal
     return F.linear(y, weight, bias)
 
 
-def _residual(x: Tensor, mlp: HypernetworkMLP, m: float) -> Tensor:
+def _residual(x: Tensor, mlp: HypernetworkMLP, m: float | Tensor) -> Tensor:
+    once = not isinstance(m, Tensor) and m == 1
     # Under autocast the linears cast for themselves; otherwise the master weights follow the context.
     dtype = None if torch.is_autocast_enabled(x.device.type) else x.dtype
     activation = resolve(mlp.config.activation, mlp.config.allow_legacy_activations)
@@ -56,7 +62,7 @@ def _residual(x: Tensor, mlp: HypernetworkMLP, m: float) -> Tensor:
         weight, bias = _cast(layer.linear.weight, dtype), _cast(layer.linear.bias, dtype)
         if not torch.is_grad_enabled() and onednn.applies(h, weight, bias):
             bare = layer is layers[-1] and layer.activation is None and layer.norm is None
-            if bare and m == 1 and not (layer.dropout > 0 and mlp.training):
+            if bare and once and not (layer.dropout > 0 and mlp.training):
                 return onednn.linear(h, weight, bias, residual=x)
             inside = None if layer.activation is None or activation is None else activation.onednn
             h = onednn.linear(h, weight, bias, inside)
@@ -70,7 +76,9 @@ def _residual(x: Tensor, mlp: HypernetworkMLP, m: float) -> Tensor:
             h = F.layer_norm(h, norm.normalized_shape, _cast(norm.weight, dtype), _cast(norm.bias, dtype), norm.eps)
         if layer.dropout > 0 and mlp.training:
             h = F.dropout(h, layer.dropout, training=True)
-    if m == 1 and h.dtype == x.dtype and _overwritable(h, mlp):
+    if isinstance(m, Tensor):
+        return torch.addcmul(x, h, m.detach())
+    if once and h.dtype == x.dtype and _overwritable(h, mlp):
         return h.add_(x)
     return torch.add(x, h, alpha=m)
 

@@ -36,6 +36,7 @@ class Case:
         rider: ``to_q`` comes along.
         wide_residual: the context is fp32, as under autocast.
         trained_projection: the projections have gradients.
+        strength: it comes as a tensor, as in a compiled model, where nothing is composed beforehand.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     rider: bool = False
     wide_residual: bool = False
     trained_projection: bool = False
+    strength: bool = False
 
     def layers(self) -> list[Layer]:
         """The structure, as the operators get it."""
@@ -81,6 +83,8 @@ CASES = (
     Case("relu, inference", training=False, rider=True),
     Case("gelu, inference", act="gelu", training=False),
     Case("gelu, LayerNorm, inference", act="gelu", norm=True, training=False, rider=True),
+    Case("gelu, compiled inference", act="gelu", training=False, rider=True, strength=True),
+    Case("gelu, LayerNorm, compiled inference", act="gelu", norm=True, training=False, strength=True),
 )
 
 
@@ -154,8 +158,11 @@ def _infer(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
     x = _streams(True, tokens, width, dtype=dtype)
     rider = (_empty(width, width, dtype=dtype), None) if case.rider else None
     w = _pair(width, width, dtype=dtype)
-    if case.norm:
-        y = mlps.forward(x, layers, parameters, (1.0, 1.0), out_dtype=dtype, save=False, rider=rider).y
+    if case.norm or case.strength:
+        strength = _empty(2, dtype=torch.float32) if case.strength else None
+        y = mlps.forward(
+            x, layers, parameters, (1.0, 1.0), out_dtype=dtype, save=False, rider=rider, strength=strength
+        ).y  # fmt: skip
         launchers.linear(y, w)
         return
     hidden, _ = mlps.hidden_layers(x, layers[:-1], parameters[:-1], save=False, rider=rider)

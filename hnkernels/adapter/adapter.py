@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from hnkernels import onednn
+from hnkernels.adapter.contexts import CacheStats
 from hnkernels.adapter.host import Host
-from hnkernels.adapter.sites import AdapterError, find_attention
+from hnkernels.adapter.links import Link
+from hnkernels.adapter.sites import AdapterError, AttentionSpec, find_attention
+from hnkernels.adapter.strength import Level, Place, Strength, resolve
 from hnkernels.folding import is_affine
 from hnkernels.hypernetwork import Hypernetwork
 from hnkernels.triton import derived
@@ -23,45 +28,144 @@ class Adapter:
     Attributes:
         net: the hypernetwork. Change its parameters or its mode freely; nothing stale is used. (One exception: a
             write through ``parameter.data``, or the step of an optimiser with ``fused=True`` that trains it on another
-            model, leaves no trace in PyTorch's version counter; call ``clear_cache()`` then.)
-        strength: factor on the network's multiplier, any float. As in A1111 it has no effect while the network is in
-            training mode.
+            model, leaves no trace in PyTorch's version counter; call ``clear_cache()`` then.) A call of the model moves
+            it to the device of the model's inputs.
+        name: by which ``hnkernels.adapters`` finds it.
+        strength: factor on the network's multiplier: a number; ``PerRow(0, 1)`` for parts of the batch; or a table such
+            as ``{"down": 0.5, "attn2": {"k": 0, "v": 1}, "up": {"block_1": [0.2, 0.4]}, "mid_block.*": 0}``. Where
+            several keys fit a layer their strengths multiply, where none does it is 1. As in A1111 strength has no
+            effect while the network is in training mode.
         enabled: whether the network acts at all.
         targets: the kinds of attention it acts on.
+        beside: whether it acts on what the network attached before it acts on, and adds to that one's result.
         fused: whether ``fuse()`` is in force.
     """
 
-    def __init__(self, net: Hypernetwork, strength: float, targets: tuple[str, ...]):
+    def __init__(
+        self,
+        net: Hypernetwork,
+        name: str,
+        strength: Strength,
+        targets: str | Sequence[str],
+        beside: bool,
+        specs: Sequence[AttentionSpec],
+    ):
         self._host: Host | None = None
         self.net = net
-        self.strength = strength
-        self.targets = targets
+        self.name = name
+        self.beside = beside
         self.enabled = True
         self.fused = False
+        self._layers = [(Place.of(spec.name, spec.kind), spec.width) for spec in specs]
+        self._targets = _checked_targets(targets)
+        self._levels: dict[tuple, Level] = {}
+        self._level_of: dict[int, Level] = {}  # by the site's number
+        self._strength: Strength = strength
+        self._resolve(strength)
 
     @property
-    def strength(self) -> float:
-        return self._strength
+    def strength(self) -> Strength:
+        return copy.deepcopy(self._strength)
 
     @strength.setter
-    def strength(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"strength must be a number, not {value!r}")
-        self._strength = float(value)
+    def strength(self, value: Strength) -> None:
+        self._resolve(value)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self._targets
+
+    @targets.setter
+    def targets(self, value: str | Sequence[str]) -> None:
+        self._targets = _checked_targets(value)
+        self._resolve(self._strength)
+
+    def _reached(self) -> list[int]:
+        """The numbers of the sites that it reaches."""
+        return [i for i, (p, width) in enumerate(self._layers) if p.kind in self._targets and width in self.net]
+
+    def _resolve(self, strength: Strength) -> None:
+        """Finds out how strong it is at every site, and tells the host."""
+        reached = self._reached()
+        everywhere = resolve(strength, [self._layers[i][0] for i in reached])  # raises before anything has changed
+        self._strength = copy.deepcopy(strength)
+        device = next(self.net.parameters()).device
+        levels: dict[tuple, Level] = {}
+        for resolved in everywhere:
+            # Layers that the same entries speak of keep one level, whose tensors a compiled model holds on to.
+            level = levels[resolved.origin] = self._levels.get(resolved.origin) or Level()
+            level.set(resolved.k, resolved.v, device)
+        self._levels = levels
+        self._level_of = {i: levels[resolved.origin] for i, resolved in zip(reached, everywhere, strict=True)}
+        if self._host is not None:
+            self._host.arrange()
+
+    def level_at(self, site: int) -> Level | None:
+        """How strong it is at the site with this number; ``None`` where it is not."""
+        return self._level_of.get(site)
+
+    def link(self, width: int, level: Level) -> Link | None:
+        """What it does now with contexts of this width at this strength; ``None`` if nothing."""
+        if not self.enabled:
+            return None
+        mlp_k, mlp_v = self.net[width]
+        k, v = level.tensors if torch.compiler.is_compiling() else (level.k, level.v)
+        # In training mode strength has no effect, and so is no reason to tell parts of the batch apart.
+        link = Link(
+            mlp_k, mlp_v, 1.0 if mlp_k.training else k, 1.0 if mlp_v.training else v, self.beside, self.fused
+        )  # fmt: skip
+        return link if link.acts else None
+
+    def follow(self, device: torch.device) -> None:
+        """Brings the network to a device."""
+        here = next(self.net.parameters()).device
+        if here != device and here.type != "meta":
+            self.net.to(device)
+            for level in self._levels.values():
+                level.to(device)
 
     @property
     def attached(self) -> bool:
         """Whether the network is still on the model."""
         return self._host is not None
 
-    def acts_on(self, kind: str, width: int) -> bool:
-        """Whether it changes attention layers of this kind and context width now."""
-        silent = self.strength == 0 and not self.net.training
-        return self.enabled and not silent and kind in self.targets and width in self.net
-
     def sites(self) -> list[str]:
         """Names of the attention layers that it reaches while it is enabled."""
-        return [s.name for s in self._here().sites if s.kind in self.targets and s.width in self.net]
+        self._here()
+        return [self._layers[i][0].name for i in self._reached()]
+
+    def schedule(self, strengths: Sequence[Strength] | Callable[[float], Strength]) -> Callable[..., dict]:
+        """Lets the strength follow the denoising steps: give the result to a pipeline as ``callback_on_step_end``.
+
+        The first step's strength is set at once, and again after the last step.
+
+        Args:
+            strengths: one per step, of which the last also serves all later steps; or a function of the progress, from
+                0.0 at the first step to 1.0 at the last.
+        """
+        if not callable(strengths):
+            strengths = list(strengths)
+            if not strengths:
+                raise ValueError("strengths must have at least one entry")
+            for strength in strengths:
+                resolve(strength, [self._layers[i][0] for i in self._reached()])
+
+        def at(step: int, steps: int) -> Strength:
+            if callable(strengths):
+                return strengths(step / max(steps - 1, 1))
+            return strengths[min(step, len(strengths) - 1)]
+
+        def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            steps = pipeline.num_timesteps
+            self.strength = at(step + 1 if step + 1 < steps else 0, steps)
+            return tensors
+
+        self.strength = at(0, 1)
+        return on_step_end
+
+    def stats(self) -> CacheStats:
+        """What the cache of this model's prompts holds, and how often it has served; all its adapters share it."""
+        return self._here().contexts.stats()
 
     def fuse(self) -> Adapter:
         """Computes an affine network inside the weights of ``to_k`` and ``to_v``: exact, and free at inference.
@@ -81,7 +185,7 @@ class Adapter:
         for later in host.adapters[host.adapters.index(self) + 1 :]:
             if not later.fused and set(later.targets) & set(self.targets) and set(later.net) & set(self.net):
                 raise AdapterError(
-                    f"{later.net.provenance.name!r} comes after this network in the chain and is not fused; fuse it "
+                    f"{later.name!r} comes after this network in the chain and is not fused; fuse it "
                     "first, or attach it earlier"
                 )
         self.fused = True
@@ -107,6 +211,7 @@ class Adapter:
         """
         host = self._here()
         host.adapters.remove(self)
+        host.arrange()
         self._host = None
         host.clear()
         derived.forget()  # composed weights hang on the model's own
@@ -127,55 +232,92 @@ class Adapter:
 
     def __repr__(self) -> str:
         where = f"on {len(self.sites())} attention layers" if self.attached else "detached"
-        return f"<Adapter of {self.net.provenance.name!r} at strength {self.strength:g}, {where}>"
+        strength = f"{self._strength:g}" if isinstance(self._strength, (int, float)) else self._strength
+        return f"<Adapter {self.name!r} at strength {strength}, {where}>"
 
 
 def attach(
     model: Any,
     net: Hypernetwork,
-    strength: float = 1.0,
+    strength: Strength = 1.0,
     targets: Sequence[str] = TARGETS,
+    *,
+    name: str | None = None,
+    beside: bool = False,
 ) -> Adapter:
     """Lets a hypernetwork act in every attention layer of a model whose context width it knows.
 
     The model keeps its modules, parameters and state-dict keys; only the inputs of ``to_k`` and ``to_v`` are tapped on
-    the instances. Several networks may be attached; they chain in that order and come off in any order.
+    the instances. Several networks may be attached; they chain in that order and come off in any order. Nothing is
+    read from the model's weights, so that it may be on any device or none ("meta") yet.
 
     Args:
-        model: a diffusers pipeline, or a UNet or other module with attention layers (``to_q``, ``to_k``, ``to_v``).
-        net: the hypernetwork, on the model's device. Its dtype may differ from the model's.
-        strength: factor on the network's multiplier.
+        model: a diffusers pipeline, or a UNet, transformer, ControlNet or other module with attention layers
+            (``to_q``, ``to_k``, ``to_v``; see ``hnkernels.adapter.sites.find_attention`` for those with other names),
+            also compiled or wrapped in DistributedDataParallel.
+        net: the hypernetwork. Its dtype and device may differ from the model's.
+        strength: factor on the network's multiplier; see ``Adapter``.
         targets: ``"attn1"`` (self-attention), ``"attn2"`` (cross-attention), or both.
+        name: by which ``hnkernels.adapters(model)`` finds it. Without one, the network's own name, numbered if taken.
+        beside: act beside the network attached before instead of after it: ``x + s₁·f₁(x) + s₂·f₂(x)``.
 
     Returns:
         The handle: ``.strength``, ``.fuse()``, ``.detach()``.
 
     Raises:
-        AdapterError: the model has no attention layers, or none of a width that the network has.
+        AdapterError: the model has no attention layers, or none of a width that the network has; or the name is taken.
+            The model is then as it was.
         ValueError: an argument is of the wrong kind.
     """
     if not isinstance(net, Hypernetwork):
         raise ValueError(f"net must be a Hypernetwork, not {type(net).__name__}; load one with load_hypernetwork(path)")
-    targets = (targets,) if isinstance(targets, str) else tuple(targets)
-    if not targets or not set(targets) <= set(TARGETS):
-        raise ValueError(f"targets must be some of {', '.join(TARGETS)}, not {targets!r}")
+    targets = _checked_targets(targets)
     module = denoiser(model)
-    specs = find_attention(module)
+    host = Host.of(module)
+    specs = find_attention(module) if host is None else [site.spec for site in host.sites]
     widths = {spec.width for spec in specs if spec.kind in targets}
     if not widths & set(net):
         raise AdapterError(
             f"{type(module).__name__} has attention contexts of the widths {sorted(widths) or 'none'} in "
             f"{', '.join(targets)}, the hypernetwork is for {sorted(net)}: it is for another model"
         )
-    adapter = Adapter(net, strength, targets)  # checks the strength, so that the model is not touched in vain
-    host = adapter._host = Host.of(module) or Host(module, specs)
+    adapter = Adapter(net, _free_name(name, net, host), strength, targets, beside, specs)
+    if host is None:
+        host = Host(module, specs)
+        host.install()
+    adapter._host = host
     host.adapters.append(adapter)
+    host.arrange()
     return adapter
 
 
+def _checked_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    if not targets or not set(targets) <= set(TARGETS):
+        raise ValueError(f"targets must be some of {', '.join(TARGETS)}, not {targets!r}")
+    return targets
+
+
 def denoiser(model: Any) -> nn.Module:
-    """The module with the attention layers: a pipeline's UNet or transformer, or the module itself."""
+    """The module with the attention layers: a pipeline's UNet or transformer, or the module itself, unwrapped."""
     for candidate in (getattr(model, "unet", None), getattr(model, "transformer", None), model):
         if isinstance(candidate, nn.Module):
-            return candidate
+            return _unwrapped(candidate)
     raise ValueError(f"model must be a diffusers pipeline or a torch module, not {type(model).__name__}")
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return _unwrapped(module.module)
+    compiled = getattr(module, "_orig_mod", None)  # torch.compile's wrapper
+    return _unwrapped(compiled) if isinstance(compiled, nn.Module) else module
+
+
+def _free_name(name: str | None, net: Hypernetwork, host: Host | None) -> str:
+    taken = {adapter.name for adapter in host.adapters} if host else set()
+    if name is None:
+        own = net.provenance.name
+        return next(n for n in (own, *(f"{own}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+    if name in taken:
+        raise AdapterError(f"an adapter named {name!r} is on the model already; detach it, or give another name")
+    return name

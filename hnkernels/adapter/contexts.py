@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from hnkernels.functional import hyper_context_pair
+from hnkernels.adapter.links import Link, Links, rewrite
 from hnkernels.memo import Memo
-from hnkernels.mlp import HypernetworkMLP
 
 T = TypeVar("T")
-
-Chain = tuple[tuple[HypernetworkMLP, float], ...]
-"""MLPs in order of application, each with its adapter's strength."""
-
-Chains = tuple[Chain, Chain]
-"""That of the K stream and that of the V stream."""
 
 Layers = dict[tuple[str, str], Tensor]
 """K and V by name of the attention layer and stream."""
@@ -31,8 +24,46 @@ _CONTEXTS_AT_MOST = 4  # a prompt and its negative, twice; each holds K and V of
 class Group(NamedTuple):
     """Projections of many layers: the weights that their results depend on, and how to compute these."""
 
+    names: tuple[tuple[str, str], ...]
     weights: list[Tensor]
     compute: Callable[[Tensor, Tensor], Layers]
+
+
+class CacheStats(NamedTuple):
+    """What is kept of a model's prompts, and how often it has served.
+
+    Attributes:
+        contexts: context tensors of which something is kept.
+        bytes: what is kept of them.
+        hits: times that K or V of a layer was there already.
+        misses: times that it had to be computed, in calls that keep it.
+    """
+
+    contexts: int
+    bytes: int
+    hits: int
+    misses: int
+
+
+class _Rewritten:
+    """A rewritten context, the call of the model that last asked for it, and a token that changes with it."""
+
+    def __init__(self) -> None:
+        self.memo: Memo[tuple[Tensor, Tensor]] = Memo()
+        self.call = 0
+        self.token: Hashable = None
+
+
+class _Counted(Generic[T]):
+    """A computation that knows how often it was called."""
+
+    def __init__(self, compute: Callable[[], T]):
+        self._compute = compute
+        self.calls = 0
+
+    def __call__(self) -> T:
+        self.calls += 1
+        return self._compute()
 
 
 class SharedContext:
@@ -45,13 +76,13 @@ class SharedContext:
         self._content = source.clone() if source.is_inference() and source.device.type == "cpu" else None
         self._changes = 0
         self.recorded = torch.is_grad_enabled()
-        self._rewritten: dict[Hashable, tuple[Memo[tuple[Tensor, Tensor]], list[int]]] = {}
+        self._rewritten: dict[Links, _Rewritten] = {}
         self._projected: dict[Hashable, Memo] = {}
         self._in_call: tuple[int, dict[Hashable, Any]] = (0, {})
 
-    def rewritten(self, chains: Chains, store: ContextStore) -> tuple[tuple[Tensor, Tensor], Hashable]:
-        """The context for K and for V, after their chains, and a token that changes whenever it does."""
-        return self._once_a_call(("rewritten", chains), store, lambda: self._checked(chains, store.call))
+    def rewritten(self, links: Links, store: ContextStore) -> tuple[tuple[Tensor, Tensor], Hashable]:
+        """The context for K and for V, after the links, and a token that changes whenever it does."""
+        return self._once_a_call(("rewritten", links), store, lambda: self._checked(links, store.call))
 
     def _once_a_call(self, key: Hashable, store: ContextStore, find: Callable[[], T]) -> T:
         """Nothing changes within one call of the model: one check serves all of its layers."""
@@ -67,47 +98,68 @@ class SharedContext:
             found = self._in_call[1][key] = find()
         return found
 
-    def _checked(self, chains: Chains, call: int) -> tuple[tuple[Tensor, Tensor], Hashable]:
+    def _checked(self, links: Links, call: int) -> tuple[tuple[Tensor, Tensor], Hashable]:
         x = self.source()
         assert x is not None
         state = (self._version(x, call), _autocast_dtype(x), torch.is_grad_enabled())
-        links = [link for chain in chains for link in chain]
         if not links:
             return (x, x), state
-        memo, made = self._rewritten.setdefault(
-            tuple(tuple(id(mlp) for mlp, _ in chain) for chain in chains), (Memo(), [0])
-        )
+        mlps = [mlp for link in links for mlp in (link.mlp_k, link.mlp_v)]
+        kept = self._rewritten.get(links)
+        if kept is None:
+            # A strength that changes at every step would leave one behind each time.
+            for old in [key for key, other in self._rewritten.items() if other.call < call - 1]:
+                del self._rewritten[old]
+            kept = self._rewritten[links] = _Rewritten()
+        kept.call = call
         extra = (
             state,
-            tuple((m, mlp.multiplier, mlp.training) for mlp, m in links),
+            tuple((mlp.multiplier, mlp.training) for mlp in mlps),
             # Dropout serves one call. A recorded entry is of one call anyway, and its recomputation falls into another.
-            call if not self.recorded and any(mlp.training for mlp, _ in links) else None,
+            call if not self.recorded and any(mlp.training for mlp in mlps) else None,
         )
 
         def compute() -> tuple[Tensor, Tensor]:
-            made[0] += 1
-            return rewrite(x, chains)
+            kept.token = object()
+            return rewrite(x, links)
 
-        y = memo.get([p for mlp, _ in links for p in mlp.parameters()], compute, extra)
-        return y, (id(memo), made[0])
+        y = kept.memo.get([p for mlp in mlps for p in mlp.parameters()], compute, extra)
+        return y, kept.token
 
-    def projected(self, key: Hashable, weights: list[Tensor], token: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    def projected(
+        self, key: Hashable, weights: list[Tensor], token: Hashable, store: ContextStore, compute: Callable[[], Tensor]
+    ) -> Tensor:
         """K or V of one layer, kept for as long as the rewritten context and the projection's weights stay."""
-        return self._projected.setdefault(key, Memo()).get(weights, compute, token)
+        counted = _Counted(compute)
+        kept = self._projected.setdefault(key, Memo()).get(weights, counted, token)
+        store.count(counted.calls == 0)
+        return kept
 
-    def grouped(self, chains: Chains, store: ContextStore, gather: Callable[[], Group | None]) -> Layers:
-        """K and V of the layers that ``gather`` names, all behind these chains, in one operation; kept likewise."""
+    def grouped(self, links: Links, store: ContextStore, gather: Callable[[], Group | None]) -> tuple[Layers, bool]:
+        """K and V of the layers that ``gather`` names, all behind these links, in one operation; kept likewise.
 
-        def find() -> Layers:
+        The second result says whether they were there before this call of the model.
+        """
+
+        def find() -> tuple[Layers, bool]:
             group = gather()
             if group is None:
-                return {}
-            (y_k, y_v), token = self.rewritten(chains, store)
-            mlps = tuple(tuple(id(mlp) for mlp, _ in chain) for chain in chains)
-            memo: Memo[Layers] = self._projected.setdefault(("grouped", mlps), Memo())
-            return memo.get(group.weights, lambda: group.compute(y_k, y_v), token)
+                return {}, False
+            (y_k, y_v), token = self.rewritten(links, store)
+            counted = _Counted(lambda: group.compute(y_k, y_v))
+            memo: Memo[Layers] = self._projected.setdefault(group.names, Memo())
+            layers = memo.get(group.weights, counted, token)
+            return layers, counted.calls == 0
 
-        return self._once_a_call(("grouped", chains), store, find)
+        return self._once_a_call(("grouped", links), store, find)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is kept: the context rewritten, and K and V."""
+        for kept in self._rewritten.values():
+            yield from kept.memo.peek() or ()
+        for memo in self._projected.values():
+            value = memo.peek()
+            yield from value.values() if isinstance(value, dict) else [] if value is None else [value]
 
     def _version(self, x: Tensor, call: int) -> Hashable:
         if not x.is_inference():
@@ -125,24 +177,24 @@ class TracedContext:
 
     def __init__(self, source: Tensor):
         self._tensor = source
-        self._rewritten: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._rewritten: list[tuple[Links, tuple[Tensor, Tensor]]] = []
 
     def source(self) -> Tensor:
         """The context, [..., d]."""
         return self._tensor
 
-    def rewritten(self, chains: Chains) -> tuple[Tensor, Tensor]:
-        """The context for K and for V, after their chains."""
-        key = tuple((id(mlp), strength) for chain in chains for mlp, strength in chain)
-        if key not in self._rewritten:
-            self._rewritten[key] = rewrite(self._tensor, chains)
-        return self._rewritten[key]
+    def rewritten(self, links: Links) -> tuple[Tensor, Tensor]:
+        """The context for K and for V, after the links."""
+        for known, pair in self._rewritten:
+            if len(known) == len(links) and all(_same(a, b) for a, b in zip(known, links, strict=True)):
+                return pair
+        pair = rewrite(self._tensor, links)
+        self._rewritten.append((links, pair))
+        return pair
 
 
-def rewrite(x: Tensor, chains: Chains) -> tuple[Tensor, Tensor]:
-    """The context for K and for V; an adapter's chains have the same strengths. Shape: [..., d] → two of [..., d]."""
-    chain_k, chain_v = ([mlp for mlp, _ in chain] for chain in chains)
-    return hyper_context_pair(x, chain_k, chain_v, strength=[m for _, m in chains[0]])
+def _same(a: Link, b: Link) -> bool:
+    return a.mlp_k is b.mlp_k and a.k is b.k and a.v is b.v and a.beside == b.beside
 
 
 class ContextStore:
@@ -156,6 +208,19 @@ class ContextStore:
         self._entries: OrderedDict[int, SharedContext] = OrderedDict()
         self.call = 0
         self.running = False
+        self._hits = self._misses = 0
+
+    def count(self, hit: bool) -> None:
+        """Takes note that K or V of a layer was there already, or had to be computed."""
+        self._hits += hit
+        self._misses += not hit
+
+    def stats(self) -> CacheStats:
+        """What is kept between calls, and the counts."""
+        kept = [entry for entry in self._entries.values() if not entry.recorded]
+        tensors = {id(t): t for entry in kept for t in entry.tensors()}
+        size = sum(t.nbytes for t in tensors.values())
+        return CacheStats(len(kept), size, self._hits, self._misses)
 
     def open(self, context: Tensor) -> SharedContext:
         """The entry for this very tensor, made if there is none."""

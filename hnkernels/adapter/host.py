@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from hnkernels.adapter.contexts import Chains, ContextStore, Group, Layers, SharedContext, TracedContext
-from hnkernels.adapter.site import STREAMS, Link, Links, Projection, Site
+from hnkernels import onednn
+from hnkernels.adapter.contexts import ContextStore, Group, Layers, SharedContext, TracedContext
+from hnkernels.adapter.links import Links
+from hnkernels.adapter.site import Action, Projection, Site
 from hnkernels.adapter.sites import AttentionSpec
+from hnkernels.adapter.strength import STREAMS
+from hnkernels.triton import derived
 from hnkernels.triton.support import why_not
 
 if TYPE_CHECKING:
@@ -32,11 +39,22 @@ class Host:
         self._context_name = next((name for name in _CONTEXT_ARGUMENTS if name in parameters), None)
         self._context_index = parameters.index(self._context_name) - 1 if self._context_name else -1
         self.sites = [Site(spec, self) for spec in specs]
-        self._hooks = [
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after, always_call=True),
-        ]
-        model.__dict__[_ATTRIBUTE] = self
+        self._hooks: list[Any] = []
+
+    def install(self) -> None:
+        """Puts taps and hooks in place: all of them, or none if one cannot be."""
+        try:
+            for site in self.sites:
+                site.install()
+            self._hooks = [
+                self.model.register_forward_pre_hook(self._before, with_kwargs=True),
+                self.model.register_forward_hook(self._after, always_call=True),
+            ]
+        except BaseException:
+            self.remove()
+            raise
+        self.model.__dict__[_ATTRIBUTE] = self
+        watch_projections()
 
     @staticmethod
     def of(model: nn.Module) -> Host | None:
@@ -49,27 +67,19 @@ class Host:
             site.remove()
         for hook in self._hooks:
             hook.remove()
-        del self.model.__dict__[_ATTRIBUTE]
+        self.model.__dict__.pop(_ATTRIBUTE, None)
+
+    def arrange(self) -> None:
+        """Tells the sites what acts on them, after an adapter has come, gone or changed."""
+        for number, site in enumerate(self.sites):
+            levels = [(adapter, adapter.level_at(number)) for adapter in self.adapters]
+            site.actions = [Action(adapter, level) for adapter, level in levels if level is not None]
 
     def clear(self) -> None:
         """Forgets all that was computed once and kept."""
         self.contexts.clear()
         for site in self.sites:
             site.clear()
-
-    def links(self, site: Site) -> Links:
-        """What the adapters do at this site now, in order of application."""
-        compiling = torch.compiler.is_compiling()
-        if not compiling and self.contexts.running and site.links_in_call[0] == self.contexts.call:
-            return site.links_in_call[1]
-        links = tuple(
-            Link(*adapter.net[site.width], adapter.strength, adapter.fused)
-            for adapter in self.adapters
-            if adapter.acts_on(site.kind, site.width)
-        )
-        if not compiling:
-            site.links_in_call = (self.contexts.call, links)
-        return links
 
     def shared(self, x: Tensor) -> SharedContext | None:
         """The entry of a context that sites share; ``None`` where each has to compute for itself."""
@@ -79,22 +89,22 @@ class Host:
             return entry if entry is not None and entry.recorded else None
         return self.contexts.open(x)
 
-    def grouped(self, width: int, entry: SharedContext, chains: Chains) -> Layers:
-        """K and V of the layers that see this context behind these chains, in one launch.
+    def grouped(self, width: int, entry: SharedContext, links: Links) -> tuple[Layers, bool]:
+        """K and V of the layers that see this context behind these links, in one launch, and whether they were kept.
 
         Empty where each layer projects for itself: without the Triton backend, or with projections that are trained.
         """
-        return entry.grouped(chains, self.contexts, lambda: self._group(width, entry, chains))
+        return entry.grouped(links, self.contexts, lambda: self._group(width, entry, links))
 
-    def _group(self, width: int, entry: SharedContext, chains: Chains) -> Group | None:
+    def _group(self, width: int, entry: SharedContext, links: Links) -> Group | None:
         x = entry.source()
         assert x is not None
-        mlps = [mlp for chain in chains for mlp, _ in chain]
+        mlps = [mlp for link in links for mlp in (link.mlp_k, link.mlp_v)]
         if not mlps or why_not(x, mlps) is not None:
             return None
         projections: dict[tuple[str, str], Projection] = {}
         for site in self.sites:
-            if site.kind == "attn2" and site.width == width and site.chains() == chains:
+            if site.shared and site.width == width and site.computed_links() == links:
                 projections.update({(site.name, stream): p for stream, p in site.bare_projections().items()})
         weights = [t for projection in projections.values() for t in projection if t is not None]
         if not weights or (torch.is_grad_enabled() and any(t.requires_grad for t in weights)):
@@ -108,7 +118,7 @@ class Host:
             streams = [STREAMS.index(stream) for _, stream in projections]
             return dict(zip(projections, project_group(y_k, y_v, list(projections.values()), streams), strict=True))
 
-        return Group(weights, compute)
+        return Group(tuple(projections), weights, compute)
 
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         positional = len(args) > self._context_index
@@ -120,6 +130,7 @@ class Host:
         if torch.compiler.is_compiling():  # what changed from call to call would be compiled anew every time
             self.traced = None if context is None else TracedContext(context)
             return None
+        self._follow(context if context is not None else next(_tensors(args, kwargs), None))
         self.contexts.call += 1
         self.contexts.running = True
         if not torch.is_grad_enabled():
@@ -131,22 +142,51 @@ class Host:
                 site.clear()
         if context is None:
             return None
-        sites = [site for site in self.sites if site.kind == "attn2" and site.width == context.shape[-1]]
+        sites = [site for site in self.sites if site.shared and site.width == context.shape[-1]]
         # A dict, not a set: dropout must draw for the chains in the same order in every run.
-        chains_of_sites = dict.fromkeys(site.chains() for site in sites)
-        chains_of_sites.pop(((), ()), None)
-        if not chains_of_sites:
+        chains = dict.fromkeys(site.computed_links() for site in sites)
+        chains.pop((), None)
+        if not chains:
             return None
         alias = context.view_as(context)
         entry = self.contexts.open(alias)
-        for chains in chains_of_sites:
-            entry.rewritten(chains, self.contexts)
-            self.grouped(context.shape[-1], entry, chains)
+        for links in chains:
+            entry.rewritten(links, self.contexts)
+            self.grouped(context.shape[-1], entry, links)
         if positional:
             return (*args[: self._context_index], alias, *args[self._context_index + 1 :]), kwargs
         return args, {**kwargs, str(self._context_name): alias}
+
+    def _follow(self, x: Tensor | None) -> None:
+        """Brings the networks to where the model computes, which with offloading is not where its weights lie."""
+        if x is not None and not x.is_meta:
+            for adapter in self.adapters:
+                adapter.follow(x.device)
 
     def _after(self, *_: object) -> None:
         self.traced = None
         if not torch.compiler.is_compiling():
             self.contexts.running = False
+
+
+def _tensors(args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    return (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point())
+
+
+@lru_cache
+def watch_projections() -> None:
+    """From now on, forgets what was computed from projections when another tool puts a module in their place.
+
+    Merging a LoRA and taking its modules out again leaves the old module with new values, written through ``.data``
+    without a trace in the version counter; that it is put back is the trace. One hook for all models, for copies too.
+    """
+    register_module_module_registration_hook(_forget_replaced)
+
+
+def _forget_replaced(parent: nn.Module, name: str, _: object) -> None:
+    for hook in parent._forward_pre_hooks.values():
+        site = getattr(hook, "__self__", None)
+        if isinstance(site, Site) and name in site.projections.values():
+            site.host.clear()
+            onednn.forget()
+            derived.forget()

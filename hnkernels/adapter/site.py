@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hnkernels.adapter.contexts import Chain, Chains, rewrite
+from hnkernels.adapter.links import Links, arguments, by_rows, one_after_the_other, rewrite
 from hnkernels.adapter.sites import AdapterError, AttentionSpec
+from hnkernels.adapter.strength import STREAMS, Level
 from hnkernels.folding import fold_projection, is_affine
 from hnkernels.functional import hyper_kv, hyper_qkv
 from hnkernels.memo import Memo, version_of
-from hnkernels.mlp import HypernetworkMLP
 from hnkernels.portable import project
 from hnkernels.triton.support import why_not
 
 if TYPE_CHECKING:
+    from hnkernels.adapter.adapter import Adapter
     from hnkernels.adapter.host import Host
+    from hnkernels.adapter.links import Link
 
-STREAMS = ("k", "v")
 Projection = tuple[Tensor, Tensor | None]
 
 
@@ -70,35 +71,34 @@ class Tap:
                 self.module.forward = self.wrapped
 
 
-class Link(NamedTuple):
-    """What one adapter does at one site."""
+class Action(NamedTuple):
+    """One adapter at one site, and how strong it is there."""
 
-    mlp_k: HypernetworkMLP
-    mlp_v: HypernetworkMLP
-    strength: float
-    fused: bool
-
-    def stream(self, stream: str) -> tuple[HypernetworkMLP, float]:
-        """The MLP of stream ``"k"`` or ``"v"`` with the strength."""
-        return (self.mlp_k if stream == "k" else self.mlp_v), self.strength
-
-
-Links = tuple[Link, ...]
+    adapter: Adapter
+    level: Level
 
 
 class Site:
-    """One attention layer with its taps: on ``to_k`` and ``to_v``, and in self-attention on ``to_q`` too."""
+    """One attention layer with its taps: on the linears of K and V, and where it sees the same tensor of Q too."""
 
     def __init__(self, spec: AttentionSpec, host: Host):
-        self.name, self.kind, self.width, self.attention = spec.name, spec.kind, spec.width, spec.module
+        self.spec = spec
+        self.name, self.width, self.shared = spec.name, spec.width, spec.shared
+        self.attention, self.projections = spec.module, spec.projections
         self.host = host
+        self.actions: list[Action] = []  # in the order of the host's adapters
         self._reached: set[str] = set()
         self._pending: tuple[Tensor, int, dict[str, Tensor]] | None = None
         self._rides = True
         self.links_in_call: tuple[int, Links] = (0, ())
         self._folded: dict[str, Memo[Projection]] = {s: Memo() for s in STREAMS}
-        tapped = (*STREAMS, "q") if self.kind == "attn1" else STREAMS
-        self._taps = {s: Tap(self, s, getattr(self.attention, f"to_{s}")) for s in tapped}
+        self._taps: dict[str, Tap] = {}
+        self._hooks: list[Any] = []
+
+    def install(self) -> None:
+        """Puts the taps in place."""
+        for stream, attribute in self.projections.items():
+            self._taps[stream] = Tap(self, stream, getattr(self.attention, attribute))
         self._hooks = [
             self.attention.register_forward_pre_hook(self._before),
             self.attention.register_forward_hook(self._after),
@@ -116,49 +116,60 @@ class Site:
         for memo in self._folded.values():
             memo.clear()
 
+    def links(self) -> Links:
+        """What the adapters do here now, in order of application."""
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self.host.contexts.running and self.links_in_call[0] == self.host.contexts.call:
+            return self.links_in_call[1]
+        links = tuple(link for link in (a.adapter.link(self.width, a.level) for a in self.actions) if link is not None)
+        if not compiling:
+            self.links_in_call = (self.host.contexts.call, links)
+        return links
+
     def run(self, tap: Tap, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """The output of ``to_q``, ``to_k`` or ``to_v`` for the layer's context x. Shape: [..., d] → [..., n]."""
+        """The output of the linear for Q, K or V for the layer's context x. Shape: [..., d] → [..., n]."""
         self._reached.add(tap.stream)
-        links = self.host.links(self)
+        links = self.links()
         if not links:
             return tap.inner(x, *args, **kwargs)
         bare = not args and not kwargs and self._plain()
         if tap.stream == "q":
             q = self._all_three(x, links) if bare and tap.plain else None
             return tap.inner(x, *args, **kwargs) if q is None else q
-        entry = self.host.shared(x) if self.kind == "attn2" and not torch.compiler.is_compiling() else None
+        index = STREAMS.index(tap.stream)
+        entry = self.host.shared(x) if self.shared and not torch.compiler.is_compiling() else None
         if not bare:
-            chains = _chains(links)
-            pair = entry.rewritten(chains, self.host.contexts)[0] if entry else self._pair(tap.stream, x, chains)
-            return tap.inner(pair[STREAMS.index(tap.stream)], *args, **kwargs)
+            pair = entry.rewritten(links, self.host.contexts)[0] if entry else self._pair(tap.stream, x, links)
+            return tap.inner(pair[index], *args, **kwargs)
         links, folded = self._split(links)
         if entry is None:
             traced = self.host.traced
-            if traced is not None and traced.source() is x:
-                y = traced.rewritten(_chains(links))[STREAMS.index(tap.stream)]
-                return project(y, *self._projection(tap.stream, folded))
+            if self.shared and traced is not None and traced.source() is x:
+                return project(traced.rewritten(links)[index], *self._projection(tap.stream, folded))
             return self._both(tap.stream, x, links, folded)
         if not folded:
-            together = self.host.grouped(self.width, entry, _chains(links)).get((self.name, tap.stream))
+            layers, kept = self.host.grouped(self.width, entry, links)
+            together = layers.get((self.name, tap.stream))
             if together is not None:
+                if not torch.is_grad_enabled():
+                    self.host.contexts.count(kept)
                 return together
-        pair, token = entry.rewritten(_chains(links), self.host.contexts)
+        pair, token = entry.rewritten(links, self.host.contexts)
         weight, bias = self._projection(tap.stream, folded)
-        compute = partial(project, pair[STREAMS.index(tap.stream)], weight, bias, few_rows=True)
+        compute = partial(project, pair[index], weight, bias, few_rows=True)
         if torch.is_grad_enabled():
             return compute()
-        return entry.projected((self.name, tap.stream), [t for t in (weight, bias) if t is not None], token, compute)
+        weights = [t for t in (weight, bias) if t is not None]
+        return entry.projected((self.name, tap.stream), weights, token, self.host.contexts, compute)
 
-    def chains(self) -> Chains:
-        """What is to be computed of a context now, for K and for V."""
-        links = self.host.links(self)
-        if self._plain():
-            links, _ = self._split(links)
-        return _chains(links)
+    def computed_links(self) -> Links:
+        """What is to be computed of a context now: all links but those that live in the projections' weights."""
+        links = self.links()
+        return self._split(links)[0] if self._plain() else links
 
     def bare_projections(self) -> dict[str, Projection]:
-        """``to_k`` and ``to_v`` by stream; none where a network is folded into them or somebody else has a hand in."""
-        if not self._plain() or self._split(self.host.links(self))[1]:
+        """Those of K and V by stream; none where a network is folded into them or somebody else has a hand in."""
+        if not self._plain() or self._split(self.links())[1]:
             return {}
         return {stream: self._projection(stream, ()) for stream in STREAMS}
 
@@ -168,39 +179,51 @@ class Site:
     def _all_three(self, x: Tensor, links: Links) -> Tensor | None:
         """Q, with K and V in the same operation, where that saves something: on the Triton backend."""
         links, folded = self._split(links)
-        if not links or not self._rides or why_not(x, [mlp for link in links for mlp in link[:2]]) is not None:
+        mlps = [mlp for link in links for mlp in (link.mlp_k, link.mlp_v)]
+        if not links or not self._rides or not one_after_the_other(links) or why_not(x, mlps) is not None:
             return None
-        mlps_k, mlps_v, strengths, _ = zip(*links, strict=True)
         to_q = cast(nn.Linear, self._taps["q"].module)
         (w_k, b_k), (w_v, b_v) = (self._projection(s, folded) for s in STREAMS)
-        q, k, v = hyper_qkv(
-            x, mlps_k, mlps_v, to_q.weight, w_k, w_v, to_q.bias, b_k, b_v, strength=strengths
-        )  # fmt: skip
+
+        def compute(x: Tensor, links: Links) -> tuple[Tensor, ...]:
+            mlps_k, mlps_v, strength = arguments(links)
+            return hyper_qkv(
+                x, mlps_k, mlps_v, to_q.weight, w_k, w_v, to_q.bias, b_k, b_v, strength=strength
+            )  # fmt: skip
+
+        q, k, v = by_rows(x, links, compute)
         self._pending = (x, version_of(x), {"k": k, "v": v})
         return q
 
     def _both(self, stream: str, x: Tensor, links: Links, folded: Links) -> Tensor:
-        """K and V in one operation when ``to_k`` is called; ``to_v`` then finds its half waiting."""
+        """K and V in one operation when K is asked for; V then finds its half waiting."""
         if not links:
             return project(x, *self._projection(stream, folded))
         waiting = self._take(stream, x)
         if waiting is not None:
             return waiting
-        (w_k, b_k), (w_v, b_v) = (self._projection(s, folded) for s in STREAMS)
-        mlps_k, mlps_v, strengths, _ = zip(*links, strict=True)
-        k, v = hyper_kv(x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strengths)
-        if stream == "v":  # on its own, or of another tensor than to_k's
+        projections = [self._projection(s, folded) for s in STREAMS]
+
+        def compute(x: Tensor, links: Links) -> tuple[Tensor, ...]:
+            if not one_after_the_other(links):
+                return tuple(project(y, *p) for y, p in zip(rewrite(x, links), projections, strict=True))
+            mlps_k, mlps_v, strength = arguments(links)
+            (w_k, b_k), (w_v, b_v) = projections
+            return hyper_kv(x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strength)
+
+        k, v = by_rows(x, links, compute)
+        if stream == "v":  # on its own, or of another tensor than K's
             return v
         self._pending = (x, version_of(x), {"v": v})
         return k
 
-    def _pair(self, stream: str, x: Tensor, chains: Chains) -> tuple[Tensor, Tensor]:
-        """The context for K and for V, computed when ``to_k`` is called."""
+    def _pair(self, stream: str, x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
+        """The context for K and for V, computed when K is asked for."""
         if stream == "v":
             waiting = self._take("v", x)
             if waiting is not None:
                 return x, waiting
-        pair = rewrite(x, chains)
+        pair = rewrite(x, links)
         if stream == "k":
             self._pending = (x, version_of(x), {"v": pair[1]})
         return pair
@@ -210,12 +233,14 @@ class Site:
         if self._pending is None or stream not in self._pending[2]:
             return None
         if self._pending[0] is not x or self._pending[1] != version_of(x):
-            self._rides = self._rides and stream != "k"  # to_q and to_k see different tensors here
+            self._rides = self._rides and stream != "k"  # Q and K see different tensors here
             return None
         return self._pending[2].pop(stream)
 
     def _split(self, links: Links) -> tuple[Links, Links]:
         """The links to compute, and those behind them that ``fuse()`` allows to live in the projection's weights."""
+        if torch.compiler.is_compiling():  # a folded weight would be built into the graph, with its strength
+            return links, ()
         count = len(links)
         while count and self._foldable(links[count - 1]):
             count -= 1
@@ -223,6 +248,8 @@ class Site:
 
     def _foldable(self, link: Link) -> bool:
         if not (link.fused and is_affine(link.mlp_k) and is_affine(link.mlp_v)):
+            return False
+        if link.beside or isinstance(link.k, tuple) or isinstance(link.v, tuple):
             return False
         if not torch.is_grad_enabled():
             return True
@@ -234,7 +261,7 @@ class Site:
         weight, bias = linear.weight, linear.bias
         if not folded:
             return weight, bias
-        chain = tuple((mlp, mlp.multiplier_at(s)) for mlp, s in _chain(folded, stream))
+        chain = tuple((mlp, mlp.multiplier_at(cast(float, s))) for mlp, s in (link.stream(stream) for link in folded))
         tensors = [weight, *([] if bias is None else [bias]), *(p for mlp, _ in chain for p in mlp.parameters())]
         return self._folded[stream].get(
             tensors, lambda: fold_projection(weight, bias, chain), tuple((id(mlp), m) for mlp, m in chain)
@@ -244,7 +271,7 @@ class Site:
         self._reached.clear()
         self._pending = None
         for stream, tap in self._taps.items():
-            module = getattr(self.attention, f"to_{stream}")
+            module = getattr(self.attention, self.projections[stream])
             if module is not tap.module:  # LoRA and quantisation put another module in its place
                 tap.remove()
                 self._taps[stream] = Tap(self, stream, module)
@@ -254,18 +281,10 @@ class Site:
         self._reached.clear()
         self._pending = None
         # A processor may do without one of the two; a tap that another tool threw away is another matter.
-        if (len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and self.host.links(self):
-            names = " and ".join(f"to_{tap.stream}" for tap in lost)
+        if (len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and self.links():
+            names = " and ".join(self.projections[tap.stream] for tap in lost)
             raise AdapterError(
                 f"{self.name} computed its attention without the hypernetwork's {names} (processor: "
                 f"{type(getattr(self.attention, 'processor', None)).__name__}); call unfuse_qkv_projections(), set "
                 "another attention processor, or attach again if another tool has reset their forward"
             )
-
-
-def _chain(links: Links, stream: str) -> Chain:
-    return tuple(link.stream(stream) for link in links)
-
-
-def _chains(links: Links) -> Chains:
-    return _chain(links, "k"), _chain(links, "v")

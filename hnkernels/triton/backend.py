@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hnkernels.activations import resolve
 from hnkernels.folding import fold_projection, is_affine
 from hnkernels.mlp import HypernetworkMLP
-from hnkernels.portable import Chain
+from hnkernels.portable import Chain, acts
 from hnkernels.triton.composition import compose
 from hnkernels.triton.derived import derived
 from hnkernels.triton.functions import Structure, run_grouped_linear, run_linear, run_mlps
@@ -25,8 +25,8 @@ from hnkernels.triton.support import compute_dtype
 Projection = tuple[Tensor, Tensor | None]
 """Weight [n, d] and bias [n]."""
 
-Link = tuple[HypernetworkMLP, float]
-"""One MLP with its multiplier."""
+Link = tuple[HypernetworkMLP, float | Tensor]
+"""One MLP with its multiplier, a number or a tensor without dimensions."""
 
 
 def transform(x: Tensor, chain: Chain, recompute: bool = False) -> Tensor:
@@ -78,7 +78,7 @@ class _Streams:
         self.context = context
         self.dtype = compute_dtype(context)  # autocast does not reach into custom operators
         self.recompute = recompute
-        self.chains = [[link for link in chain if link[1] != 0] for chain in chains]
+        self.chains = [[link for link in chain if acts(link[1])] for chain in chains]
         parameters = (p for chain in self.chains for mlp, _ in chain for p in mlp.parameters())
         self.recording = torch.is_grad_enabled() and (context.requires_grad or any(p.requires_grad for p in parameters))
 
@@ -95,8 +95,9 @@ class _Streams:
         rider = None if rider is None else self._cast_projection(rider)
         trained = (t for p in (*projections, *(() if rider is None else (rider,))) for t in p if t is not None)
         recording = self.recording or (torch.is_grad_enabled() and any(t.requires_grad for t in trained))
+        known = not any(isinstance(m, Tensor) for chain in chains for _, m in chain)
         # A compiled graph could not keep what is computed once here.
-        if not recording and not torch.compiler.is_compiling():
+        if not recording and known and not torch.compiler.is_compiling():
             chains, projections = self._folded(projections)
             if all(chains) and _composable([chain[-1][0] for chain in chains]):
                 return self._composed(chains, projections, rider)
@@ -144,7 +145,8 @@ class _Streams:
         self, x: Sequence[Tensor], links: Sequence[Link], rider: Projection | None, keep_dtype: bool
     ) -> tuple[Tensor, ...]:
         """One MLP per stream, of one structure, and the rider's product."""
-        mlps, multipliers = [mlp for mlp, _ in links], tuple(float(m) for _, m in links)
+        mlps = [mlp for mlp, _ in links]
+        multipliers, strength = _multipliers([m for _, m in links], x[0].device)
         structure = _structure(mlps[0])
         parameters = [p for mlp in mlps for p in self._parameters(mlp)]
         seed = None
@@ -154,15 +156,15 @@ class _Streams:
         out_dtype = torch.promote_types(x[0].dtype, self.dtype) if keep_dtype else self.dtype
         if self.recording or (rider is not None and torch.is_grad_enabled()):
             return run_mlps(
-                x, parameters, structure, multipliers, out_dtype=out_dtype, seed=seed, rider=rider,
+                x, parameters, structure, multipliers, out_dtype=out_dtype, strength=strength, seed=seed, rider=rider,
                 recompute=self.recompute,
             )  # fmt: skip
         inputs = [t.to(self.dtype) for t in x]
         residual = list(x) if x[0].dtype != self.dtype else []
         vectors = _vectors(mlps, parameters, structure)
         results = torch.ops.hnkernels.mlp_forward(
-            inputs, residual, parameters, vectors, seed, *(rider or (None, None)), *structure, multipliers, out_dtype,
-            False,
+            inputs, residual, parameters, vectors, seed, *(rider or (None, None)), *structure, multipliers, strength,
+            out_dtype, False,
         )  # fmt: skip
         return tuple(results)
 
@@ -177,7 +179,7 @@ class _Streams:
         hidden = Structure(
             structure.act, structure.activated[:-1], structure.norms[:-1], structure.dropouts[:-1]
         )  # fmt: skip
-        composed = [compose(*p, mlp, m) for p, (mlp, m) in zip(projections, links, strict=True)]
+        composed = [compose(*p, mlp, float(m)) for p, (mlp, m) in zip(projections, links, strict=True)]
         parameters = [p for mlp, _ in links for p in self._parameters(mlp)[:-2]]
         shared = y[0] is y[1]
         along = rider if q is None and shared else None
@@ -228,6 +230,14 @@ def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     if t.dtype == dtype or (torch.is_grad_enabled() and t.requires_grad):
         return t.to(dtype)
     return derived(t, ("cast", dtype), [t], lambda: t.detach().to(dtype))
+
+
+def _multipliers(values: Sequence[float | Tensor], device: torch.device) -> tuple[tuple[float, ...], Tensor | None]:
+    """One number per stream, and where they are not known yet a tensor of factors on them, [streams]."""
+    if not any(isinstance(m, Tensor) for m in values):
+        return tuple(float(m) for m in values), None
+    tensors = [torch.as_tensor(m, dtype=torch.float32, device=device) for m in values]
+    return (1.0,) * len(values), torch.stack(tensors).detach()
 
 
 def _biases(projections: Sequence[Projection]) -> list[Tensor]:

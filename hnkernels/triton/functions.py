@@ -59,7 +59,8 @@ class _MLPs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, act, activated, norms, dropouts, multipliers, out_dtype, recompute, count, seed, rider_w, rider_b, *tensors
+        ctx, act, activated, norms, dropouts, multipliers, out_dtype, recompute, count, strength, seed, rider_w,
+        rider_b, *tensors
     ):  # fmt: skip
         x, parameters = tensors[:count], tensors[count:]
         compute = parameters[0].dtype
@@ -67,11 +68,11 @@ class _MLPs(torch.autograd.Function):
         save = not recompute and any(ctx.needs_input_grad)
         results = torch.ops.hnkernels.mlp_forward(
             inputs, x if x[0].dtype != compute else [], parameters, [], seed, rider_w, rider_b, act, activated, norms,
-            dropouts, multipliers, out_dtype, save,
+            dropouts, multipliers, strength, out_dtype, save,
         )  # fmt: skip
         outs = len(multipliers) + (rider_w is not None)
         saved = results[outs:]
-        ctx.save_for_backward(*inputs, *parameters, seed, rider_w, *saved)
+        ctx.save_for_backward(*inputs, *parameters, seed, rider_w, strength, *saved)
         ctx.structure = (act, activated, norms, dropouts, multipliers)
         ctx.count, ctx.parameter_count, ctx.x_dtype = count, len(parameters), x[0].dtype
         ctx.has_rider_bias = rider_b is not None
@@ -82,10 +83,10 @@ class _MLPs(torch.autograd.Function):
         act, activated, norms, dropouts, multipliers = ctx.structure
         tensors = ctx.saved_tensors
         count, end, streams = ctx.count, ctx.count + ctx.parameter_count, len(multipliers)
-        x, parameters, (seed, rider_w), saved = (
-            tensors[:count], tensors[count:end], tensors[end : end + 2], tensors[end + 2 :]
+        x, parameters, (seed, rider_w, strength), saved = (
+            tensors[:count], tensors[count:end], tensors[end : end + 3], tensors[end + 3 :]
         )  # fmt: skip
-        first = 11  # of the tensors among the arguments of forward
+        first = 12  # of the tensors among the arguments of forward
         needs_rider, needs_rider_b = ctx.needs_input_grad[first - 2], ctx.needs_input_grad[first - 1]
         needs_x = any(ctx.needs_input_grad[first : first + count])
         needs_parameters = any(ctx.needs_input_grad[first + count :])
@@ -93,7 +94,7 @@ class _MLPs(torch.autograd.Function):
         results = list(
             torch.ops.hnkernels.mlp_backward(
                 dy[:streams], dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers,
-                ctx.x_dtype, needs_x, needs_parameters, needs_rider or needs_rider_b,
+                strength, ctx.x_dtype, needs_x, needs_parameters, needs_rider or needs_rider_b,
             )
         )  # fmt: skip
         dx: list[Tensor | None] = [results.pop(0) for _ in x] if needs_x else [None] * count
@@ -113,7 +114,7 @@ class _MLPs(torch.autograd.Function):
             at = WeightGradients.layout([[(n, k)]])[0][0][1]
             d_rider_b = flat[at : at + n] if ctx.has_rider_bias else None
         gradients = _once((d_rider_w, d_rider_b, *dx, *d_parameters), *dy, *x, *parameters, rider_w)
-        return (*(None,) * 9, *gradients)
+        return (*(None,) * 10, *gradients)
 
 
 def run_mlps(
@@ -123,6 +124,7 @@ def run_mlps(
     multipliers: tuple[float, ...],
     *,
     out_dtype: torch.dtype,
+    strength: Tensor | None = None,
     seed: Tensor | None = None,
     rider: tuple[Tensor, Tensor | None] | None = None,
     recompute: bool = False,
@@ -130,11 +132,12 @@ def run_mlps(
     """``y = x + m·f(x)`` with gradients. Shape: x [M, d], one for all streams or one each → y [M, d] per stream.
 
     The parameters, in the compute dtype, are those of the first stream and then of the second. With a rider, ``to_q``'s
-    (weight, bias), its product with x comes last. ``recompute`` keeps x alone for backward.
+    (weight, bias), its product with x comes last. ``recompute`` keeps x alone for backward; ``strength`` [streams] is
+    another factor on the multipliers, without a gradient.
     """
     rider_w, rider_b = rider or (None, None)
     return _MLPs.apply(
-        *structure, multipliers, out_dtype, recompute, len(x), seed, rider_w, rider_b, *x, *parameters
+        *structure, multipliers, out_dtype, recompute, len(x), strength, seed, rider_w, rider_b, *x, *parameters
     )  # fmt: skip
 
 

@@ -80,6 +80,7 @@ def mlp_layer_forward_kernel(
     dropout,
     multiplier_k,
     multiplier_v,
+    strength_ptr,  # [2] fp32: another factor on the multipliers, read here and now; or None
     eps,
     M,
     N,
@@ -149,6 +150,8 @@ def mlp_layer_forward_kernel(
     if stream == 1:
         wg_ptr, alpha_ptr, g_ptr = wg_v_ptr, alpha_v_ptr, g_v_ptr
         residual_ptr, stride_rm, m = residual_v_ptr, stride_rv, multiplier_v
+    if strength_ptr is not None:
+        m *= tl.load(strength_ptr + stream)
     mean, rstd = 0.0, 0.0
     if NORM_IN:
         moments = moments_in_ptr + stream * (tiles_in * tl.cast(M, tl.int64) * 2)

@@ -131,10 +131,12 @@ def forward(
     seed: Tensor | None = None,
     rider: tuple[Tensor, Tensor | None] | None = None,
     vectors: Sequence[Tensor] | None = None,
+    strength: Tensor | None = None,
 ) -> Forward:
     """``y = x + m·f(x)``. Shape: x [M, d] per stream, in the compute dtype → y [M, d] in ``out_dtype``.
 
-    ``residual`` is x in its own dtype, where that is another one than the compute dtype.
+    ``residual`` is x in its own dtype, where that is another one than the compute dtype; ``strength`` [streams] fp32 is
+    another factor on m.
     """
     residual = residual or x
     state, saved = hidden_layers(x, layers[:-1], parameters[:-1], save=save, seed=seed, rider=rider, vectors=vectors)
@@ -151,12 +153,14 @@ def forward(
         assert p.beta is not None
         y = launchers.norm_forward(
             step.pre, p.gamma, p.beta, layer.act, out_dtype=out_dtype, alpha=p.alpha, dropout=dropout,
-            residual=residual, multiplier=multiplier, wb=None if norm_in is None else norm_in.wb,
+            residual=residual, multiplier=multiplier, strength=strength,
+            wb=None if norm_in is None else norm_in.wb,
         )  # fmt: skip
     else:
         step = launchers.layer_forward(
             state.h, p.w, p.b, layer.act, out_dtype=out_dtype, pre=save and layer.act != "linear", alpha=p.alpha,
-            norm_in=norm_in, dropout=dropout, residual=residual, multiplier=multiplier, rider=first_rider, stats=save,
+            norm_in=norm_in, dropout=dropout, residual=residual, multiplier=multiplier, strength=strength,
+            rider=first_rider, stats=save,
         )  # fmt: skip
         assert step.out is not None
         y = step.out

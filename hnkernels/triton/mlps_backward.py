@@ -45,12 +45,16 @@ def backward(
     seed: Tensor | None = None,
     rider: tuple[Tensor, Tensor] | None = None,
     needs_rider: bool = False,
+    strength: Tensor | None = None,
 ) -> Gradients:
-    """The gradients of ``mlps.forward``. Shape: dy [M, d] per stream.
+    """The gradients of ``mlps.forward``. Shape: dy [M, d] per stream, strength [streams].
 
     ``rider`` is (dq [M, Q], w_q [Q, d]). With ``shared`` x is one tensor, and so is its gradient.
     """
-    descent = _Descent(dy, x, layers, parameters, saved, seed, needs_parameters)
+    scaled = dy
+    if strength is not None:  # a factor that is not known beforehand: in a compiled model, outside training mode
+        scaled = tuple((t.to(strength.dtype) * s).to(t.dtype) for t, s in zip(dy, strength, strict=True))
+    descent = _Descent(scaled, x, layers, parameters, saved, seed, needs_parameters)
     descent.through_output(multiplier)
     for index in range(len(layers) - 1, 0, -1):
         if needs_x or needs_parameters:

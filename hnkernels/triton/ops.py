@@ -83,11 +83,12 @@ def _shapes(name: str, kernel: Callable[..., Any]):
 @_define(
     "mlp_forward",
     f"(Tensor[] x, Tensor[] residual, Tensor[] parameters, Tensor[] vectors, Tensor? seed, Tensor? rider_w,"
-    f" Tensor? rider_b, {_STRUCTURE}, float[] multipliers, ScalarType out_dtype, bool save) -> Tensor[]",
+    f" Tensor? rider_b, {_STRUCTURE}, float[] multipliers, Tensor? strength, ScalarType out_dtype, bool save)"
+    " -> Tensor[]",
 )
 def _mlp_forward(
-    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, out_dtype,
-    save,
+    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, strength,
+    out_dtype, save,
 ):  # fmt: skip
     """y per stream, the rider's product if there is one, and what backward wants. One x serves both streams."""
     streams = len(multipliers)
@@ -96,15 +97,15 @@ def _mlp_forward(
     result = mlps.forward(
         x, layers, _parameters(layers, parameters, streams), tuple(multipliers), out_dtype=out_dtype, save=save,
         residual=_both(_rows(residual), streams) if residual else x, seed=seed, vectors=vectors or None,
-        rider=None if rider_w is None else (rider_w.contiguous(), rider_b),
+        rider=None if rider_w is None else (rider_w.contiguous(), rider_b), strength=strength,
     )  # fmt: skip
     return [*result.y, *([] if result.rider is None else [result.rider]), *mlps.flatten_saved(result.saved)]
 
 
 @_shapes("mlp_forward", _mlp_forward)
 def _(
-    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, out_dtype,
-    save,
+    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, strength,
+    out_dtype, save,
 ):  # fmt: skip
     streams, rows = len(multipliers), x[0].shape[0]
     layers = _layers(act, activated, norms, dropouts)
@@ -126,12 +127,13 @@ def _(
 @_define(
     "mlp_backward",
     f"(Tensor[] dy, Tensor? dq, Tensor[] x, Tensor[] parameters, Tensor[] saved, Tensor? seed, Tensor? rider_w,"
-    f" {_STRUCTURE}, float[] multipliers, ScalarType x_dtype, bool needs_x, bool needs_parameters, bool needs_rider)"
+    f" {_STRUCTURE}, float[] multipliers, Tensor? strength, ScalarType x_dtype, bool needs_x, bool needs_parameters,"
+    " bool needs_rider)"
     " -> Tensor[]",
 )
 def _mlp_backward(
-    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, x_dtype, needs_x,
-    needs_parameters, needs_rider,
+    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, strength, x_dtype,
+    needs_x, needs_parameters, needs_rider,
 ):  # fmt: skip
     """The gradients that are needed: of every x, of weights and vectors (flat), of the rider. Nothing saved: anew."""
     streams, shared = len(multipliers), len(x) == 1 and len(multipliers) > 1
@@ -143,15 +145,15 @@ def _mlp_backward(
         tuple(t.contiguous() for t in dy), x, layers, unflat, tuple(multipliers), kept, shared=shared,
         needs_x=needs_x, needs_parameters=needs_parameters, x_dtype=x_dtype, seed=seed,
         rider=None if dq is None or rider_w is None else (dq.contiguous(), rider_w.contiguous()),
-        needs_rider=needs_rider,
+        needs_rider=needs_rider, strength=strength,
     )  # fmt: skip
     return [t for t in (*result.x, result.weights, result.vectors, result.rider) if t is not None]
 
 
 @_shapes("mlp_backward", _mlp_backward)
 def _(
-    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, x_dtype, needs_x,
-    needs_parameters, needs_rider,
+    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, strength, x_dtype,
+    needs_x, needs_parameters, needs_rider,
 ):  # fmt: skip
     streams = len(multipliers)
     layers = _layers(act, activated, norms, dropouts)

@@ -42,6 +42,7 @@ def norm_forward_kernel(
     dropout,
     multiplier_k,
     multiplier_v,
+    strength_ptr,  # [2] fp32: another factor on the multipliers, or None
     eps,
     M,
     N,
@@ -84,6 +85,8 @@ def norm_forward_kernel(
         residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
         if stream == 1:
             residual_ptr, stride_rm, m = residual_v_ptr, stride_rv, multiplier_v
+        if strength_ptr is not None:
+            m *= tl.load(strength_ptr + stream)
         residual = tl.load(residual_ptr + rows[:, None] * stride_rm + cols[None, :], mask=mask, other=0.0)
         y = residual.to(ACC) + m * y
     tl.store(out_ptr + at, convert(y, out_ptr.dtype.element_ty), mask=mask)

@@ -314,9 +314,9 @@ def test_a_network_for_another_model_is_refused_with_both_sets_of_widths(unet):
         ({"model": "stable-diffusion"}, "model must be a diffusers pipeline or a torch module, not str"),
         ({"targets": ()}, "targets must be some of attn1, attn2"),
         ({"targets": ("attn3",)}, "targets must be some of attn1, attn2"),
-        ({"strength": "1"}, "strength must be a number, not '1'"),
-        ({"strength": None}, "strength must be a number, not None"),
-        ({"strength": True}, "strength must be a number, not True"),
+        ({"strength": "1"}, "strength must be a number, .*not '1'"),
+        ({"strength": None}, "strength must be a number, .*not None"),
+        ({"strength": True}, "strength must be a number, .*not True"),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_refused_and_leave_the_model_alone(unet, change, message):

@@ -44,13 +44,15 @@ LAYOUTS = {"contiguous": lambda t: t, "permuted": strided}
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("streams_x", [1, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_mlp_operators(layout, layer_norm, streams_x, dropout):
+@pytest.mark.parametrize("strength", [None, (0.3, 1.5)])
+def test_the_mlp_operators(layout, layer_norm, streams_x, dropout, strength):
     x = [X[layout](ROWS, WIDTH) for _ in range(streams_x)]
     weights = parameters(layer_norm=layer_norm, layout=LAYOUTS[layout])
     seed = torch.tensor([7]) if dropout else None
+    strength = None if strength is None else torch.tensor(strength)
     rider = (LAYOUTS[layout](torch.randn(OUT, WIDTH)), torch.randn(OUT)) if streams_x == 1 else (None, None)
     spec = structure(layer_norm=layer_norm, dropout=dropout)
-    forward = (x, [], weights, [], seed, *rider, *spec, [0.5, 0.7], torch.float32, True)
+    forward = (x, [], weights, [], seed, *rider, *spec, [0.5, 0.7], strength, torch.float32, True)
     torch.library.opcheck(torch.ops.hnkernels.mlp_forward, forward)
     results = torch.ops.hnkernels.mlp_forward(*forward)
     outs = 2 + (rider[0] is not None)
@@ -58,7 +60,7 @@ def test_the_mlp_operators(layout, layer_norm, streams_x, dropout):
     for saved in (results[outs:], []):  # an empty list asks for recomputation
         backward = (
             [X[layout](ROWS, WIDTH), torch.randn(ROWS, WIDTH)], dq, x, weights, saved, seed, rider[0], *spec,
-            [0.5, 0.7],            torch.float32, True, True, dq is not None,
+            [0.5, 0.7], strength, torch.float32, True, True, dq is not None,
         )  # fmt: skip
         torch.library.opcheck(torch.ops.hnkernels.mlp_backward, backward)
 

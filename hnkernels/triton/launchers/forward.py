@@ -66,6 +66,7 @@ def layer_forward(
     dropout: Dropout | None = None,
     residual: Streams | None = None,
     multiplier: tuple[float, ...] = (1.0, 1.0),
+    strength: Tensor | None = None,
     rider: tuple[Tensor, Tensor | None] | None = None,
     stats: bool = False,
 ) -> LayerOutput:
@@ -73,7 +74,8 @@ def layer_forward(
 
     ``moments`` asks for those of a LayerNorm behind, ``gamma`` is its γ, unless the next launch is to see to it;
     ``norm_in`` is one in front, and ``stats`` asks for the mean and 1/σ of its rows, [streams, M, 2]; ``rider`` is
-    (weight [R, K], bias [R]) of ``to_q``, whose product with x_k comes along.
+    (weight [R, K], bias [R]) of ``to_q``, whose product with x_k comes along; ``strength`` [streams] fp32 is a factor
+    on the multipliers.
     """
     (M, K), N, streams = x[0].shape, w[0].shape[0], len(x)
     dtype, device = w[0].dtype, x[0].device
@@ -100,7 +102,7 @@ def layer_forward(
         (triton.cdiv(M, tiles.block_m) * grid_n, streams + (rider is not None)),
         tiles=tiles,
         flops=2 * M * K * (streams * N + rider_n),
-        reads=[*x, *w, b_k, b_v, *(alpha or ()), *(gamma or ()), *(residual or ()), *(rider or ()),
+        reads=[*x, *w, b_k, b_v, *(alpha or ()), *(gamma or ()), *(residual or ()), strength, *(rider or ()),
                *((norm_in.moments, norm_in.wg, *(norm_in.gamma or ())) if norm_in else ())],
         writes=[*((stacked,) if stacked is not None else outs or ()), pre_tensor, row_stats, parts, rider_out],
         x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b_k, b_v_ptr=b_v,
@@ -114,7 +116,8 @@ def layer_forward(
         moments_in_ptr=norm_in.moments if norm_in else None, stats_ptr=row_stats, moments_out_ptr=parts,
         rider_w_ptr=rider[0] if rider else None, rider_b_ptr=rider[1] if rider else None, rider_out_ptr=rider_out,
         seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
-        dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1], eps=EPS,
+        dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1],
+        strength_ptr=strength, eps=EPS,
         M=M, N=N, K=K, RIDER_N=rider_n,
         tiles_in=norm_in.moments.shape[1] if norm_in else 0, width_in=norm_in.width if norm_in else 1,
         stride_xk=x[0].stride(0), stride_xv=x[-1].stride(0),
@@ -155,6 +158,7 @@ def norm_forward(
     dropout: Dropout | None = None,
     residual: Streams | None = None,
     multiplier: tuple[float, ...] = (1.0, 1.0),
+    strength: Tensor | None = None,
     wb: Tensor | None = None,
 ) -> Streams:
     """``[residual + m·] dropout(LN(act(a + wb)))``. Shape: a [streams, M, N], wb [streams, N] → [M, N] per stream."""
@@ -163,14 +167,15 @@ def norm_forward(
     launch(
         norm_forward_kernel,
         (triton.cdiv(M, rows_at_once(N)), streams),
-        reads=[a, wb, *gamma, *beta, *(alpha or ()), *(residual or ())],
+        reads=[a, wb, *gamma, *beta, *(alpha or ()), *(residual or ()), strength],
         writes=outs,
         a_ptr=a, wb_ptr=wb, g_k_ptr=gamma[0], g_v_ptr=gamma[-1], b_k_ptr=beta[0], b_v_ptr=beta[-1],
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None,
         residual_k_ptr=residual[0] if residual else None, residual_v_ptr=residual[-1] if residual else None,
         out_k_ptr=outs[0], out_v_ptr=outs[-1],
         seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
-        dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1], eps=EPS,
+        dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1],
+        strength_ptr=strength, eps=EPS,
         M=M, N=N, stride_rk=residual[0].stride(0) if residual else 0,
         stride_rv=residual[-1].stride(0) if residual else 0,
         ACT=act, RESIDUAL=residual is not None, DROPOUT=dropout is not None, PRELU=alpha is not None,

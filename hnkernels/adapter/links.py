@@ -1,0 +1,125 @@
+"""What the adapters of a model do with one context: the links of a chain, and how they are applied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnkernels.adapter.sites import AdapterError
+from hnkernels.adapter.strength import STREAMS, Value, parts
+from hnkernels.functional import hyper_context, hyper_context_pair
+from hnkernels.mlp import HypernetworkMLP
+
+
+class Link(NamedTuple):
+    """What one adapter does at one site: its MLPs, their strengths, and whether it stands beside the link before it.
+
+    The strengths are numbers, or tensors in a compiled model; one per part of the batch where they differ by row.
+    """
+
+    mlp_k: HypernetworkMLP
+    mlp_v: HypernetworkMLP
+    k: Value | Tensor
+    v: Value | Tensor
+    beside: bool = False
+    fused: bool = False
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything."""
+        return any(isinstance(s, Tensor) or (any(s) if isinstance(s, tuple) else s != 0) for s in (self.k, self.v))
+
+    def part(self, index: int, count: int) -> Link:
+        """The link as it is for one of ``count`` equal parts of the batch."""
+        k, v = (s if parts(s) == 1 else s[index * parts(s) // count] for s in (self.k, self.v))  # type: ignore[index]
+        return self._replace(k=k, v=v)
+
+    def stream(self, stream: str) -> tuple[HypernetworkMLP, Value | Tensor]:
+        """The MLP of stream ``"k"`` or ``"v"`` with its strength."""
+        return (self.mlp_k, self.k) if stream == "k" else (self.mlp_v, self.v)
+
+
+Links = tuple[Link, ...]
+"""In order of application."""
+
+
+class Arguments(NamedTuple):
+    """Links as ``hyper_kv`` takes them."""
+
+    mlp_k: list[HypernetworkMLP]
+    mlp_v: list[HypernetworkMLP]
+    strength: dict[str, list]
+
+
+def arguments(links: Links) -> Arguments:
+    """Those of links that follow one another, none beside another, for one part of the batch."""
+    chains = {s: [link.stream(s) for link in links] for s in STREAMS}
+    mlps_k, mlps_v = ([mlp for mlp, _ in chains[s]] for s in STREAMS)
+    return Arguments(mlps_k, mlps_v, {s: [m for _, m in chains[s]] for s in STREAMS})
+
+
+def one_after_the_other(links: Links) -> bool:
+    """Whether no link stands beside another."""
+    return not any(link.beside for link in links[1:])
+
+
+def rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
+    """The context for K and for V. Shape: [..., d] → two of [..., d]."""
+    y_k, y_v = by_rows(x, links, _rewrite)
+    return y_k, y_v
+
+
+def by_rows(x: Tensor, links: Links, compute: Callable[[Tensor, Links], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """``compute`` for every part of the batch with the links that act there; the results joined. x: [batch, …]."""
+    count = math.lcm(*(parts(s) for link in links for s in (link.k, link.v)))
+    if count == 1:
+        return compute(x, links)
+    if x.ndim < 2 or x.shape[0] % count:
+        raise AdapterError(
+            f"the strengths tell {count} equal parts of a batch apart, and a batch of {x.shape[0] if x.ndim else 0} "
+            "has come in; give PerRow as many values as divide it (classifier-free guidance doubles the batch)"
+        )
+    segments: list[tuple[int, Links]] = []  # how many parts, and what acts there
+    for index in range(count):
+        here = tuple(link for link in (link.part(index, count) for link in links) if link.acts)
+        traced = any(isinstance(s, Tensor) for link in here for s in (link.k, link.v))
+        if segments and not traced and segments[-1][1] == here:
+            segments[-1] = (segments[-1][0] + 1, here)
+        else:
+            segments.append((1, here))
+    rows = x.split([n * (x.shape[0] // count) for n, _ in segments])
+    results = [compute(part, here) for part, (_, here) in zip(rows, segments, strict=True)]
+    return tuple(torch.cat(pieces) for pieces in zip(*results, strict=True))
+
+
+def _rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
+    if one_after_the_other(links):
+        mlps_k, mlps_v, strength = arguments(links)
+        return hyper_context_pair(x, mlps_k, mlps_v, strength=strength)
+    y = [x, x]
+    groups: list[list[Link]] = []
+    for link in links:
+        if link.beside and groups:
+            groups[-1].append(link)
+        else:
+            groups.append([link])
+    for group in groups:
+        y = [_mixed(y_s, [link.stream(s) for link in group]) for y_s, s in zip(y, STREAMS, strict=True)]
+    return y[0], y[1]
+
+
+def _mixed(y: Tensor, links: list[tuple[HypernetworkMLP, Value | Tensor]]) -> Tensor:
+    """``y + Σ m·f(y)`` over networks side by side."""
+    first, *others = (hyper_context(y, mlp, strength=m) for mlp, m in links)
+    if not others:
+        return first
+    # Each result but y itself is what one network adds; in half precision the sum is rounded once.
+    wide = torch.promote_types(first.dtype, torch.float32)
+    total = first.to(wide)
+    for other in others:
+        total = total + (other.to(wide) - y.to(wide))
+    return total.to(first.dtype)

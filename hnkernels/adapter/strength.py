@@ -1,0 +1,205 @@
+"""How strong a network is, and where: a number, or a table of blocks, attention kinds, streams and layers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+STREAMS = ("k", "v")
+
+Value = float | tuple[float, ...]
+"""A strength, or one for each of as many equal parts of the batch."""
+
+# Halves of a UNet by the names of their blocks: diffusers', and those of the original repositories.
+_HALVES = {"down": ("down_blocks", "input_blocks"), "up": ("up_blocks", "output_blocks")}
+_MIDDLES = ("mid_block", "middle_block")
+
+_ACCEPTED = (
+    "accepted are down, mid, up and inside these block_<n>, attn1, attn2, k, v, and patterns of layer names such as "
+    "'down_blocks.1.*'"
+)
+
+
+class PerRow:
+    """Different strengths within one batch: as many equal parts, in order, as there are values.
+
+    Under classifier-free guidance a pipeline puts all unconditional rows before the conditional ones, so that
+    ``PerRow(0, 1)`` leaves the unconditional half to the base model.
+    """
+
+    def __init__(self, *values: float):
+        if not values:
+            raise ValueError("PerRow needs at least one strength")
+        self.values = tuple(map(_number, values))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PerRow) and other.values == self.values
+
+    def __hash__(self) -> int:
+        return hash(self.values)
+
+    def __repr__(self) -> str:
+        return f"PerRow({', '.join(f'{v:g}' for v in self.values)})"
+
+
+Strength = float | PerRow | Mapping[str, Any]
+"""A number; one per part of the batch; or a table of these.
+
+A table's keys are ``down``, ``mid``, ``up`` (parts of the UNet), inside these ``block_0``, ``block_1`` …, anywhere
+``attn1``, ``attn2``, ``k``, ``v``, and patterns of layer names. Its values are strengths again; for a block, as in
+diffusers, also a list with one per attention module. Where several keys fit a layer their strengths multiply; where
+none does it is 1.
+"""
+
+
+class Place(NamedTuple):
+    """Where a layer is: what the keys of a table are compared with."""
+
+    name: str
+    kind: str
+    half: str | None
+    block: int | None
+    transformer: int | None
+
+    @staticmethod
+    def of(name: str, kind: str) -> Place:
+        """That of the attention layer with this dotted path."""
+        inside = re.search(r"\.attentions\.(\d+)(?:\.|$)", f".{name}")
+        transformer = int(inside.group(1)) if inside else None
+        for half, blocks in _HALVES.items():
+            found = re.search(rf"(?:^|\.)(?:{'|'.join(blocks)})\.(\d+)\.", name)
+            if found:
+                return Place(name, kind, half, int(found.group(1)), transformer)
+        middle = any(part in _MIDDLES for part in name.split("."))
+        return Place(name, kind, "mid" if middle else None, None, transformer)
+
+    def fits(self, key: str, stream: str) -> bool:
+        """Whether a key of a table speaks of this layer and stream."""
+        if key in ("down", "mid", "up"):
+            return key == self.half
+        if key in ("attn1", "attn2"):
+            return key == self.kind
+        if key in STREAMS:
+            return key == stream
+        if re.fullmatch(r"block_\d+", key):
+            return self.half in _HALVES and key == f"block_{self.block}"
+        return fnmatchcase(self.name, key)
+
+
+class Resolved(NamedTuple):
+    """The strength at one layer: for K, for V, and which entries of the table they come from."""
+
+    k: Value
+    v: Value
+    origin: tuple
+
+
+def resolve(strength: Strength, places: Sequence[Place]) -> list[Resolved]:
+    """The strength at every place.
+
+    Raises:
+        ValueError: something is no strength, or a key of the table fits no place.
+    """
+    _check_keys(strength, list(places))
+    resolved = []
+    for place in places:
+        (k, k_origin), (v, v_origin) = (_at(strength, place, stream, ()) for stream in STREAMS)
+        resolved.append(Resolved(k, v, (k_origin, v_origin)))
+    return resolved
+
+
+def _at(strength: Any, place: Place, stream: str, path: tuple) -> tuple[Value, tuple]:
+    if isinstance(strength, Mapping):
+        product: Value = 1.0
+        origin: tuple = ()
+        for key, inner in strength.items():
+            if place.fits(key, stream):
+                value, below = _at(inner, place, stream, (*path, key))
+                product, origin = _times(product, value), (*origin, *below)
+        return product, origin
+    if isinstance(strength, PerRow):
+        return strength.values, (path,)
+    if isinstance(strength, (list, tuple)):
+        assert place.transformer is not None  # _check_keys has seen to it
+        return float(strength[place.transformer]), ((*path, place.transformer),)
+    return float(strength), (path,)
+
+
+def _times(a: Value, b: Value) -> Value:
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        a, b = (x if isinstance(x, tuple) else (x,) for x in (a, b))
+        count = math.lcm(len(a), len(b))
+        return tuple(a[i * len(a) // count] * b[i * len(b) // count] for i in range(count))
+    return a * b
+
+
+def _check_keys(strength: Any, places: list[Place], path: str = "strength") -> None:
+    if isinstance(strength, Mapping):
+        for key, inner in strength.items():
+            here = [p for p in places if isinstance(key, str) and any(p.fits(key, s) for s in STREAMS)]
+            if not here:
+                raise ValueError(f"{path} has the key {key!r}, which fits no attention layer here; {_ACCEPTED}")
+            _check_keys(inner, here, f"{path}[{key!r}]")
+    elif isinstance(strength, (list, tuple)):
+        blocks = {(p.half, p.block) for p in places}
+        count = len({p.transformer for p in places})
+        if len(blocks) != 1 or any(p.transformer is None for p in places):
+            raise ValueError(
+                f"{path} is a list, which is for the attention modules of one block; for the rows of a batch give "
+                f"PerRow({', '.join(map(str, strength))})"
+            )
+        if len(strength) != count:
+            raise ValueError(
+                f"{path} has {len(strength)} entries and the block {count} attention modules; give one each"
+            )
+        for value in strength:
+            _number(value, path)
+    elif not isinstance(strength, PerRow):
+        _number(strength, path)
+
+
+def _number(value: Any, path: str = "strength") -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{path} must be a number, PerRow(…) or a table of these, not {value!r}")
+    return float(value)
+
+
+class Level:
+    """A strength that some layers share, as numbers and, for compiled models, as tensors.
+
+    A compiled graph reads the tensors when it runs; a number it would have built in.
+    """
+
+    def __init__(self) -> None:
+        self.k: Value = 1.0
+        self.v: Value = 1.0
+        self.tensors: tuple[Tensor, Tensor]  # fp32, [] or [parts of the batch]
+
+    def set(self, k: Value, v: Value, device: torch.device) -> None:
+        """Takes new values. The tensors stay the same ones as long as the batch has as many parts."""
+        self.k, self.v = k, v
+        with torch.inference_mode(False), torch.no_grad():
+            fresh = tuple(torch.tensor(value, dtype=torch.float32, device="cpu") for value in (k, v))
+            kept = getattr(self, "tensors", None)
+            if kept is None or kept[0].device != device or [t.shape for t in kept] != [t.shape for t in fresh]:
+                self.tensors = fresh[0].to(device), fresh[1].to(device)
+                return
+            for old, new in zip(kept, fresh, strict=True):
+                old.copy_(new)
+
+    def to(self, device: torch.device) -> None:
+        """Brings the tensors to a device."""
+        self.set(self.k, self.v, device)
+
+
+def parts(value: Value | Tensor) -> int:
+    """How many parts of the batch a strength tells apart."""
+    if isinstance(value, Tensor):
+        return value.shape[0] if value.ndim else 1
+    return len(value) if isinstance(value, tuple) else 1
