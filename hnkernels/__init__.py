@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 _HOME = {
     "Adapter": "hnkernels.adapter",
     "AdapterError": "hnkernels.adapter",
+    "Adapters": "hnkernels.adapter",
+    "PerRow": "hnkernels.adapter",
+    "adapters": "hnkernels.adapter",
     "CheckpointError": "hnkernels.checkpoint",
     "Hypernetwork": "hnkernels.hypernetwork",
     "HypernetworkMLP": "hnkernels.mlp",
@@ -26,6 +29,7 @@ _HOME = {
     "hyper_kv": "hnkernels.functional",
     "hyper_qkv": "hnkernels.functional",
     "load_hypernetwork": "hnkernels.checkpoint",
+    "parse_prompt": "hnkernels.prompt",
     "save_hypernetwork": "hnkernels.checkpoint",
     "train_hypernetwork": "hnkernels.training",
 }
@@ -33,12 +37,13 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from hnkernels.adapter import Adapter, AdapterError, attach
+    from hnkernels.adapter import Adapter, AdapterError, Adapters, PerRow, adapters, attach
     from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
     from hnkernels.explanation import Explanation, explain
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
     from hnkernels.mlp import HypernetworkMLP, MLPConfig
+    from hnkernels.prompt import parse_prompt
     from hnkernels.training import HypernetworkTrainer, TrainingConfig, train_hypernetwork
 
 

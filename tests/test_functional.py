@@ -209,6 +209,67 @@ def test_strength_has_no_effect_in_training_mode():
     assert torch.equal(case.ours()[0], dataclasses.replace(case, strength=1.0).ours()[0])
 
 
+class TensorStrength(Call):
+    """The strengths as tensors: what a compiled model hands over."""
+
+    def ours(self) -> tuple[Tensor, ...]:
+        numbers = self.strength if isinstance(self.strength, tuple) else (self.strength,) * len(self.mlps_k)
+        return dataclasses.replace(Call(**vars(self)), strength=[torch.tensor(float(s)) for s in numbers]).ours()
+
+
+STRENGTH_OPTIONS = [
+    {"activation": "silu"},
+    {"activation": "relu", "layer_norm": True},
+    {"activation": "gelu", "activate_output": True},
+    {"activation": None, "layer_structure": (1, 1)},
+    {"activation": "prelu", "layer_norm": True, "activate_output": True},
+]
+
+
+@pytest.mark.parametrize("options", STRENGTH_OPTIONS)
+@pytest.mark.parametrize("n", [(6, 7), (6, 7, 5)])
+@pytest.mark.parametrize("strength", [(0.4, -1.5), (0.0, 2.0)])
+def test_strengths_as_tensors(options, n, strength):
+    case = TensorStrength.make(n=n, length=2, train=False, strength=strength, **options)
+    case.mlps_v[0].multiplier = 0.5
+    check_fp32(case)
+
+
+@pytest.mark.parametrize("options", STRENGTH_OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_strengths_as_tensors_in_half_precision(options, dtype):
+    make = partial(
+        TensorStrength.make, dim=24, shape=(4, 32), n=(16, 20), dtype=dtype, train=False, strength=0.7, **options
+    )
+    check_half(make, lambda case: case.expected(dtype))
+
+
+def test_a_tensor_of_strength_is_read_at_every_call_and_gets_no_gradient():
+    case = Call.make(train=False, activation="silu")
+    strength = torch.tensor(0.5, requires_grad=True)
+    values = []
+    for value in (0.5, -2.0):
+        strength.data.fill_(value)
+        values.append(dataclasses.replace(case, strength=strength).ours())
+        numbers = dataclasses.replace(case, strength=value).ours()
+        for a, b in zip(values[-1], numbers, strict=True):
+            assert relative_error(a, b) <= FORWARD_TOLERANCE
+    values[0][0].sum().backward()
+    assert strength.grad is None
+
+
+def test_k_and_v_may_differ_in_strength_and_in_length():
+    case = Call.make(train=False, activation="relu", length=2)
+    both = {"k": (0.3, 0.7), "v": -1.0}
+    arguments = (case.w_k, case.w_v, case.b_k, case.b_v)
+    k, v = hyper_kv(case.context, case.mlps_k, case.mlps_v[:1], *arguments, strength=both)
+    assert torch.equal(k, hyper_kv(case.context, case.mlps_k, [], *arguments, strength={"k": (0.3, 0.7), "v": ()})[0])
+    one = dataclasses.replace(case, strength=-1.0, mlps_k=case.mlps_k[:1], mlps_v=case.mlps_v[:1]).ours()
+    assert relative_error(v, one[1]) <= FORWARD_TOLERANCE
+    two = dataclasses.replace(case, strength=(0.3, 0.7)).ours()
+    assert relative_error(k, two[0]) <= FORWARD_TOLERANCE
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (5,), (2, 0), (2, 3), (2, 3, 4), (0, 3, 4)])
 def test_contexts_of_any_rank_and_row_count(shape):
     case = Call.make(shape=shape, activation="silu", layer_norm=True, dtype=torch.float64)
@@ -422,6 +483,8 @@ class TestRefusals:
             ({"strength": (1.0, 2.0)}, "strength has 2 values and mlp_k is a chain of 1"),
             ({"strength": "1"}, "strength must be a number"),
             ({"strength": None}, "strength must be a number"),
+            ({"strength": torch.ones(1)}, r"a tensor without dimensions, .* not torch.float32 \[1\]"),
+            ({"strength": {"k": 1.0}}, "strength by stream must be {'k': …, 'v': …}, not"),
         ],
     )
     def test_hyper_kv(self, changes, message):

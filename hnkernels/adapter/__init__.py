@@ -5,6 +5,8 @@ One ``Host`` per model holds the adapters in their order and the attention ``Sit
 """
 
 from hnkernels.adapter.adapter import Adapter, attach
+from hnkernels.adapter.collection import Adapters, adapters
 from hnkernels.adapter.sites import AdapterError
+from hnkernels.adapter.strength import PerRow
 
-__all__ = ["Adapter", "AdapterError", "attach"]
+__all__ = ["Adapter", "AdapterError", "Adapters", "PerRow", "adapters", "attach"]

@@ -133,29 +133,34 @@ class Host:
         self._follow(context if context is not None else next(_tensors(args, kwargs), None))
         self.contexts.call += 1
         self.contexts.running = True
+        sites = [] if context is None else [s for s in self.sites if s.shared and s.width == context.shape[-1]]
         if not torch.is_grad_enabled():
+            self._prepare(sites, context)
             return None
         if any(p.requires_grad for adapter in self.adapters for p in adapter.net.parameters()):
             # A training step: optimisers with fused=True change parameters without a trace in their version.
             self.contexts.forget_kept()
             for site in self.sites:
                 site.clear()
-        if context is None:
-            return None
-        sites = [site for site in self.sites if site.shared and site.width == context.shape[-1]]
         # A dict, not a set: dropout must draw for the chains in the same order in every run.
         chains = dict.fromkeys(site.computed_links() for site in sites)
         chains.pop((), None)
-        if not chains:
+        if context is None or not chains:
             return None
         alias = context.view_as(context)
         entry = self.contexts.open(alias)
         for links in chains:
             entry.rewritten(links, self.contexts)
             self.grouped(context.shape[-1], entry, links)
+        self._prepare(sites, alias)
         if positional:
             return (*args[: self._context_index], alias, *args[self._context_index + 1 :]), kwargs
         return args, {**kwargs, str(self._context_name): alias}
+
+    def _prepare(self, sites: list[Site], context: Tensor | None) -> None:
+        if any(module._compiled_call_impl is not None for module in self.model.modules()):
+            for site in sites:
+                site.prepare(context)
 
     def _follow(self, x: Tensor | None) -> None:
         """Brings the networks to where the model computes, which with offloading is not where its weights lie."""
@@ -167,6 +172,8 @@ class Host:
         self.traced = None
         if not torch.compiler.is_compiling():
             self.contexts.running = False
+            for site in self.sites:
+                site.prepare(None)
 
 
 def _tensors(args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,28 +55,22 @@ class Arguments(NamedTuple):
 
 
 def arguments(links: Links) -> Arguments:
-    """Those of links that follow one another, none beside another, for one part of the batch."""
+    """Those of links for which ``in_one_operation`` holds."""
     chains = {s: [link.stream(s) for link in links] for s in STREAMS}
     mlps_k, mlps_v = ([mlp for mlp, _ in chains[s]] for s in STREAMS)
     return Arguments(mlps_k, mlps_v, {s: [m for _, m in chains[s]] for s in STREAMS})
 
 
-def one_after_the_other(links: Links) -> bool:
-    """Whether no link stands beside another."""
-    return not any(link.beside for link in links[1:])
+def in_one_operation(links: Links) -> bool:
+    """Whether the links follow one another, none beside another, at the same strengths in the whole batch."""
+    return not any(link.beside for link in links[1:]) and all(parts(s) == 1 for link in links for s in (link.k, link.v))
 
 
 def rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
-    """The context for K and for V. Shape: [..., d] → two of [..., d]."""
-    y_k, y_v = by_rows(x, links, _rewrite)
-    return y_k, y_v
-
-
-def by_rows(x: Tensor, links: Links, compute: Callable[[Tensor, Links], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """``compute`` for every part of the batch with the links that act there; the results joined. x: [batch, …]."""
+    """The context for K and for V. Shape: [batch, …, d] → two like it."""
     count = math.lcm(*(parts(s) for link in links for s in (link.k, link.v)))
     if count == 1:
-        return compute(x, links)
+        return _rewrite(x, links)
     if x.ndim < 2 or x.shape[0] % count:
         raise AdapterError(
             f"the strengths tell {count} equal parts of a batch apart, and a batch of {x.shape[0] if x.ndim else 0} "
@@ -92,12 +85,13 @@ def by_rows(x: Tensor, links: Links, compute: Callable[[Tensor, Links], tuple[Te
         else:
             segments.append((1, here))
     rows = x.split([n * (x.shape[0] // count) for n, _ in segments])
-    results = [compute(part, here) for part, (_, here) in zip(rows, segments, strict=True)]
-    return tuple(torch.cat(pieces) for pieces in zip(*results, strict=True))
+    pairs = [_rewrite(part, here) for part, (_, here) in zip(rows, segments, strict=True)]
+    y_k, y_v = (torch.cat(pieces) for pieces in zip(*pairs, strict=True))
+    return y_k, y_v
 
 
 def _rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
-    if one_after_the_other(links):
+    if in_one_operation(links):
         mlps_k, mlps_v, strength = arguments(links)
         return hyper_context_pair(x, mlps_k, mlps_v, strength=strength)
     y = [x, x]
@@ -112,7 +106,7 @@ def _rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
     return y[0], y[1]
 
 
-def _mixed(y: Tensor, links: list[tuple[HypernetworkMLP, Value | Tensor]]) -> Tensor:
+def _mixed(y: Tensor, links: list[tuple[HypernetworkMLP, Any]]) -> Tensor:
     """``y + Σ m·f(y)`` over networks side by side."""
     first, *others = (hyper_context(y, mlp, strength=m) for mlp, m in links)
     if not others:

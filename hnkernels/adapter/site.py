@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hnkernels.adapter.links import Links, arguments, by_rows, one_after_the_other, rewrite
+from hnkernels.adapter.links import Links, arguments, in_one_operation, rewrite
 from hnkernels.adapter.sites import AdapterError, AttentionSpec
 from hnkernels.adapter.strength import STREAMS, Level
 from hnkernels.folding import fold_projection, is_affine
@@ -37,9 +37,11 @@ class Tap:
         self.stream = stream
         self.module = module
         self.wrapped = module.__dict__.get("forward")  # another tool's instance forward, or None
-        module.forward = self
+        # A bound method: PyTorch's compiler compares its function, and one compiled block can serve all its like.
+        self.method = self.forward
+        module.forward = self.method
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.site is None:
             return self.inner(x, *args, **kwargs)
         return self.site.run(self, x, args, kwargs)
@@ -60,7 +62,7 @@ class Tap:
     @property
     def in_place(self) -> bool:
         """Whether the tap is what the module calls: neither wrapped by another tool nor thrown away by it."""
-        return self.module.__dict__.get("forward") is self
+        return self.module.__dict__.get("forward") is self.method
 
     def remove(self) -> None:
         """Gives the module back as it was."""
@@ -87,6 +89,7 @@ class Site:
         self.attention, self.projections = spec.module, spec.projections
         self.host = host
         self.actions: list[Action] = []  # in the order of the host's adapters
+        self._ready: tuple[Tensor, Tensor, Tensor] | None = None
         self._reached: set[str] = set()
         self._pending: tuple[Tensor, int, dict[str, Tensor]] | None = None
         self._rides = True
@@ -116,6 +119,16 @@ class Site:
         for memo in self._folded.values():
             memo.clear()
 
+    def prepare(self, x: Tensor | None) -> None:
+        """Computes K and V of this context before the layer runs; ``None`` forgets them.
+
+        For layers inside a part of the model that is compiled by itself: what is shared and kept lies outside of it.
+        """
+        self._ready = None
+        if x is not None and self.actions and self._plain():
+            k, v = (self.run(self._taps[stream], x, (), {}) for stream in STREAMS)
+            self._ready = x, k, v
+
     def links(self) -> Links:
         """What the adapters do here now, in order of application."""
         compiling = torch.compiler.is_compiling()
@@ -137,6 +150,8 @@ class Site:
             q = self._all_three(x, links) if bare and tap.plain else None
             return tap.inner(x, *args, **kwargs) if q is None else q
         index = STREAMS.index(tap.stream)
+        if self._ready is not None and self._ready[0] is x:
+            return self._ready[1 + index]
         entry = self.host.shared(x) if self.shared and not torch.compiler.is_compiling() else None
         if not bare:
             pair = entry.rewritten(links, self.host.contexts)[0] if entry else self._pair(tap.stream, x, links)
@@ -180,18 +195,14 @@ class Site:
         """Q, with K and V in the same operation, where that saves something: on the Triton backend."""
         links, folded = self._split(links)
         mlps = [mlp for link in links for mlp in (link.mlp_k, link.mlp_v)]
-        if not links or not self._rides or not one_after_the_other(links) or why_not(x, mlps) is not None:
+        if not links or not self._rides or not in_one_operation(links) or why_not(x, mlps) is not None:
             return None
+        mlps_k, mlps_v, strength = arguments(links)
         to_q = cast(nn.Linear, self._taps["q"].module)
         (w_k, b_k), (w_v, b_v) = (self._projection(s, folded) for s in STREAMS)
-
-        def compute(x: Tensor, links: Links) -> tuple[Tensor, ...]:
-            mlps_k, mlps_v, strength = arguments(links)
-            return hyper_qkv(
-                x, mlps_k, mlps_v, to_q.weight, w_k, w_v, to_q.bias, b_k, b_v, strength=strength
-            )  # fmt: skip
-
-        q, k, v = by_rows(x, links, compute)
+        q, k, v = hyper_qkv(
+            x, mlps_k, mlps_v, to_q.weight, w_k, w_v, to_q.bias, b_k, b_v, strength=strength
+        )  # fmt: skip
         self._pending = (x, version_of(x), {"k": k, "v": v})
         return q
 
@@ -202,16 +213,13 @@ class Site:
         waiting = self._take(stream, x)
         if waiting is not None:
             return waiting
-        projections = [self._projection(s, folded) for s in STREAMS]
-
-        def compute(x: Tensor, links: Links) -> tuple[Tensor, ...]:
-            if not one_after_the_other(links):
-                return tuple(project(y, *p) for y, p in zip(rewrite(x, links), projections, strict=True))
+        (w_k, b_k), (w_v, b_v) = (self._projection(s, folded) for s in STREAMS)
+        if in_one_operation(links):
             mlps_k, mlps_v, strength = arguments(links)
-            (w_k, b_k), (w_v, b_v) = projections
-            return hyper_kv(x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strength)
-
-        k, v = by_rows(x, links, compute)
+            k, v = hyper_kv(x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strength)
+        else:
+            y_k, y_v = rewrite(x, links)
+            k, v = project(y_k, w_k, b_k), project(y_v, w_v, b_v)
         if stream == "v":  # on its own, or of another tensor than K's
             return v
         self._pending = (x, version_of(x), {"v": v})

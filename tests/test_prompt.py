@@ -1,0 +1,31 @@
+"""A1111's prompt tags."""
+
+import pytest
+
+from hnkernels import parse_prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "strengths"),
+    [
+        ("a castle", "a castle", {}),
+        ("a castle <hypernet:ink:0.7> at night", "a castle at night", {"ink": 0.7}),
+        ("<hypernet:ink>a  castle", "a castle", {"ink": 1.0}),
+        ("a <hypernet:my style v2:-.5><hypernet:b:2> castle", "a castle", {"my style v2": -0.5, "b": 2.0}),
+        ("two  spaces, no tag", "two  spaces, no tag", {}),
+        ("<lora:x:0.5> (castle:1.2) <HYPERNET:ink:1e-1>", "<lora:x:0.5> (castle:1.2)", {"ink": 0.1}),
+    ],
+)
+def test_tags_are_taken_out(prompt, text, strengths):
+    assert parse_prompt(prompt) == (text, strengths)
+
+
+@pytest.mark.parametrize("tag", ["<hypernet:>", "<hypernet::0.5>", "<hypernet:ink:strong>", "<hypernet:ink:1:2>"])
+def test_a_tag_that_is_none_is_refused(tag):
+    with pytest.raises(ValueError, match=r"is no hypernetwork tag; it must be <hypernet:name> or"):
+        parse_prompt(f"a castle {tag}")
+
+
+def test_a_name_given_twice_is_refused():
+    with pytest.raises(ValueError, match="names the hypernetwork 'ink' twice"):
+        parse_prompt("<hypernet:ink:1> <hypernet:ink:0.5>")
