@@ -26,6 +26,8 @@ _HOME = {
     "hyper_kv": "hnkernels.functional",
     "hyper_qkv": "hnkernels.functional",
     "load_hypernetwork": "hnkernels.checkpoint",
+    "merge": "hnkernels.merging",
+    "merge_state_dict": "hnkernels.merging",
     "save_hypernetwork": "hnkernels.checkpoint",
     "train_hypernetwork": "hnkernels.training",
 }
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from hnkernels.explanation import Explanation, explain
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
+    from hnkernels.merging import merge, merge_state_dict
     from hnkernels.mlp import HypernetworkMLP, MLPConfig
     from hnkernels.training import HypernetworkTrainer, TrainingConfig, train_hypernetwork
 
