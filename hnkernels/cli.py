@@ -1,4 +1,4 @@
-"""The command line: ``hnkernels demo | info | convert | train | sample``."""
+"""The command line: ``hnkernels demo | info | convert | interpolate | merge | export-lora | train | sample``."""
 
 from __future__ import annotations
 
@@ -51,10 +51,27 @@ def convert(
     """Convert between A1111's .pt and .safetensors, without loss."""
     from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
 
-    if target.exists() and not force:
-        raise ValueError(f"{target} exists already; overwrite it with --force")
+    _check_free(target, force)
     save_hypernetwork(load_hypernetwork(source, allow_legacy_activations=True), target)
     console.print(f"wrote {target}")
+
+
+@app.command()
+def merge(
+    model: Annotated[Path, typer.Argument(help="Folder of a diffusers pipeline, or a .safetensors or .ckpt file.")],
+    out: Annotated[Path, typer.Argument(help="The folder or file to write.")],
+    hypernetwork: Annotated[list[Path], typer.Option(help="An affine hypernetwork; several chain in order.")],
+    strength: Annotated[list[float] | None, typer.Option(help="Strength, one per hypernetwork.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Merge affine hypernetworks into a copy of a model, exactly."""
+    from hnkernels import load_hypernetwork
+    from hnkernels.model_files import merge_files
+
+    strengths = _one_each(strength, hypernetwork)
+    _check_free(out, force)
+    merge_files(model, out, [load_hypernetwork(file) for file in hypernetwork], strengths)
+    console.print(f"wrote {out}")
 
 
 @app.command()
@@ -112,18 +129,14 @@ def sample(
     from hnkernels import attach, load_hypernetwork
     from hnkernels.pipeline import load_pipeline
 
-    files, strengths = hypernetwork or [], strength or []
-    if strengths and len(strengths) != len(files):
-        raise ValueError(
-            f"--strength is given {len(strengths)} times and --hypernetwork {len(files)} times; give one each"
-        )
+    files = hypernetwork or []
+    strengths = _one_each(strength, files)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
     nets = [load_hypernetwork(file) for file in files]
     pipeline = load_pipeline(model)
-    for index, net in enumerate(nets):
-        net.to(pipeline.unet.device)
-        attach(pipeline, net, strength=strengths[index] if strengths else 1.0)
+    for net, factor in zip(nets, strengths, strict=True):
+        attach(pipeline, net.to(pipeline.unet.device), strength=factor)
     image = pipeline(
         prompt,
         negative_prompt=negative or None,
@@ -134,6 +147,20 @@ def sample(
     out.parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     console.print(f"wrote {out}")
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists already; overwrite it with --force")
+
+
+def _one_each(strengths: list[float] | None, files: list[Path]) -> list[float]:
+    """A strength per file, 1 where none is given."""
+    if strengths and len(strengths) != len(files):
+        raise ValueError(
+            f"--strength is given {len(strengths)} times and --hypernetwork {len(files)} times; give one each"
+        )
+    return strengths or [1.0] * len(files)
 
 
 def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hnkernels as hn
@@ -67,6 +68,36 @@ def test_convert_overwrites_only_when_told_to(cli, style, tmp_path):
     assert hn.load_hypernetwork(target).provenance.name == "style"
 
 
+@pytest.fixture
+def affine(tmp_path):
+    """Two affine networks for the embedded model."""
+    for name in "ab":
+        net = hn.Hypernetwork((48, 80, 96), activation=None, name=name)
+        hn.save_hypernetwork(net, tmp_path / f"{name}.pt")
+    return tmp_path / "a.pt", tmp_path / "b.pt"
+
+
+def test_merge_writes_a_pipeline_that_needs_no_hypernetwork(cli, affine, tmp_path):
+    a, b = affine
+    out = tmp_path / "merged"
+    words = ("--hypernetwork", a, "--strength", "0.7", "--hypernetwork", b, "--strength", "0.3")
+    code, printed, err = cli("merge", TINY_SD, out, *words)
+    assert code == 0, err
+    assert f"wrote {out}" in printed.replace("\n", "")
+    unet = StableDiffusionPipeline.from_pretrained(out, local_files_only=True).unet
+    expected = StableDiffusionPipeline.from_pretrained(TINY_SD, local_files_only=True).unet
+    hn.merge(expected, [hn.load_hypernetwork(a), hn.load_hypernetwork(b)], [0.7, 0.3])
+    # The file is fp16.
+    assert all(torch.equal(t.half().float(), unet.state_dict()[key]) for key, t in expected.state_dict().items())
+    assert cli("merge", TINY_SD, out, "--hypernetwork", a)[0] == 1  # it is there already
+    assert cli("merge", TINY_SD, out, "--hypernetwork", a, "--force")[0] == 0
+    assert cli("sample", out, "digit one", "--out", tmp_path / "one.png", "--steps", 1)[0] == 0
+
+
+def test_merge_without_a_hypernetwork_is_a_usage_error(cli):
+    assert cli("merge", TINY_SD, "out")[0] == 2
+
+
 def test_train_then_sample(cli, images, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(
@@ -99,6 +130,13 @@ def test_train_then_sample(cli, images, tmp_path):
         (["train", "{model}", "{images}", "--config", "none.json"], "cannot read the config"),
         (["sample", "{model}", "x", "--out", "x.gif"], "must end in .png"),
         (["sample", "{model}", "x", "--strength", "1"], "give one each"),
+        (["merge", "{model}", "out", "--hypernetwork", "{style}"], "has activation 'relu'; attach it instead"),
+        (["merge", "{model}", "{style}", "--hypernetwork", "{style}"], "overwrite it with --force"),
+        (
+            ["merge", "{model}", "out", "--hypernetwork", "{style}", "--strength", "1", "--strength", "2"],
+            "give one each",
+        ),
+        (["merge", "{images}", "out", "--hypernetwork", "{style}"], "is no diffusers pipeline"),
         (["sample", "{model}", "x", "--hypernetwork", "{foreign}"], "for another model"),
     ],
 )
