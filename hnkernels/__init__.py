@@ -20,11 +20,13 @@ _HOME = {
     "MLPConfig": "hnkernels.mlp",
     "TrainingConfig": "hnkernels.training",
     "attach": "hnkernels.adapter",
+    "average": "hnkernels.mixing",
     "Explanation": "hnkernels.explanation",
     "explain": "hnkernels.explanation",
     "hyper_context": "hnkernels.functional",
     "hyper_kv": "hnkernels.functional",
     "hyper_qkv": "hnkernels.functional",
+    "interpolate": "hnkernels.mixing",
     "load_hypernetwork": "hnkernels.checkpoint",
     "merge": "hnkernels.merging",
     "merge_state_dict": "hnkernels.merging",
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
     from hnkernels.merging import merge, merge_state_dict
+    from hnkernels.mixing import average, interpolate
     from hnkernels.mlp import HypernetworkMLP, MLPConfig
     from hnkernels.training import HypernetworkTrainer, TrainingConfig, train_hypernetwork
 

@@ -57,6 +57,23 @@ def convert(
 
 
 @app.command()
+def interpolate(
+    a: Annotated[Path, typer.Argument(help="A hypernetwork, .pt or .safetensors.")],
+    b: Annotated[Path, typer.Argument(help="Another one of the same structure.")],
+    out: Annotated[Path, typer.Argument(help="The file to write; its extension says the format.")],
+    t: Annotated[float, typer.Option(help="0 gives A, 1 gives B.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Mix two hypernetworks into a new one between them."""
+    from hnkernels import interpolate as mix
+    from hnkernels import load_hypernetwork, save_hypernetwork
+
+    _check_free(out, force)
+    save_hypernetwork(mix(load_hypernetwork(a), load_hypernetwork(b), t), out)
+    console.print(f"wrote {out}")
+
+
+@app.command()
 def merge(
     model: Annotated[Path, typer.Argument(help="Folder of a diffusers pipeline, or a .safetensors or .ckpt file.")],
     out: Annotated[Path, typer.Argument(help="The folder or file to write.")],

@@ -68,6 +68,17 @@ def test_convert_overwrites_only_when_told_to(cli, style, tmp_path):
     assert hn.load_hypernetwork(target).provenance.name == "style"
 
 
+def test_interpolate_writes_the_network_between_two(cli, affine, tmp_path):
+    a, b = affine
+    out = tmp_path / "c.safetensors"
+    code, _, err = cli("interpolate", a, b, out, "--t", "0.25")
+    assert code == 0, err
+    expected = hn.interpolate(hn.load_hypernetwork(a), hn.load_hypernetwork(b), 0.25)
+    assert all(map(torch.equal, hn.load_hypernetwork(out).parameters(), expected.parameters()))
+    assert "--force" in cli("interpolate", a, b, out)[2]
+    assert cli("interpolate", a, b, out, "--force")[0] == 0
+
+
 @pytest.fixture
 def affine(tmp_path):
     """Two affine networks for the embedded model."""
@@ -130,6 +141,8 @@ def test_train_then_sample(cli, images, tmp_path):
         (["train", "{model}", "{images}", "--config", "none.json"], "cannot read the config"),
         (["sample", "{model}", "x", "--out", "x.gif"], "must end in .png"),
         (["sample", "{model}", "x", "--strength", "1"], "give one each"),
+        (["interpolate", "{style}", "{foreign}", "c.pt"], "has sizes (48, 80, 96) and 'hypernetwork' has (768,)"),
+        (["interpolate", "{style}", "{style}", "c.pt", "--t", "nan"], "t must be a finite number, not nan"),
         (["merge", "{model}", "out", "--hypernetwork", "{style}"], "has activation 'relu'; attach it instead"),
         (["merge", "{model}", "{style}", "--hypernetwork", "{style}"], "overwrite it with --force"),
         (
