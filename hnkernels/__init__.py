@@ -17,6 +17,8 @@ _HOME = {
     "Hypernetwork": "hnkernels.hypernetwork",
     "HypernetworkMLP": "hnkernels.mlp",
     "HypernetworkTrainer": "hnkernels.training",
+    "LoraLayer": "hnkernels.lora_export",
+    "LoraReport": "hnkernels.lora_export",
     "MLPConfig": "hnkernels.mlp",
     "TrainingConfig": "hnkernels.training",
     "attach": "hnkernels.adapter",
@@ -31,6 +33,7 @@ _HOME = {
     "merge": "hnkernels.merging",
     "merge_state_dict": "hnkernels.merging",
     "save_hypernetwork": "hnkernels.checkpoint",
+    "to_lora": "hnkernels.lora_export",
     "train_hypernetwork": "hnkernels.training",
 }
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from hnkernels.explanation import Explanation, explain
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
+    from hnkernels.lora_export import LoraLayer, LoraReport, to_lora
     from hnkernels.merging import merge, merge_state_dict
     from hnkernels.mixing import average, interpolate
     from hnkernels.mlp import HypernetworkMLP, MLPConfig

@@ -92,6 +92,37 @@ def merge(
 
 
 @app.command()
+def export_lora(
+    file: Annotated[Path, typer.Argument(help="An affine hypernetwork, .pt or .safetensors.")],
+    model: Annotated[Path, typer.Argument(help="Folder of the diffusers pipeline that the LoRA is for.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA.")] = 16,
+    strength: Annotated[float, typer.Option(help="Strength that the LoRA has at weight 1.")] = 1.0,
+    biases: Annotated[
+        bool, typer.Option("--biases", help="Keep the constants on V, as biases that only diffusers reads.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Write an affine hypernetwork as a LoRA, and how close it comes."""
+    from hnkernels import load_hypernetwork, to_lora
+    from hnkernels.model_files import read_unet, write_tensors
+
+    if out.suffix.lower() != ".safetensors":
+        raise ValueError(f"a LoRA is written as .safetensors, not {out.name!r}")
+    _check_free(out, force)
+    state, report = to_lora(load_hypernetwork(file), read_unet(model), rank, strength, biases=biases)
+    write_tensors(out, state)
+    table = Table("projection", "error", "constant lost", title=f"LoRA of rank {report.rank}")
+    for layer in report.layers:
+        table.add_row(layer.name, f"{layer.error:.2%}", f"{layer.dropped:.2%}")
+    table.add_section()
+    table.add_row("worst", f"{report.worst:.2%}", f"{report.dropped:.2%}")
+    table.add_row("mean", f"{report.mean:.2%}", "")
+    console.print(table)
+    console.print(f"wrote {out}")
+
+
+@app.command()
 def train(
     model: Annotated[Path, typer.Argument(help="Folder of a diffusers Stable Diffusion pipeline.")],
     data: Annotated[Path, typer.Argument(help="Folder of images with .txt captions or a metadata.jsonl.")],

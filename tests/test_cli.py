@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -105,6 +106,22 @@ def test_merge_writes_a_pipeline_that_needs_no_hypernetwork(cli, affine, tmp_pat
     assert cli("sample", out, "digit one", "--out", tmp_path / "one.png", "--steps", 1)[0] == 0
 
 
+def test_export_lora_writes_the_lora_and_prints_how_close_it_comes(cli, affine, tmp_path):
+    out = tmp_path / "lora.safetensors"
+    code, printed, err = cli("export-lora", affine[0], TINY_SD, out, "--rank", 4, "--strength", 0.5)
+    assert code == 0, err
+    unet = StableDiffusionPipeline.from_pretrained(TINY_SD, local_files_only=True).unet
+    state, report = hn.to_lora(hn.load_hypernetwork(affine[0]), unet, 4, 0.5)
+    written = safetensors.torch.load_file(out)
+    assert written.keys() == state.keys()
+    assert all(torch.equal(written[key], tensor) for key, tensor in state.items())
+    for words in ("rank 4", "mid_block.attentions.0.transformer_blocks.0.attn2.to_v", "worst", f"{report.mean:.2%}"):
+        assert words in printed
+    assert "--force" in cli("export-lora", affine[0], TINY_SD, out)[2]
+    assert cli("export-lora", affine[0], TINY_SD, out, "--biases", "--force")[0] == 0
+    assert any(key.endswith("lora_B.bias") for key in safetensors.torch.load_file(out))
+
+
 def test_merge_without_a_hypernetwork_is_a_usage_error(cli):
     assert cli("merge", TINY_SD, "out")[0] == 2
 
@@ -149,6 +166,9 @@ def test_train_then_sample(cli, images, tmp_path):
             ["merge", "{model}", "out", "--hypernetwork", "{style}", "--strength", "1", "--strength", "2"],
             "give one each",
         ),
+        (["export-lora", "{style}", "{model}", "lora.safetensors"], "has activation 'relu'; attach it instead"),
+        (["export-lora", "{style}", "{model}", "lora.pt"], "a LoRA is written as .safetensors, not 'lora.pt'"),
+        (["export-lora", "{style}", "{images}", "lora.safetensors"], "is no diffusers pipeline"),
         (["merge", "{images}", "out", "--hypernetwork", "{style}"], "is no diffusers pipeline"),
         (["sample", "{model}", "x", "--hypernetwork", "{foreign}"], "for another model"),
     ],
