@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 app = typer.Typer(
     help="Stable Diffusion hypernetworks: look at files, convert them, train and sample.",
@@ -112,7 +112,7 @@ def export_lora(
     _check_free(out, force)
     state, report = to_lora(load_hypernetwork(file), read_unet(model), rank, strength, biases=biases)
     write_tensors(out, state)
-    table = Table("projection", "error", "constant lost", title=f"LoRA of rank {report.rank}")
+    table = Table(Column("projection", overflow="fold"), "error", "constant lost", title=f"LoRA of rank {report.rank}")
     for layer in report.layers:
         table.add_row(layer.name, f"{layer.error:.2%}", f"{layer.dropped:.2%}")
     table.add_section()

@@ -172,7 +172,10 @@ def _write(path: Path, extension: str, tensors: Mapping[str, Tensor], header: di
         storage = tensor.untyped_storage().data_ptr()
         apart[key] = (tensor.clone() if storage in seen else tensor).contiguous()
         seen.add(storage)
+    path.touch()
+    mode = path.stat().st_mode
     try:
         safetensors.torch.save_file(apart, path, metadata=header or {"format": "pt"})
     except safetensors.SafetensorError as error:
         raise Fault(f"cannot be written: {error}", "check disk and path") from error
+    path.chmod(mode)  # safetensors makes it private to its owner; this is the mode of any new file

@@ -197,6 +197,17 @@ def test_a_model_may_take_its_own_place(single, nets, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "model"]
 
 
+@pytest.mark.parametrize("extension", [".safetensors", ".ckpt"])
+def test_a_new_file_has_the_permissions_of_any_new_file(single, extension, tmp_path):
+    safetensors.torch.save_file(single, tmp_path / "a.safetensors")
+    old = os.umask(0o027)
+    try:
+        merge_files(tmp_path / "a.safetensors", tmp_path / f"b{extension}", make_net(activation=None))
+    finally:
+        os.umask(old)
+    assert (tmp_path / f"b{extension}").stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize("failing", ["os.fsync", "os.rename", "shutil.copytree"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_leaves_everything_as_it_was(nets, tmp_path, monkeypatch, failing, error):
