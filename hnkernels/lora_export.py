@@ -108,17 +108,19 @@ def to_lora(
     rank = min(rank, max(min(change.weight.shape) for change in changes.values()))
     state: dict[str, Tensor] = {}
     layers = []
-    for name, change in changes.items():
+    for (name, stream), change in changes.items():
         down, up = _factors(change.weight, rank)
         state[f"unet.{name}.lora_A.weight"], state[f"unet.{name}.lora_B.weight"] = down, up
         if biases:
             state[f"unet.{name}.lora_B.bias"] = change.constant.float()
-        layers.append(_measured(name, change, up.double() @ down.double(), kept=biases or name.endswith("to_k")))
+        layers.append(_measured(name, change, up.double() @ down.double(), kept=biases or stream == "k"))
     return state, LoraReport(rank, tuple(layers))
 
 
-def _changes(net: Hypernetwork, model: Any, strength: float, targets: Sequence[str]) -> dict[str, AffineChange]:
-    """Projection → what the network adds to it."""
+def _changes(
+    net: Hypernetwork, model: Any, strength: float, targets: Sequence[str]
+) -> dict[tuple[str, str], AffineChange]:
+    """Path of a projection, with its stream → what the network adds to it."""
     if isinstance(model, Mapping):
         if any(key.startswith(ORIGINAL_PREFIX) for key in model):
             raise ValueError("a LoRA needs diffusers' names of layers, and this state dict has the original ones")
@@ -130,7 +132,7 @@ def _changes(net: Hypernetwork, model: Any, strength: float, targets: Sequence[s
     check_reach(name, layers, net.sizes, targets)
     chains = chain_maps([net], [strength])
     return {
-        f"{layer.name}.to_{stream}": change
+        (layer.projection(stream), stream): change
         for layer in layers
         if layer.kind in targets
         for stream, change in affine_changes(state, layer, chains).items()

@@ -146,7 +146,7 @@ def affine_changes(
     changes = {}
     for stream, composed in zip("kv", chains.get(layer.width, ()), strict=False):
         if composed is not None:
-            weight = _matrix(state, f"{layer.name}.to_{stream}", layer.width)
+            weight = _matrix(state, layer.projection(stream), layer.width)
             changes[stream] = AffineChange(*(weight @ part for part in composed))
     return changes
 
@@ -234,33 +234,33 @@ def _merged(
     for layer in layers:
         changes = affine_changes(state, layer, chains) if layer.kind in targets else {}
         for stream, change in changes.items():
-            key = f"{layer.name}.to_{stream}.weight"
+            key = f"{layer.projection(stream)}.weight"
             entries[key] = _rounded(key, _exact(state[key]) + change.weight, state[key])
             if change.constant.any():
-                entries.update(_with_constant(state, layer.name, stream, change.constant))
+                entries.update(_with_constant(state, layer, stream, change.constant))
         if changes:
             changed.append(layer.name)
     return changed, entries
 
 
-def _with_constant(state: Mapping[str, Tensor], name: str, stream: str, constant: Tensor) -> StateDict:
+def _with_constant(state: Mapping[str, Tensor], layer: AttentionLayer, stream: str, constant: Tensor) -> StateDict:
     """The bias that takes a constant [n] on K or V."""
-    key = f"{name}.to_{stream}.bias"
+    key = f"{layer.projection(stream)}.bias"
     if key not in state:
-        for part in ("norm_k", "add_k_proj"):
-            if f"{name}.{part}.weight" in state:
+        for part in ("norm_k", "add_k_proj"):  # a constant on K is no longer one, or joins only some of the logits
+            if f"{layer.path}.{part}.weight" in state:
                 raise ValueError(
-                    f"{name} has {part} and no bias at to_{stream}, so it has no place for the constant that the "
-                    "network adds there; attach the network instead"
+                    f"{layer.name} has {part} and no bias at {layer.projections[stream]}, so it has no place for the "
+                    "constant that the network adds there; attach the network instead"
                 )
         if stream == "k":  # the same for all logits of a query
             return {}
-        constant = _matrix(state, f"{name}.to_out.0", len(constant)) @ constant
-        key = f"{name}.to_out.0.bias"
+        constant = _matrix(state, f"{layer.path}.to_out.0", len(constant)) @ constant
+        key = f"{layer.path}.to_out.0.bias"
     if key not in state:
         raise ValueError(
-            f"{name} has a bias neither at to_v nor at to_out.0, so it has no place for the constant that the network "
-            "adds to V; attach the network instead"
+            f"{layer.name} has a bias neither at {layer.projections[stream]} nor at to_out.0, so it has no place for "
+            "the constant that the network adds to V; attach the network instead"
         )
     return {key: _rounded(key, _exact(state[key]) + constant, state[key])}
 

@@ -216,6 +216,35 @@ def test_self_attention_by_another_name_is_told_by_its_widths():
         hn.merge_state_dict(state, net, targets="attn2")
 
 
+def joint_attention(bias=True):
+    """Attention of an image [8] with a text [12] in one softmax, as in SD 3."""
+    from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
+
+    attention = Attention(
+        8, added_kv_proj_dim=12, heads=2, dim_head=4, context_pre_only=False, bias=bias, added_proj_bias=bias,
+        processor=JointAttnProcessor2_0(),
+    )  # fmt: skip
+    return nn.ModuleDict({"attn": attention}).double().requires_grad_(False)
+
+
+def test_joint_attention_takes_the_constants_in_its_own_biases(net):
+    model = joint_attention()
+    twin = copy.deepcopy(model)
+    image, text = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 7, 12, dtype=torch.float64)
+    changed = hn.merge(model, net.double(), 0.5)
+    merged = hn.merge_state_dict(twin.state_dict(), net, 0.5)
+    assert all(torch.equal(merged[key], tensor) for key, tensor in model.state_dict().items())
+    hn.attach(twin, net, 0.5)
+    assert changed == ["attn", "attn.added"]
+    for actual, expected in zip(model.attn(image, text), twin.attn(image, text), strict=True):
+        assert relative_error(actual, expected) < 1e-12
+
+
+def test_joint_attention_without_biases_is_refused(net):
+    with pytest.raises(ValueError, match="attn has add_k_proj and no bias at to_k"):
+        hn.merge(joint_attention(bias=False), net)
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [

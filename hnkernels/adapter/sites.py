@@ -42,6 +42,10 @@ class AttentionLayer:
         """The dotted path of the module that has the projections."""
         return self.name.removesuffix(".added")
 
+    def projection(self, stream: str) -> str:
+        """The dotted path of the linear for stream ``"k"`` or ``"v"``."""
+        return f"{self.path}.{self.projections[stream]}"
+
 
 @dataclass(frozen=True)
 class AttentionSpec(AttentionLayer):
