@@ -20,17 +20,24 @@ _HOME = {
     "Hypernetwork": "hnkernels.hypernetwork",
     "HypernetworkMLP": "hnkernels.mlp",
     "HypernetworkTrainer": "hnkernels.training",
+    "LoraLayer": "hnkernels.lora_export",
+    "LoraReport": "hnkernels.lora_export",
     "MLPConfig": "hnkernels.mlp",
     "TrainingConfig": "hnkernels.training",
     "attach": "hnkernels.adapter",
+    "average": "hnkernels.mixing",
     "Explanation": "hnkernels.explanation",
     "explain": "hnkernels.explanation",
     "hyper_context": "hnkernels.functional",
     "hyper_kv": "hnkernels.functional",
     "hyper_qkv": "hnkernels.functional",
+    "interpolate": "hnkernels.mixing",
     "load_hypernetwork": "hnkernels.checkpoint",
     "parse_prompt": "hnkernels.prompt",
+    "merge": "hnkernels.merging",
+    "merge_state_dict": "hnkernels.merging",
     "save_hypernetwork": "hnkernels.checkpoint",
+    "to_lora": "hnkernels.lora_export",
     "train_hypernetwork": "hnkernels.training",
 }
 
@@ -42,6 +49,9 @@ if TYPE_CHECKING:
     from hnkernels.explanation import Explanation, explain
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
+    from hnkernels.lora_export import LoraLayer, LoraReport, to_lora
+    from hnkernels.merging import merge, merge_state_dict
+    from hnkernels.mixing import average, interpolate
     from hnkernels.mlp import HypernetworkMLP, MLPConfig
     from hnkernels.prompt import parse_prompt
     from hnkernels.training import HypernetworkTrainer, TrainingConfig, train_hypernetwork

@@ -1,4 +1,4 @@
-"""The command line: ``hnkernels demo | info | convert | train | sample``."""
+"""The command line: ``hnkernels demo | info | convert | interpolate | merge | export-lora | train | sample``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 app = typer.Typer(
     help="Stable Diffusion hypernetworks: look at files, convert them, train and sample.",
@@ -51,10 +51,75 @@ def convert(
     """Convert between A1111's .pt and .safetensors, without loss."""
     from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
 
-    if target.exists() and not force:
-        raise ValueError(f"{target} exists already; overwrite it with --force")
+    _check_free(target, force)
     save_hypernetwork(load_hypernetwork(source, allow_legacy_activations=True), target)
     console.print(f"wrote {target}")
+
+
+@app.command()
+def interpolate(
+    a: Annotated[Path, typer.Argument(help="A hypernetwork, .pt or .safetensors.")],
+    b: Annotated[Path, typer.Argument(help="Another one of the same structure.")],
+    out: Annotated[Path, typer.Argument(help="The file to write; its extension says the format.")],
+    t: Annotated[float, typer.Option(help="0 gives A, 1 gives B.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Mix two hypernetworks into a new one between them."""
+    from hnkernels import interpolate as mix
+    from hnkernels import load_hypernetwork, save_hypernetwork
+
+    _check_free(out, force)
+    save_hypernetwork(mix(load_hypernetwork(a), load_hypernetwork(b), t), out)
+    console.print(f"wrote {out}")
+
+
+@app.command()
+def merge(
+    model: Annotated[Path, typer.Argument(help="Folder of a diffusers pipeline, or a .safetensors or .ckpt file.")],
+    out: Annotated[Path, typer.Argument(help="The folder or file to write.")],
+    hypernetwork: Annotated[list[Path], typer.Option(help="An affine hypernetwork; several chain in order.")],
+    strength: Annotated[list[float] | None, typer.Option(help="Strength, one per hypernetwork.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Merge affine hypernetworks into a copy of a model, exactly."""
+    from hnkernels import load_hypernetwork
+    from hnkernels.model_files import merge_files
+
+    strengths = _one_each(strength, hypernetwork)
+    _check_free(out, force)
+    merge_files(model, out, [load_hypernetwork(file) for file in hypernetwork], strengths)
+    console.print(f"wrote {out}")
+
+
+@app.command()
+def export_lora(
+    file: Annotated[Path, typer.Argument(help="An affine hypernetwork, .pt or .safetensors.")],
+    model: Annotated[Path, typer.Argument(help="Folder of the diffusers pipeline that the LoRA is for.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA.")] = 16,
+    strength: Annotated[float, typer.Option(help="Strength that the LoRA has at weight 1.")] = 1.0,
+    biases: Annotated[
+        bool, typer.Option("--biases", help="Keep the constants on V, as biases that only diffusers reads.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Write an affine hypernetwork as a LoRA, and how close it comes."""
+    from hnkernels import load_hypernetwork, to_lora
+    from hnkernels.model_files import read_unet, write_tensors
+
+    if out.suffix.lower() != ".safetensors":
+        raise ValueError(f"a LoRA is written as .safetensors, not {out.name!r}")
+    _check_free(out, force)
+    state, report = to_lora(load_hypernetwork(file), read_unet(model), rank, strength, biases=biases)
+    write_tensors(out, state)
+    table = Table(Column("projection", overflow="fold"), "error", "constant lost", title=f"LoRA of rank {report.rank}")
+    for layer in report.layers:
+        table.add_row(layer.name, f"{layer.error:.2%}", f"{layer.dropped:.2%}")
+    table.add_section()
+    table.add_row("worst", f"{report.worst:.2%}", f"{report.dropped:.2%}")
+    table.add_row("mean", f"{report.mean:.2%}", "")
+    console.print(table)
+    console.print(f"wrote {out}")
 
 
 @app.command()
@@ -112,18 +177,14 @@ def sample(
     from hnkernels import attach, load_hypernetwork
     from hnkernels.pipeline import load_pipeline
 
-    files, strengths = hypernetwork or [], strength or []
-    if strengths and len(strengths) != len(files):
-        raise ValueError(
-            f"--strength is given {len(strengths)} times and --hypernetwork {len(files)} times; give one each"
-        )
+    files = hypernetwork or []
+    strengths = _one_each(strength, files)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
     nets = [load_hypernetwork(file) for file in files]
     pipeline = load_pipeline(model)
-    for index, net in enumerate(nets):
-        net.to(pipeline.unet.device)
-        attach(pipeline, net, strength=strengths[index] if strengths else 1.0)
+    for net, factor in zip(nets, strengths, strict=True):
+        attach(pipeline, net.to(pipeline.unet.device), strength=factor)
     image = pipeline(
         prompt,
         negative_prompt=negative or None,
@@ -134,6 +195,20 @@ def sample(
     out.parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     console.print(f"wrote {out}")
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists already; overwrite it with --force")
+
+
+def _one_each(strengths: list[float] | None, files: list[Path]) -> list[float]:
+    """A strength per file, 1 where none is given."""
+    if strengths and len(strengths) != len(files):
+        raise ValueError(
+            f"--strength is given {len(strengths)} times and --hypernetwork {len(files)} times; give one each"
+        )
+    return strengths or [1.0] * len(files)
 
 
 def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:

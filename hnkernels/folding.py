@@ -45,6 +45,32 @@ def affine_map(mlp: HypernetworkMLP) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def chain_map(chain: Chain) -> tuple[Tensor, Tensor] | None:
+    """A [d, d] and a [d] of ``chain(x) = x + A x + a``, in the dtype of ``affine_map``.
+
+    Args:
+        chain: affine MLPs of width d with their multipliers, in order of application.
+
+    Returns:
+        ``None`` if no MLP with a multiplier other than 0 is there: the chain is the identity.
+
+    Raises:
+        ValueError: an MLP that counts is not affine.
+    """
+    composed: tuple[Tensor, Tensor] | None = None
+    for mlp, m in chain:
+        if m == 0:
+            continue
+        matrix, vector = affine_map(mlp)
+        if composed is None:
+            composed = m * matrix, m * vector
+        else:
+            before, shift = composed
+            composed = before + m * (matrix + matrix @ before), shift + m * (matrix @ shift + vector)
+    return composed
+
+
+@torch.no_grad()
 def fold_projection(weight: Tensor, bias: Tensor | None, chain: Chain) -> tuple[Tensor, Tensor | None]:
     """The projection that does the work of ``chain`` followed by ``(weight, bias)``.
 
@@ -59,17 +85,13 @@ def fold_projection(weight: Tensor, bias: Tensor | None, chain: Chain) -> tuple[
     Raises:
         ValueError: an MLP of the chain is not affine.
     """
-    folded: Tensor = weight
-    offset: Tensor | None = bias
-    # From the projection outwards: the last MLP of the chain is the one next to it.
-    for mlp, m in reversed(chain):
-        if m == 0:
-            continue
-        matrix, vector = affine_map(mlp)
-        folded = folded.to(matrix.dtype)
-        shift = folded @ vector * m
-        offset = shift if offset is None else offset.to(matrix.dtype) + shift
-        folded = folded + m * (folded @ matrix)
-    if offset is not None and bias is None and not (offset.is_meta or offset.any()):
-        offset = None
-    return folded.to(weight.dtype), None if offset is None else offset.to(weight.dtype)
+    composed = chain_map(chain)
+    if composed is None:
+        return weight, bias
+    matrix, vector = composed
+    wide = weight.to(matrix.dtype)
+    folded, shift = wide + wide @ matrix, wide @ vector
+    if bias is None and not (shift.is_meta or shift.any()):
+        return folded.to(weight.dtype), None
+    offset = shift if bias is None else bias.to(matrix.dtype) + shift
+    return folded.to(weight.dtype), offset.to(weight.dtype)

@@ -4,7 +4,9 @@ import json
 import sys
 
 import pytest
+import safetensors.torch
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hnkernels as hn
@@ -67,6 +69,63 @@ def test_convert_overwrites_only_when_told_to(cli, style, tmp_path):
     assert hn.load_hypernetwork(target).provenance.name == "style"
 
 
+def test_interpolate_writes_the_network_between_two(cli, affine, tmp_path):
+    a, b = affine
+    out = tmp_path / "c.safetensors"
+    code, _, err = cli("interpolate", a, b, out, "--t", "0.25")
+    assert code == 0, err
+    expected = hn.interpolate(hn.load_hypernetwork(a), hn.load_hypernetwork(b), 0.25)
+    assert all(map(torch.equal, hn.load_hypernetwork(out).parameters(), expected.parameters()))
+    assert "--force" in cli("interpolate", a, b, out)[2]
+    assert cli("interpolate", a, b, out, "--force")[0] == 0
+
+
+@pytest.fixture
+def affine(tmp_path):
+    """Two affine networks for the embedded model."""
+    for name in "ab":
+        net = hn.Hypernetwork((48, 80, 96), activation=None, name=name)
+        hn.save_hypernetwork(net, tmp_path / f"{name}.pt")
+    return tmp_path / "a.pt", tmp_path / "b.pt"
+
+
+def test_merge_writes_a_pipeline_that_needs_no_hypernetwork(cli, affine, tmp_path):
+    a, b = affine
+    out = tmp_path / "merged"
+    words = ("--hypernetwork", a, "--strength", "0.7", "--hypernetwork", b, "--strength", "0.3")
+    code, printed, err = cli("merge", TINY_SD, out, *words)
+    assert code == 0, err
+    assert f"wrote {out}" in printed.replace("\n", "")
+    unet = StableDiffusionPipeline.from_pretrained(out, local_files_only=True).unet
+    expected = StableDiffusionPipeline.from_pretrained(TINY_SD, local_files_only=True).unet
+    hn.merge(expected, [hn.load_hypernetwork(a), hn.load_hypernetwork(b)], [0.7, 0.3])
+    # The file is fp16.
+    assert all(torch.equal(t.half().float(), unet.state_dict()[key]) for key, t in expected.state_dict().items())
+    assert cli("merge", TINY_SD, out, "--hypernetwork", a)[0] == 1  # it is there already
+    assert cli("merge", TINY_SD, out, "--hypernetwork", a, "--force")[0] == 0
+    assert cli("sample", out, "digit one", "--out", tmp_path / "one.png", "--steps", 1)[0] == 0
+
+
+def test_export_lora_writes_the_lora_and_prints_how_close_it_comes(cli, affine, tmp_path):
+    out = tmp_path / "lora.safetensors"
+    code, printed, err = cli("export-lora", affine[0], TINY_SD, out, "--rank", 4, "--strength", 0.5)
+    assert code == 0, err
+    unet = StableDiffusionPipeline.from_pretrained(TINY_SD, local_files_only=True).unet
+    state, report = hn.to_lora(hn.load_hypernetwork(affine[0]), unet, 4, 0.5)
+    written = safetensors.torch.load_file(out)
+    assert written.keys() == state.keys()
+    assert all(torch.equal(written[key], tensor) for key, tensor in state.items())
+    for words in ("rank 4", "mid_block.attentions.0.transformer_blocks.0.attn2.to_v", "worst", f"{report.mean:.2%}"):
+        assert words in printed
+    assert "--force" in cli("export-lora", affine[0], TINY_SD, out)[2]
+    assert cli("export-lora", affine[0], TINY_SD, out, "--biases", "--force")[0] == 0
+    assert any(key.endswith("lora_B.bias") for key in safetensors.torch.load_file(out))
+
+
+def test_merge_without_a_hypernetwork_is_a_usage_error(cli):
+    assert cli("merge", TINY_SD, "out")[0] == 2
+
+
 def test_train_then_sample(cli, images, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(
@@ -99,6 +158,18 @@ def test_train_then_sample(cli, images, tmp_path):
         (["train", "{model}", "{images}", "--config", "none.json"], "cannot read the config"),
         (["sample", "{model}", "x", "--out", "x.gif"], "must end in .png"),
         (["sample", "{model}", "x", "--strength", "1"], "give one each"),
+        (["interpolate", "{style}", "{foreign}", "c.pt"], "has sizes (48, 80, 96) and 'hypernetwork' has (768,)"),
+        (["interpolate", "{style}", "{style}", "c.pt", "--t", "nan"], "t must be a finite number, not nan"),
+        (["merge", "{model}", "out", "--hypernetwork", "{style}"], "has activation 'relu'; attach it instead"),
+        (["merge", "{model}", "{style}", "--hypernetwork", "{style}"], "overwrite it with --force"),
+        (
+            ["merge", "{model}", "out", "--hypernetwork", "{style}", "--strength", "1", "--strength", "2"],
+            "give one each",
+        ),
+        (["export-lora", "{style}", "{model}", "lora.safetensors"], "has activation 'relu'; attach it instead"),
+        (["export-lora", "{style}", "{model}", "lora.pt"], "a LoRA is written as .safetensors, not 'lora.pt'"),
+        (["export-lora", "{style}", "{images}", "lora.safetensors"], "is no diffusers pipeline"),
+        (["merge", "{images}", "out", "--hypernetwork", "{style}"], "is no diffusers pipeline"),
         (["sample", "{model}", "x", "--hypernetwork", "{foreign}"], "for another model"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import reference
-from hnkernels.folding import affine_map, fold_projection, is_affine
+from hnkernels.folding import affine_map, chain_map, fold_projection, is_affine
 from tests.models import FORWARD_TOLERANCE, make_mlp, reference_of, relative_error
 
 
@@ -73,6 +73,22 @@ def test_affine_map_is_the_network_without_its_residual():
     matrix, vector = affine_map(mlp)
     x = torch.randn(5, 8, dtype=torch.float64)
     torch.testing.assert_close(x @ matrix.T + vector, mlp.linear(x))
+
+
+def test_chain_map_is_the_chain_without_its_residual():
+    mlps = [make_mlp(activation=None, dtype=torch.float64).eval() for _ in range(3)]
+    multipliers = (0.7, 0.0, -1.2)
+    matrix, vector = chain_map(tuple(zip(mlps, multipliers, strict=True)))
+    refs = [reference_of(mlp) for mlp in mlps]
+    for ref, m in zip(refs, multipliers, strict=True):
+        ref.multiplier = m
+    x = torch.randn(5, 8, dtype=torch.float64)
+    torch.testing.assert_close(x + x @ matrix.T + vector, reference.chain(x, refs))
+
+
+@pytest.mark.parametrize("chain", [(), ((make_mlp(activation=None), 0.0),)])
+def test_a_chain_that_does_nothing_has_no_map(chain):
+    assert chain_map(chain) is None
 
 
 @pytest.mark.parametrize(

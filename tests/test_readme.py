@@ -16,7 +16,7 @@ def test_the_snippets_run_in_order(tmp_path, monkeypatch):
     for index in range(4):
         Image.new("RGB", (32, 32), (60 * index, 0, 0)).save(tmp_path / "my_images" / f"digit {index}.png")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     namespace: dict = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), namespace)
@@ -38,8 +38,8 @@ def test_the_commands_exist():
         assert target in targets
     from hnkernels.cli import app
 
-    commands = {command.callback.__name__ for command in app.registered_commands}
+    commands = {command.callback.__name__.replace("_", "-") for command in app.registered_commands}
     shell = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
-    used = re.findall(r"^hnkernels (\w+)", shell, flags=re.MULTILINE)
+    used = re.findall(r"^hnkernels ([\w-]+)", shell, flags=re.MULTILINE)
     assert used
     assert set(used) <= commands

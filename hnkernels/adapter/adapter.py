@@ -13,13 +13,18 @@ from hnkernels import onednn
 from hnkernels.adapter.contexts import CacheStats
 from hnkernels.adapter.host import Host
 from hnkernels.adapter.links import Link
-from hnkernels.adapter.sites import AdapterError, AttentionSpec, find_attention
+from hnkernels.adapter.sites import (
+    TARGETS,
+    AdapterError,
+    AttentionSpec,
+    accepted_targets,
+    check_reach,
+    find_attention,
+)
 from hnkernels.adapter.strength import Level, Place, Strength, resolve
 from hnkernels.folding import is_affine
 from hnkernels.hypernetwork import Hypernetwork
 from hnkernels.triton import derived
-
-TARGETS = ("attn1", "attn2")
 
 
 class Adapter:
@@ -57,7 +62,7 @@ class Adapter:
         self.enabled = True
         self.fused = False
         self._layers = [(Place.of(spec.name, spec.kind), spec.width) for spec in specs]
-        self._targets = _checked_targets(targets)
+        self._targets = accepted_targets(targets)
         self._levels: dict[tuple, Level] = {}
         self._level_of: dict[int, Level] = {}  # by the site's number
         self._strength: Strength = strength
@@ -77,7 +82,7 @@ class Adapter:
 
     @targets.setter
     def targets(self, value: str | Sequence[str]) -> None:
-        self._targets = _checked_targets(value)
+        self._targets = accepted_targets(value)
         self._resolve(self._strength)
 
     def _reached(self) -> list[int]:
@@ -271,16 +276,11 @@ def attach(
     """
     if not isinstance(net, Hypernetwork):
         raise ValueError(f"net must be a Hypernetwork, not {type(net).__name__}; load one with load_hypernetwork(path)")
-    targets = _checked_targets(targets)
+    targets = accepted_targets(targets)
     module = denoiser(model)
     host = Host.of(module)
     specs = find_attention(module) if host is None else [site.spec for site in host.sites]
-    widths = {spec.width for spec in specs if spec.kind in targets}
-    if not widths & set(net):
-        raise AdapterError(
-            f"{type(module).__name__} has attention contexts of the widths {sorted(widths) or 'none'} in "
-            f"{', '.join(targets)}, the hypernetwork is for {sorted(net)}: it is for another model"
-        )
+    check_reach(type(module).__name__, specs, net.sizes, targets)
     adapter = Adapter(net, _free_name(name, net, host), strength, targets, beside, specs)
     if host is None:
         host = Host(module, specs)
@@ -289,13 +289,6 @@ def attach(
     host.adapters.append(adapter)
     host.arrange()
     return adapter
-
-
-def _checked_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
-    targets = (targets,) if isinstance(targets, str) else tuple(targets)
-    if not targets or not set(targets) <= set(TARGETS):
-        raise ValueError(f"targets must be some of {', '.join(TARGETS)}, not {targets!r}")
-    return targets
 
 
 def denoiser(model: Any) -> nn.Module:

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors
 import torch
+from torch import Tensor
 
 from hnkernels.checkpoint.errors import Fault, brief
 
@@ -67,6 +69,24 @@ def read_torch_file(path: Path) -> Any:
             raise
         except Exception as error:  # torch raises a dozen different types for damaged input
             raise _fault_of(error) from error
+
+
+def read_safetensors_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file, on the CPU; they may be views of the mapped file.
+
+    Raises:
+        Fault: it is damaged or of another kind.
+        OSError: it cannot be read.
+    """
+    check_regular(path)
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not iterable
+    except OSError:
+        raise
+    except Exception as error:  # SafetensorError, and whatever torch says to an unknown dtype
+        raise Fault("is damaged, cut short, or not a safetensors file", _AGAIN) from error
 
 
 def _check_zip(file: BinaryIO) -> None:

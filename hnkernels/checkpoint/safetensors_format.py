@@ -19,13 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from hnkernels.checkpoint.errors import Fault, brief
 from hnkernels.checkpoint.metadata import Metadata, config, provenance
-from hnkernels.checkpoint.reading import check_regular
+from hnkernels.checkpoint.reading import read_safetensors_file
 from hnkernels.checkpoint.record import Record, place
 from hnkernels.checkpoint.sublayers import StateDict, check_state_dict
 
@@ -42,15 +41,7 @@ def read(path: Path, allow_legacy_activations: bool = False) -> Record:
         Fault: it is damaged, not of this library, or contradicts itself.
         OSError: it cannot be read.
     """
-    check_regular(path)
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not iterable
-    except OSError:
-        raise
-    except Exception as error:  # SafetensorError, and whatever torch says to an unknown dtype
-        raise Fault("is damaged, cut short, or not a safetensors file", _AGAIN) from error
+    header, tensors = read_safetensors_file(path)
     return parse(header, tensors, path.stem, allow_legacy_activations)
 
 
