@@ -32,14 +32,29 @@ def demo(
 
 
 @app.command()
-def info(file: Annotated[Path, typer.Argument(help="A hypernetwork, .pt or .safetensors.")]) -> None:
-    """Show what a hypernetwork file holds."""
-    from hnkernels.checkpoint import describe
+def info(
+    file: Annotated[Path | None, typer.Argument(help="A hypernetwork, .pt or .safetensors.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A model: diffusers folder, or checkpoint in one file; its weights stay unread.")
+    ] = None,
+) -> None:
+    """Show what a hypernetwork file holds, which context widths a model has, or with both whether they fit."""
+    from hnkernels.checkpoint import describe, load_hypernetwork
+    from hnkernels.survey import attention_on_disk, widths_table
 
-    table = Table(show_header=False, box=None)
-    for key, value in describe(file).items():
-        table.add_row(str(key), str(value))
-    console.print(table)
+    if file is None and model is None:
+        raise ValueError("give a hypernetwork file, or a model with --model, or both")
+    if file is not None:
+        table = Table(show_header=False, box=None)
+        for key, value in describe(file).items():
+            table.add_row(str(key), str(value))
+        console.print(table)
+    if model is not None:
+        known = None if file is None else load_hypernetwork(file, allow_legacy_activations=True).sizes
+        table = Table("context width", "attention", "layers", *(() if known is None else ("acts there",)), box=None)
+        for row in widths_table(attention_on_disk(model), known):
+            table.add_row(*row)
+        console.print(table)
 
 
 @app.command()
@@ -162,7 +177,9 @@ def train(
 @app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="Folder of a diffusers Stable Diffusion pipeline.")],
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[
+        str, typer.Argument(help="What to draw; <hypernet:name:0.7> sets the strength of the file with that name.")
+    ],
     out: Annotated[Path, typer.Option(help="The image file to write.")] = Path("sample.png"),
     hypernetwork: Annotated[list[Path] | None, typer.Option(help="A hypernetwork; several chain in order.")] = None,
     strength: Annotated[list[float] | None, typer.Option(help="Strength, one per hypernetwork.")] = None,
@@ -174,17 +191,24 @@ def sample(
     """Draw a picture with a pipeline and any number of hypernetworks."""
     import torch
 
-    from hnkernels import attach, load_hypernetwork
+    from hnkernels import adapters, attach, load_hypernetwork, parse_prompt
     from hnkernels.pipeline import load_pipeline
 
     files = hypernetwork or []
     strengths = _one_each(strength, files)
+    prompt, asked = parse_prompt(prompt)
+    if unknown := set(asked) - {file.stem for file in files}:
+        raise ValueError(
+            f"the prompt names the hypernetwork {', '.join(sorted(unknown))}; give its file with --hypernetwork"
+        )
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
     nets = [load_hypernetwork(file) for file in files]
     pipeline = load_pipeline(model)
-    for net, factor in zip(nets, strengths, strict=True):
-        attach(pipeline, net.to(pipeline.unet.device), strength=factor)
+    for file, net, factor in zip(files, nets, strengths, strict=True):
+        attach(pipeline, net, strength=factor, name=file.stem)
+    for name, factor in asked.items():
+        adapters(pipeline)[name].strength = factor
     image = pipeline(
         prompt,
         negative_prompt=negative or None,

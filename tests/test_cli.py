@@ -13,6 +13,8 @@ import hnkernels as hn
 from hnkernels.assets import TINY_SD
 from hnkernels.cli import main
 
+WIDTHS_OF_TINY_SD = [["48", "attn1", "3"], ["80", "attn1", "4"], ["96", "attn2", "7"]]
+
 
 @pytest.fixture
 def cli(capsys, monkeypatch):
@@ -44,6 +46,60 @@ def images(tmp_path):
         Image.new("RGB", (32, 32), (80 * index, 0, 0)).save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text("digit one")
     return folder
+
+
+def test_info_shows_a_models_widths(cli, style, tmp_path):
+    code, out, _ = cli("info", "--model", TINY_SD)
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[1:]] == WIDTHS_OF_TINY_SD
+    code, out, _ = cli("info", style, "--model", TINY_SD / "unet")
+    assert code == 0
+    assert "relu" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[:3] for row in rows if row[-1] == "yes"] == WIDTHS_OF_TINY_SD
+    hn.save_hypernetwork(hn.Hypernetwork((48,)), tmp_path / "narrow.pt")
+    out = cli("info", tmp_path / "narrow.pt", "--model", TINY_SD)[1]
+    assert [line.split()[-1] for line in out.splitlines()[-3:]] == ["yes", "no", "no"]
+
+
+@pytest.mark.parametrize("extension", ["safetensors", "ckpt"])
+def test_info_shows_the_widths_of_a_checkpoint_in_one_file(cli, tmp_path, extension):
+    unet = StableDiffusionPipeline.from_pretrained(TINY_SD).unet
+    state = {f"model.diffusion_model.{k}": v.contiguous() for k, v in unet.state_dict().items()}
+    file = tmp_path / f"model.{extension}"
+    if extension == "ckpt":
+        torch.save({"state_dict": state, "global_step": 3}, file)
+    else:
+        safetensors.torch.save_file(state, file)
+    code, out, _ = cli("info", "--model", file)
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[1:]] == WIDTHS_OF_TINY_SD
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("folder", None, "no diffusers model: there is no config.json in it"),
+        ("x.txt", "x", "is no model; give a diffusers folder, or a checkpoint"),
+        ("x.safetensors", "not one", "is damaged"),
+        ("x.ckpt", "not one", "x.ckpt"),
+        ("unet/config.json", "{}", "describes no model that this version of diffusers can build"),
+        ("unet/config.json", '{"_class_name": "NoSuchModel"}', "NoSuchModel"),
+    ],
+)
+def test_info_of_what_is_no_model(cli, tmp_path, name, content, message):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if content is None else path.write_text(content)
+    code, _, err = cli("info", "--model", path.parent if name.endswith(".json") else path)
+    assert code == 1
+    assert message in err
+
+
+def test_info_of_nothing(cli):
+    code, _, err = cli("info")
+    assert code == 1
+    assert "give a hypernetwork file, or a model with --model" in err
 
 
 def test_info_shows_what_a_file_holds(cli, style):
@@ -146,6 +202,24 @@ def test_train_then_sample(cli, images, tmp_path):
     assert Image.open(picture).size == (32, 32)
 
 
+def test_a_tag_in_the_prompt_sets_the_strength(cli, style, tmp_path):
+    net = hn.load_hypernetwork(style)
+    torch.nn.init.normal_(net[96][1].linear[2].weight, std=0.3)
+    hn.save_hypernetwork(net, style)
+
+    def draw(prompt, *options):
+        file = tmp_path / "picture.png"
+        code, _, err = cli("sample", TINY_SD, prompt, "--out", file, "--steps", 2, *options)
+        assert code == 0, err
+        return Image.open(file).tobytes()
+
+    hypernetwork = ("--hypernetwork", style)
+    off, whole, half = (draw("digit one", *hypernetwork, "--strength", s) for s in (0, 1, 0.5))
+    assert len({off, whole, half}) == 3
+    assert draw("digit <hypernet:style:0.5> one", *hypernetwork) == half
+    assert draw("digit one <hypernet:style>", *hypernetwork, "--strength", 0) == whole
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -158,6 +232,9 @@ def test_train_then_sample(cli, images, tmp_path):
         (["train", "{model}", "{images}", "--config", "none.json"], "cannot read the config"),
         (["sample", "{model}", "x", "--out", "x.gif"], "must end in .png"),
         (["sample", "{model}", "x", "--strength", "1"], "give one each"),
+        (["sample", "{model}", "x <hypernet:ink>"], "the prompt names the hypernetwork ink; give its file"),
+        (["sample", "{model}", "x <hypernet:ink:>"], "is no hypernetwork tag"),
+        (["sample", "{model}", "x", *["--hypernetwork", "{style}"] * 2], "named 'style' is on the model already"),
         (["interpolate", "{style}", "{foreign}", "c.pt"], "has sizes (48, 80, 96) and 'hypernetwork' has (768,)"),
         (["interpolate", "{style}", "{style}", "c.pt", "--t", "nan"], "t must be a finite number, not nan"),
         (["merge", "{model}", "out", "--hypernetwork", "{style}"], "has activation 'relu'; attach it instead"),
@@ -188,9 +265,9 @@ def test_a_mistake_ends_in_one_clear_line(cli, style, images, tmp_path, words, m
 
 
 def test_a_wrong_option_is_a_usage_error(cli):
-    code, _, err = cli("info")
+    code, _, err = cli("convert")
     assert code == 2
-    assert "Usage: hnkernels info" in err
+    assert "Usage: hnkernels convert" in err
 
 
 def test_interrupting_ends_with_130(cli, style, monkeypatch):
