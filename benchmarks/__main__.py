@@ -13,8 +13,10 @@ from benchmarks.result import markdown, update_readme, write_results
 
 BENCHMARKS = {
     "cross-attention": cross_attention.run,
+    "cross-attention-xl": cross_attention.run_xl,
     "self-attention": self_attention.run,
     "first-linear": first_linear.run,
+    "sampling": unet.run_sampling,
     "fused": unet.run_fused,
     "training": unet.run_training,
 }

@@ -1,6 +1,8 @@
-"""K and V of the 16 cross-attention layers of Stable Diffusion 1.5, [1, 2, 1] relu, width 768."""
+"""K and V of the cross-attention layers of Stable Diffusion 1.5 (16, width 768) and XL (70, 2048), [1, 2, 1] relu."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +14,17 @@ from benchmarks.timing import interleave
 
 CHANNELS = (320,) * 5 + (640,) * 5 + (1280,) * 6
 ROWS, TOKENS, WIDTH = 1, 77, 768
-ROUNDS = 40
+XL_CHANNELS = (640,) * 10 + (1280,) * 60
+XL_WIDTH = 2048
+ROUNDS, XL_ROUNDS = 40, 8
 
 
 class _Attention(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, width: int):
         super().__init__()
         self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(WIDTH, channels, bias=False)
-        self.to_v = nn.Linear(WIDTH, channels, bias=False)
+        self.to_k = nn.Linear(width, channels, bias=False)
+        self.to_v = nn.Linear(width, channels, bias=False)
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
         return self.to_k(context), self.to_v(context)
@@ -29,10 +33,10 @@ class _Attention(nn.Module):
 class CrossAttentions(nn.Module):
     """The projections of all cross-attention layers, without the rest of the UNet."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: Sequence[int] = CHANNELS, width: int = WIDTH) -> None:
         super().__init__()
         self.layers = nn.ModuleDict(
-            {f"layer{i}": nn.ModuleDict({"attn2": _Attention(c)}) for i, c in enumerate(CHANNELS)}
+            {f"layer{i}": nn.ModuleDict({"attn2": _Attention(c, width)}) for i, c in enumerate(channels)}
         )
 
     def forward(self, encoder_hidden_states: Tensor) -> list[Tensor]:
@@ -83,6 +87,24 @@ def run() -> list[Result]:
         _result("the same from the second denoising step on", forward.speedup("a1111", "same prompt"), 50, ROUNDS),
         _result("16 cross-attention layers, forward + backward", both.speedup("a1111", "hnkernels"), 6, ROUNDS // 2),
     ]
+
+
+def run_xl() -> list[Result]:
+    torch.manual_seed(0)
+    net = hn.Hypernetwork((XL_WIDTH,), activation="relu").eval().requires_grad_(False)
+    ours, theirs = (CrossAttentions(XL_CHANNELS, XL_WIDTH).requires_grad_(False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    hn.attach(ours, net)
+    patch(theirs, reference_net(net))
+    prompt = torch.randn(ROWS, TOKENS, XL_WIDTH)
+    with torch.no_grad():
+        for a, b in zip(ours(prompt), theirs(prompt), strict=True):
+            torch.testing.assert_close(a, b)
+        forward = interleave(
+            {"a1111": lambda: theirs(prompt.clone()), "hnkernels": lambda: ours(prompt.clone())}, XL_ROUNDS
+        )
+    ratio = forward.speedup("a1111", "hnkernels")
+    return [_result("70 cross-attention layers of SDXL, forward", ratio, 10, XL_ROUNDS)]
 
 
 def _result(name: str, ratio: float, target: float, rounds: int) -> Result:

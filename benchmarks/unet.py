@@ -38,6 +38,41 @@ def inputs(rows: int) -> dict[str, torch.Tensor]:
     }
 
 
+def run_sampling(steps: int = 20) -> list[Result]:
+    """Twenty denoising steps with classifier-free guidance: what a network costs, against what it costs the A1111 way.
+
+    All sides take each step in turn. A first step computes what later ones find; the total is made of both.
+    """
+    everywhere = hn.Hypernetwork(SIZES, activation="relu").eval()
+    text_only = hn.Hypernetwork((768,), activation="relu").eval()
+    unets = {name: build().eval().requires_grad_(False) for name in ("bare", "a1111", "all widths", "768 alone")}
+    for unet in unets.values():
+        unet.load_state_dict(unets["bare"].state_dict())
+    patch(unets["a1111"], reference_net(everywhere))
+    hn.attach(unets["all widths"], everywhere)
+    hn.attach(unets["768 alone"], text_only)
+    call = inputs(rows=2)
+    with torch.no_grad():
+        sides = {name: partial(unet, **call) for name, unet in unets.items()}
+        sides["bare"]()  # the allocator's and oneDNN's first call is nobody's cost
+        torch.testing.assert_close(sides["all widths"]().sample, sides["a1111"]().sample, rtol=1e-3, atol=1e-3)
+        call["encoder_hidden_states"] = call["encoder_hidden_states"].clone()  # a new prompt
+        sides = {name: partial(unet, **call) for name, unet in unets.items()}
+        first = interleave(sides, 1, warmup=0)
+        rest = interleave(sides, steps - 1, warmup=0)
+    total = {name: first.median(name) + (steps - 1) * rest.median(name) for name in sides}
+    share = (total["all widths"] - total["bare"]) / (total["a1111"] - total["bare"])
+    cost = total["768 alone"] / total["bare"]
+    a1111 = "what it costs the A1111 way"
+    return [
+        Result(f"{steps} steps, what a network costs", a1111, share, "x its cost", "≤ 0.7", share <= 0.7, steps),
+        Result(
+            f"{steps} steps, network for 768 alone", "the UNet without one", cost, "x its time", "≤ 1.01",
+            cost <= 1.01, steps,
+        ),
+    ]  # fmt: skip
+
+
 def run_fused(rounds: int = 12) -> list[Result]:
     """An affine network inside the projections' weights, against the UNet without one."""
     unet = build().eval()
