@@ -133,6 +133,8 @@ class Host:
         self._follow(context if context is not None else next(_tensors(args, kwargs), None))
         self.contexts.call += 1
         self.contexts.running = True
+        for site in self.sites:
+            site.prepare(None)
         sites = [] if context is None else [s for s in self.sites if s.shared and s.width == context.shape[-1]]
         if not torch.is_grad_enabled():
             self._prepare(sites, context)
@@ -172,8 +174,9 @@ class Host:
         self.traced = None
         if not torch.compiler.is_compiling():
             self.contexts.running = False
-            for site in self.sites:
-                site.prepare(None)
+            if not torch.is_grad_enabled():  # a checkpointed block will ask once more, in the backward pass
+                for site in self.sites:
+                    site.prepare(None)
 
 
 def _tensors(args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor]:

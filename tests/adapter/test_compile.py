@@ -24,6 +24,13 @@ def test_the_whole_model_compiles_as_one_graph(unet, x, text, training):
             assert relative_error(*(torch.cat([g.flatten() for g in side]) for side in (ours, theirs))) <= 1e-5
 
 
+@pytest.fixture(autouse=True)
+def _compiler_without_memory():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
 class Counting:
     """A backend that runs graphs as they are and counts them."""
 
@@ -53,7 +60,6 @@ COMPILE = [whole, in_place, by_blocks]
 
 
 def graphs_of_the_bare_model(compile_model) -> int:
-    torch.compiler.reset()
     backend = Counting()
     with torch.no_grad():
         model = compile_model(tiny_unet(), backend)
