@@ -128,7 +128,8 @@ class Site:
         if x is not None and self.actions and self._plain():
             k, v = (self.run(self._taps[stream], x, (), {}) for stream in STREAMS)
             # Whether a tensor is a view, and of what, would be one more thing that compiled code depends on.
-            self._ready = x, *(t.clone() if t._is_view() else t for t in (k, v))
+            k, v = (t.clone() if t._is_view() else t for t in (k, v))
+            self._ready = x, k, v
 
     def links(self) -> Links:
         """What the adapters do here now, in order of application."""
