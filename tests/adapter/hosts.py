@@ -80,11 +80,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def by_hand(model: nn.Module, *nets: Hypernetwork, kinds: tuple[str, ...] = ("attn1", "attn2")) -> nn.Module:
+def by_hand(
+    model: nn.Module,
+    *nets: Hypernetwork,
+    kinds: tuple[str, ...] = ("attn1", "attn2"),
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
     """A copy of the model with the reference's MLPs in front of every K and V projection whose width they have.
 
-    The text projections of joint attention count as cross-attention whatever the layer is called. The MLPs are in the
-    copy's ``by_hand``, under those that they stand for.
+    The text projections of joint attention count as cross-attention whatever the layer is called. The MLPs compute in
+    ``dtype``, or in that of the projections' weights. They are in the copy's ``by_hand``, under those that they stand
+    for.
     """
     twin = copy.deepcopy(model)
     twin.__dict__["by_hand"] = references = {}
@@ -96,7 +102,7 @@ def by_hand(model: nn.Module, *nets: Hypernetwork, kinds: tuple[str, ...] = ("at
             for net in nets:
                 if linear.in_features in net:
                     ours = net[linear.in_features][stream]
-                    mlp = references[ours] = references.get(ours) or reference_of(ours, linear.weight.dtype)
+                    mlp = references[ours] = references.get(ours) or reference_of(ours, dtype or linear.weight.dtype)
                     linear.register_forward_pre_hook(lambda _, args, mlp=mlp: (mlp(args[0]), *args[1:]))
     return twin
 

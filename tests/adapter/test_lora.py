@@ -161,6 +161,16 @@ def test_merged_into_the_weights_and_the_layers_taken_out(unet, base, lora, net,
     check(unet, merged, net, x=x, text=text)
 
 
+def test_merged_between_two_attachments(unet, base, lora, net, x, text):
+    with attach(unet, net):
+        denoise(unet, x, text)
+    lora.load(unet)
+    unet.fuse_lora()
+    unet.unload_lora()
+    attach(unet, net)
+    check(unet, lora.merged_into(base), net, x=x, text=text)
+
+
 def test_merged_and_unmerged(unet, base, lora, net, x, text):
     attach(unet, net)
     check(unet, base, net, x=x, text=text)
