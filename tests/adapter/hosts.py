@@ -108,14 +108,14 @@ def by_hand(
 
 
 def kind_of(name: str, projection: str, layer: nn.Module) -> str:
-    """``attn1`` or ``attn2``: by the kind of projection, by the layer's name, or by what it takes in."""
+    """``attn1`` or ``attn2``: by what the projection takes in, which the layer's name does not always tell."""
     if projection.startswith("add_"):
         return "attn2"
-    last = name.rsplit(".", 1)[-1]
-    if last in ("attn1", "attn2"):
-        return last
-    joint = getattr(layer, "add_k_proj", None) is not None
-    return "attn2" if not joint and layer.to_k.in_features != layer.to_q.in_features else "attn1"
+    if getattr(layer, "add_k_proj", None) is not None:
+        return "attn1"
+    if getattr(layer, "is_cross_attention", None) is not None:
+        return "attn2" if layer.is_cross_attention else "attn1"
+    return "attn2" if name.endswith("attn2") else "attn1"
 
 
 def _unet(**options) -> nn.Module:
@@ -502,8 +502,8 @@ CROSS_ATTENTION = {
     "animatediff": HostCase(
         _motion_unet,
         lambda: {**_unet_call(), "sample": torch.randn(1, 4, 2, 4, 4)},  # one film of two pictures
-        # The motion modules' layers are attn1 and attn2 too, though both look at the picture alone.
-        {("attn1", 8): 6, ("attn1", 16): 4, ("attn2", 8): 3, ("attn2", 16): 3, ("attn2", 12): 4},
+        # Both layers of a motion module look at the picture alone, though the second is called attn2.
+        {("attn1", 8): 9, ("attn1", 16): 7, ("attn2", 12): 4},
     ),
     "stable video diffusion": HostCase(
         _video_unet,
@@ -538,10 +538,10 @@ CROSS_ATTENTION = {
 }
 
 # Joint attention: to_k and to_v of the picture's stream are self-attention, add_k_proj and add_v_proj of the text's are
-# cross-attention, in the same layer and under its name; both keyed by width.
+# cross-attention; both keyed by width.
 JOINT_ATTENTION = {
     # Block 0 has a second attention that sees the image alone; block 1 is the last, whose text goes nowhere further.
-    "sd3": HostCase(_sd3, _sd3_call, {("attn1", 8): 2, ("attn2", 8): 3}),
+    "sd3": HostCase(_sd3, _sd3_call, {("attn1", 8): 3, ("attn2", 8): 2}),
     "flux": HostCase(_flux, _flux_call, {("attn1", 16): 3, ("attn2", 16): 2}),
     "auraflow": HostCase(_aura_flow, lambda: _image_call(12), {("attn1", 8): 2, ("attn2", 8): 1}),
     "kandinsky 2": HostCase(_kandinsky2, _unet_call, {("attn1", 8): 3, ("attn1", 16): 1, ("attn2", 12): 4}),
