@@ -1,0 +1,250 @@
+"""What a hypernetwork costs PyTorch's compiler: the model compiles as often with it as without, whatever changes."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+import hnkernels as hn
+from tests.adapter.hosts import CROSS_ATTENTION, by_hand
+from tests.models import (
+    FORWARD_TOLERANCE,
+    TEXT_WIDTH,
+    attention_layers,
+    denoise,
+    make_net,
+    noise,
+    prompt,
+    randomise,
+    relative_error,
+)
+
+UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
+STRENGTHS = (1.0, 0.5, -0.3, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Compilations:
+    """A backend that runs what it is given as it is, and counts."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, graph, example_inputs):
+        self.count += 1
+        return graph.forward
+
+
+def whole(unet, backend):
+    return torch.compile(unet, fullgraph=True, backend=backend)
+
+
+def by_blocks(unet, backend):
+    unet.compile_repeated_blocks(fullgraph=True, backend=backend)
+    return unet
+
+
+@pytest.fixture(params=[whole, by_blocks], ids=["whole", "by blocks"])
+def compiled(request):
+    return request.param
+
+
+@pytest.fixture
+def unet(compiled):
+    return small_unet(compiled)
+
+
+def small_unet(compiled):
+    """As small as will do, since tracing takes its time: blocks of two widths only where these are what is traced."""
+    if compiled is by_blocks:
+        return CROSS_ATTENTION["sd1"].model(torch.float32)
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_type=None,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        **blocks,
+    )
+    randomise(unet, 0.1)
+    return unet.eval().requires_grad_(False)
+
+
+@functools.cache
+def compilations_without(compiled, grad):
+    """How often the bare model is compiled for the calls that the tests make.
+
+    Recorded, something in its first attention layer is trained: from there on a gradient flows, as it does behind a
+    hypernetwork that is trained.
+    """
+    torch._dynamo.reset()
+    backend, unet = Compilations(), small_unet(compiled)
+    next(iter(attention_layers(unet).values())).to_out[0].bias.requires_grad_(grad)
+    model = compiled(unet, backend)
+    with torch.set_grad_enabled(grad):
+        for t in (10, 9, 8):
+            denoise(model, noise(), prompt(), t)
+    torch._dynamo.reset()
+    return backend.count
+
+
+def test_prompts_and_timesteps_compile_nothing_more(unet, compiled):
+    with torch.no_grad():
+        pure, backend, net = copy.deepcopy(unet), Compilations(), make_net()
+        hn.attach(unet, net)
+        model = compiled(unet, backend)
+        for t in (10, 9, 8):
+            x, text = noise(), prompt()
+            expected = denoise(by_hand(pure, net), x, text, t)
+            assert relative_error(denoise(model, x, text, t), expected) < UNET_TOLERANCE
+        assert backend.count == compilations_without(compiled, False) > 0
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_strengths_compile_nothing_more(unet, x, text, compiled, grad):
+    with torch.set_grad_enabled(grad):
+        pure, backend, net = copy.deepcopy(unet), Compilations(), make_net()
+        adapter = hn.attach(unet, net)
+        model = compiled(unet, backend)
+        for strength in STRENGTHS[:-1] if grad else STRENGTHS:  # at 0 nothing is recorded, which is another graph
+            adapter.strength = strength
+            net.set_multiplier(strength)
+            expected = denoise(by_hand(pure, net), x, text)
+            net.set_multiplier(1.0)
+            assert relative_error(denoise(model, x, text), expected) < UNET_TOLERANCE
+        assert backend.count == compilations_without(compiled, grad) > 0
+
+
+def test_the_networks_multiplier_compiles_nothing_more(unet, x, text, compiled):
+    with torch.no_grad():
+        pure, backend, net = copy.deepcopy(unet), Compilations(), make_net()
+        hn.attach(unet, net)
+        model = compiled(unet, backend)
+        for multiplier in STRENGTHS:
+            net.set_multiplier(multiplier)
+            assert relative_error(denoise(model, x, text), denoise(by_hand(pure, net), x, text)) < UNET_TOLERANCE
+        assert backend.count == compilations_without(compiled, False) > 0
+
+
+def test_trained_weights_compile_nothing_more(unet, x, text, compiled):
+    pure, backend = copy.deepcopy(unet), Compilations()
+    net = make_net().train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
+    hn.attach(unet, net)
+    model = compiled(unet, backend)
+    for _ in range(3):
+        out = denoise(model, x, text)
+        assert relative_error(out, denoise(by_hand(pure, net), x, text)) < UNET_TOLERANCE
+        optimizer.zero_grad()
+        out.square().sum().backward()
+        optimizer.step()
+    assert backend.count == compilations_without(compiled, True) > 0
+
+
+def test_two_networks_compile_nothing_more(unet, x, text, compiled):
+    with torch.no_grad():
+        pure, backend = copy.deepcopy(unet), Compilations()
+        nets = [make_net(activation="relu"), make_net(activation="silu")]
+        adapters = [hn.attach(unet, net) for net in nets]
+        model = compiled(unet, backend)
+        for strength in (1.0, 0.5, 0.25):
+            adapters[1].strength = strength
+            nets[1].set_multiplier(strength)
+            expected = denoise(by_hand(pure, *nets), x, text)
+            nets[1].set_multiplier(1.0)
+            assert relative_error(denoise(model, x, text), expected) < UNET_TOLERANCE
+        assert backend.count == compilations_without(compiled, False) > 0
+
+
+def test_attached_to_a_compiled_model_and_detached_from_it(unet, x, text, compiled):
+    with torch.no_grad():
+        pure, backend, net = copy.deepcopy(unet), Compilations(), make_net()
+        base, expected = denoise(pure, x, text), denoise(by_hand(pure, net), x, text)
+        model = compiled(unet, backend)
+        assert relative_error(denoise(model, x, text), base) < UNET_TOLERANCE
+        adapter = hn.attach(unet, net)
+        assert relative_error(denoise(model, x, text), expected) < UNET_TOLERANCE
+        adapter.enabled = False
+        assert relative_error(denoise(model, x, text), base) < UNET_TOLERANCE
+        adapter.enabled = True
+        assert relative_error(denoise(model, x, text), expected) < UNET_TOLERANCE
+        adapter.detach()
+        assert relative_error(denoise(model, x, text), base) < UNET_TOLERANCE
+
+
+@pytest.mark.parametrize("compiled", [whole], indirect=True)
+def test_attached_by_the_compiled_model(unet, compiled, x, text):
+    with torch.no_grad():
+        pure, net = copy.deepcopy(unet), make_net()
+        model = whole(unet, Compilations())
+        adapter = hn.attach(model, net)
+        assert sorted(name.removeprefix("_orig_mod.") for name in adapter.sites()) == sorted(attention_layers(pure))
+        assert relative_error(denoise(model, x, text), denoise(by_hand(pure, net), x, text)) < UNET_TOLERANCE
+        assert relative_error(denoise(unet, x, text), denoise(by_hand(pure, net), x, text)) < UNET_TOLERANCE
+
+
+def test_a_fused_network(unet, x, text, compiled):
+    with torch.no_grad():
+        pure, backend = copy.deepcopy(unet), Compilations()
+        net = make_net(activation=None)
+        adapter = hn.attach(unet, net).fuse()
+        model = compiled(unet, backend)
+        for strength in (1.0, 0.5):
+            adapter.strength = strength
+            net.set_multiplier(strength)
+            expected = denoise(by_hand(pure, net), x, text)
+            net.set_multiplier(1.0)
+            assert relative_error(denoise(model, x, text), expected) < UNET_TOLERANCE
+        assert backend.count == compilations_without(compiled, False) > 0
+
+
+@pytest.mark.parametrize("name", ["pixart", "ldm"])
+def test_other_models_compile_as_one_graph(name):
+    case = CROSS_ATTENTION[name]
+    model, call, net = case.model(torch.float32), case.call(torch.float32), make_net(tuple(case.widths))
+    first = lambda out: out[0] if isinstance(out, tuple) else out  # noqa: E731
+    with torch.no_grad():
+        expected = first(by_hand(model, net)(**call))
+        hn.attach(model, net)
+        backend = Compilations()
+        assert relative_error(first(whole(model, backend)(**call)), expected) < UNET_TOLERANCE
+        assert backend.count == 1
+
+
+class Sample(nn.Module):
+    """The UNet with a tensor for an answer."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x, t, text):
+        return self.unet(x, t, text, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("compiled", [whole], indirect=True)
+def test_exported(unet, compiled, x, text):
+    net = make_net().requires_grad_(False)
+    expected = denoise(by_hand(unet, net), x, text)
+    with hn.attach(unet, net), torch.no_grad():
+        exported = torch.export.export(
+            Sample(unet), (x, torch.tensor(10), text), strict=False
+        )  # the other way knows no hooks with tensors
+        run = exported.module()
+        assert relative_error(run(x, torch.tensor(10), text), expected) < UNET_TOLERANCE
+        assert relative_error(denoise(unet, x, text), expected) < UNET_TOLERANCE  # and the model works on
+    other, prompt_2 = noise(), prompt()
+    expected = denoise(by_hand(unet, net), other, prompt_2, 3)
+    assert relative_error(run(other, torch.tensor(3), prompt_2), expected) < UNET_TOLERANCE
