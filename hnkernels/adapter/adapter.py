@@ -219,7 +219,8 @@ class Adapter:
         host.arrange()
         self._host = None
         host.clear()
-        derived.forget()  # composed weights hang on the model's own
+        onednn.forget()  # what was made of the model's own weights, which nobody watches from now on
+        derived.forget()
         if not host.adapters:
             host.remove()
 

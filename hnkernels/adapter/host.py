@@ -35,10 +35,13 @@ class Host:
         self.adapters: list[Adapter] = []
         self.contexts = ContextStore()
         self.traced: TracedContext | None = None
+        self._device: torch.device | None = None  # where the networks are, within a call
         parameters = list(inspect.signature(type(model).forward).parameters)
         self._context_name = next((name for name in _CONTEXT_ARGUMENTS if name in parameters), None)
         self._context_index = parameters.index(self._context_name) - 1 if self._context_name else -1
         self.sites = [Site(spec, self) for spec in specs]
+        inside = {m for spec in specs for m in _path(model, spec.path)}
+        self._around = list(inside)  # what the layers lie in, and may be compiled by itself
         self._hooks: list[Any] = []
 
     def install(self) -> None:
@@ -130,7 +133,8 @@ class Host:
         if torch.compiler.is_compiling():  # what changed from call to call would be compiled anew every time
             self.traced = None if context is None else TracedContext(context)
             return None
-        self._follow(context if context is not None else next(_tensors(args, kwargs), None))
+        self._device = None  # the networks may have been moved since
+        self.follow(context if context is not None else next(_tensors(args, kwargs), None))
         self.contexts.call += 1
         self.contexts.running = True
         for site in self.sites:
@@ -160,15 +164,16 @@ class Host:
         return args, {**kwargs, str(self._context_name): alias}
 
     def _prepare(self, sites: list[Site], context: Tensor | None) -> None:
-        if any(module._compiled_call_impl is not None for module in self.model.modules()):
+        if any(module._compiled_call_impl is not None for module in self._around):
             for site in sites:
                 site.prepare(context)
 
-    def _follow(self, x: Tensor | None) -> None:
+    def follow(self, x: Tensor | None) -> None:
         """Brings the networks to where the model computes, which with offloading is not where its weights lie."""
-        if x is not None and not x.is_meta:
+        if x is not None and not x.is_meta and x.device != self._device:
             for adapter in self.adapters:
                 adapter.follow(x.device)
+            self._device = x.device
 
     def _after(self, *_: object) -> None:
         self.traced = None
@@ -177,6 +182,12 @@ class Host:
             if not torch.is_grad_enabled():  # a checkpointed block will ask once more, in the backward pass
                 for site in self.sites:
                     site.prepare(None)
+
+
+def _path(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The module of that name and those around it, the model itself left out."""
+    parts = name.split(".")
+    return (model.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts)))
 
 
 def _tensors(args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor]:

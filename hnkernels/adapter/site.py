@@ -38,8 +38,7 @@ class Tap:
         self.module = module
         self.wrapped = module.__dict__.get("forward")  # another tool's instance forward, or None
         # A bound method: PyTorch's compiler compares its function, and one compiled block can serve all its like.
-        self.method = self.forward
-        module.forward = self.method
+        module.forward = self.forward
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.site is None:
@@ -62,7 +61,7 @@ class Tap:
     @property
     def in_place(self) -> bool:
         """Whether the tap is what the module calls: neither wrapped by another tool nor thrown away by it."""
-        return self.module.__dict__.get("forward") is self.method
+        return getattr(self.module.__dict__.get("forward"), "__self__", None) is self
 
     def remove(self) -> None:
         """Gives the module back as it was."""
@@ -144,6 +143,8 @@ class Site:
     def run(self, tap: Tap, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """The output of the linear for Q, K or V for the layer's context x. Shape: [..., d] → [..., n]."""
         self._reached.add(tap.stream)
+        if not torch.compiler.is_compiling():
+            self.host.follow(x)  # a model's own forward may have moved it
         links = self.links()
         if not links:
             return tap.inner(x, *args, **kwargs)

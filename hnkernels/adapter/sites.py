@@ -72,11 +72,17 @@ def find_attention(model: nn.Module) -> list[AttentionSpec]:
     found = []
     for name, module in model.named_modules():
         names = getattr(module, PROTOCOL, _SELF)
-        widths = [width for width in (_width(module, attribute) for attribute in names) if width is not None]
-        if len(widths) == len(names) == 3:
+        width_k, width_v = (_width(module, attribute) for attribute in _ADDED)
+        attributes = names if isinstance(names, (tuple, list)) else ()
+        widths = [width for width in (_width(module, attribute) for attribute in attributes) if width is not None]
+        if len(widths) == len(attributes) == 3:
             q_width, width, _ = widths
-            kind = _kind(name, getattr(module, "is_cross_attention", None), q_width, width)
-            projections = dict(zip("qkv", names, strict=True))
+            cross = getattr(module, "is_cross_attention", None)
+            if width_k is not None and hasattr(module, "only_cross_attention"):
+                # diffusers' Attention with text beside the image: it calls itself cross-attention for that text.
+                cross = False
+            kind = _kind(name, cross, q_width, width)
+            projections = dict(zip("qkv", attributes, strict=True))
             if kind == "attn2":  # to_q sees the image there
                 del projections["q"]
             found.append(AttentionSpec(name, kind, width, projections, module, shared=kind == "attn2"))
@@ -85,7 +91,6 @@ def find_attention(model: nn.Module) -> list[AttentionSpec]:
                 f"{name} ({type(module).__name__}) says {PROTOCOL} = {names!r}; it must name three of its linears, for "
                 "query, key and value"
             )
-        width_k, width_v = (_width(module, attribute) for attribute in _ADDED)
         if width_k is not None and width_v is not None:
             projections = dict(zip("kv", _ADDED, strict=True))
             found.append(AttentionSpec(f"{name}.added", "attn2", width_k, projections, module, shared=False))

@@ -321,3 +321,89 @@ def test_a_store_that_is_copied_starts_empty():
     store, text = ContextStore(), prompt()
     store.open(text)
     assert not copy.deepcopy(store)._entries
+
+
+@torch.no_grad()
+def test_the_statistics_tell_what_is_kept_and_how_often_it_served(unet, x, text):
+    adapter = hn.attach(unet, make_net(activation="silu"))
+    assert adapter.stats() == (0, 0, 0, 0)
+    denoise(unet, x, text)
+    sites = [name for name in adapter.sites() if name.endswith("attn2")]
+    first = adapter.stats()
+    assert (first.contexts, first.hits, first.misses) == (1, 0, 2 * len(sites))
+    widths = sum(attention_layers(unet, "attn2")[name].to_k.out_features for name in sites)
+    rows = text.shape[0] * text.shape[1]
+    assert first.bytes == 4 * rows * (2 * TEXT_WIDTH + 2 * widths)  # both rewritten contexts, K and V of all layers
+    denoise(unet, x, text, t=9)
+    assert adapter.stats() == (1, first.bytes, 2 * len(sites), 2 * len(sites))
+    adapter.strength = 0.5
+    denoise(unet, x, text, t=8)
+    assert adapter.stats()[2:] == (2 * len(sites), 4 * len(sites))
+    adapter.clear_cache()
+    assert adapter.stats()[:2] == (0, 0)
+
+
+def test_nothing_is_kept_of_recorded_passes(unet, x, text):
+    adapter = hn.attach(unet, make_net(activation="silu"))
+    out = denoise(unet, x, text)
+    assert adapter.stats() == (0, 0, 0, 0)
+    out.sum().backward()
+    assert adapter.stats() == (0, 0, 0, 0)
+
+
+@torch.no_grad()
+def test_a_strength_that_changes_at_every_step_leaves_nothing_behind(unet, x, text):
+    adapter = hn.attach(unet, make_net(activation="silu"))
+    sizes = set()
+    for step in range(6):
+        adapter.strength = {"up": step / 10, "attn2": 1 - step / 10}
+        denoise(unet, x, text, t=step)
+        sizes.add(adapter.stats().bytes)
+        if step == 1:
+            most = max(sizes)
+    assert max(sizes) <= 2 * most
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_prompts_of_different_lengths_one_after_the_other(unet, x, grad):
+    net = make_net(activation="silu")
+    texts = [torch.randn(2, tokens, TEXT_WIDTH) for tokens in (7, 14, 1)]
+    adapter = hn.attach(unet, net)
+    with torch.set_grad_enabled(grad):
+        for text in texts * 2:
+            y = denoise(unet, x, text)
+            adapter.clear_cache()
+            assert torch.equal(denoise(unet, x, text), y)
+
+
+class Regions:
+    """Attends to the two halves of the prompt one by one, and mixes what comes of it."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **_):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, outs = attn.to_q(hidden_states), []
+        parts = context.chunk(2, dim=1) if encoder_hidden_states is not None else (context,)
+        for part in parts:
+            q, k, v = (
+                t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (query, attn.to_k(part), attn.to_v(part))
+            )
+            outs.append(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        return attn.to_out[0](torch.stack(outs).mean(0))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_regional_prompts(unet, x, grad):
+    net = make_net(activation="silu")
+    text = torch.randn(2, 14, TEXT_WIDTH)
+    plain = copy.deepcopy(unet)
+    for model in (unet, plain):
+        model.set_attn_processor(Regions())
+    for layer in attention_layers(plain).values():
+        for projection, index in ((layer.to_k, 0), (layer.to_v, 1)):
+            mlp = net[projection.in_features][index]
+            projection.register_forward_pre_hook(lambda _, args, mlp=mlp: mlp(args[0]))
+    hn.attach(unet, net)
+    with torch.set_grad_enabled(grad):
+        expected = denoise(plain, x, text)
+        for _ in range(2):
+            assert relative_error(denoise(unet, x, text), expected) <= UNET_TOLERANCE

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import hnkernels as hn
 from tests.adapter.hosts import (
@@ -161,3 +162,50 @@ def test_a_network_without_the_width_of_the_text_leaves_the_text_alone():
         adapter = hn.attach(model, net)
         assert relative_error(run(model, call), expected) < FLOAT64_TOLERANCE
     assert {name.rsplit(".", 1)[-1] for name in adapter.sites()} == {"attn1"}
+
+
+class OwnAttention(nn.Module):
+    """Somebody's own class, with names of its own."""
+
+    hypernetwork_projections = ("query", "key", "value")
+
+    def __init__(self, width, context_width=None):
+        super().__init__()
+        self.is_cross_attention = context_width is not None
+        self.query = nn.Linear(width, 6, bias=False)
+        self.key, self.value = (nn.Linear(context_width or width, 6, bias=False) for _ in range(2))
+
+    def forward(self, x, context=None):
+        context = x if context is None else context
+        scores = self.query(x) @ self.key(context).mT
+        return scores.softmax(-1) @ self.value(context)
+
+
+def own_model():
+    return nn.ModuleDict({"itself": OwnAttention(5), "text": OwnAttention(5, 12)}).double().requires_grad_(False)
+
+
+def test_an_attention_class_of_ones_own_says_its_names():
+    model, net = own_model(), make_net((5, 12)).double()
+    x, text = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 7, 12, dtype=torch.float64)
+    for name, context in (("itself", x), ("text", text)):
+        layer = model[name]
+        mlp_k, mlp_v = net[context.shape[-1]]
+        expected = (layer.query(x) @ layer.key(mlp_k(context)).mT).softmax(-1) @ layer.value(mlp_v(context))
+        with hn.attach(model, net) as adapter:
+            assert adapter.sites() == ["itself", "text"]
+            assert relative_error(layer(x, None if name == "itself" else text), expected) < FLOAT64_TOLERANCE
+    with hn.attach(model, net, targets="attn2") as adapter:
+        assert adapter.sites() == ["text"]
+
+
+@pytest.mark.parametrize(
+    "names", [("query", "key"), ("query", "key", "velue"), ("query", "key", "forward"), "qkv", None]
+)
+def test_names_that_are_no_linears_are_refused(names):
+    model = own_model()
+    model["text"].hypernetwork_projections = names
+    with pytest.raises(
+        hn.AdapterError, match=r"text \(OwnAttention\) says hypernetwork_projections = .*; it must name"
+    ):
+        hn.attach(model, make_net((5, 12)))
