@@ -170,7 +170,9 @@ def test_export_lora_writes_the_lora_and_prints_how_close_it_comes(cli, affine, 
     state, report = hn.to_lora(hn.load_hypernetwork(affine[0]), unet, 4, 0.5)
     written = safetensors.torch.load_file(out)
     assert written.keys() == state.keys()
-    assert all(torch.equal(written[key], tensor) for key, tensor in state.items())
+    for key in (k for k in state if ".lora_B." in k):  # the factors themselves may differ by what LAPACK rounds
+        ours, theirs = (s[key] @ s[key.replace(".lora_B.", ".lora_A.")] for s in (written, state))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     for words in ("rank 4", "mid_block.attentions.0.transformer_blocks.0.attn2.to_v", "worst", f"{report.mean:.2%}"):
         assert words in printed
     assert "--force" in cli("export-lora", affine[0], TINY_SD, out)[2]
