@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import hnkernels as hn
 from benchmarks.baseline import patch, reference_net
@@ -43,21 +44,30 @@ def run_sampling(steps: int = 20) -> list[Result]:
 
     All sides take each step in turn. A first step computes what later ones find; the total is made of both.
     """
-    everywhere = hn.Hypernetwork(SIZES, activation="relu").eval()
-    text_only = hn.Hypernetwork((768,), activation="relu").eval()
-    unets = {name: build().eval().requires_grad_(False) for name in ("bare", "a1111", "all widths", "768 alone")}
-    for unet in unets.values():
-        unet.load_state_dict(unets["bare"].state_dict())
-    patch(unets["a1111"], reference_net(everywhere))
-    hn.attach(unets["all widths"], everywhere)
-    hn.attach(unets["768 alone"], text_only)
-    call = inputs(rows=2)
+    unet = build().eval().requires_grad_(False)
+    networks = {"all widths": hn.Hypernetwork(SIZES, activation="relu").eval()}
+    networks["768 alone"] = hn.Hypernetwork((768,), activation="relu").eval()
+    for name, net in networks.items():
+        hn.attach(unet, net, name=name)
+    mlps = reference_net(networks["all widths"])
+
+    def side(name: str) -> Callable[[], Tensor]:
+        call = inputs(rows=2)  # a prompt of its own, of which K and V are kept
+
+        def run() -> Tensor:
+            hn.adapters(unet).set([name] if name in networks else [])
+            undo = patch(unet, mlps) if name == "a1111" else lambda: None
+            output = unet(**call).sample
+            undo()
+            return output
+
+        return run
+
+    names = ("bare", "a1111", *networks)
     with torch.no_grad():
-        sides = {name: partial(unet, **call) for name, unet in unets.items()}
-        sides["bare"]()  # the allocator's and oneDNN's first call is nobody's cost
-        torch.testing.assert_close(sides["all widths"]().sample, sides["a1111"]().sample, rtol=1e-3, atol=1e-3)
-        call["encoder_hidden_states"] = call["encoder_hidden_states"].clone()  # a new prompt
-        sides = {name: partial(unet, **call) for name, unet in unets.items()}
+        check = {name: side(name)() for name in names}  # the first call of all is nobody's cost
+        torch.testing.assert_close(check["all widths"], check["a1111"], rtol=1e-3, atol=1e-3)
+        sides = {name: side(name) for name in names}  # new prompts
         first = interleave(sides, 1, warmup=0)
         rest = interleave(sides, steps - 1, warmup=0)
     total = {name: first.median(name) + (steps - 1) * rest.median(name) for name in sides}

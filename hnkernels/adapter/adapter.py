@@ -56,7 +56,7 @@ class Adapter:
         specs: Sequence[AttentionSpec],
     ):
         self._host: Host | None = None
-        self.net = net
+        self._net = net
         self.name = name
         self.beside = beside
         self.enabled = True
@@ -67,6 +67,17 @@ class Adapter:
         self._level_of: dict[int, Level] = {}  # by the site's number
         self._strength: Strength = strength
         self._resolve(strength)
+
+    @property
+    def net(self) -> Hypernetwork:
+        return self._net
+
+    @net.setter
+    def net(self, value: Hypernetwork) -> None:
+        if not isinstance(value, Hypernetwork):
+            raise ValueError(f"net must be a Hypernetwork, not {type(value).__name__}")
+        self._net = value
+        self._resolve(self._strength)
 
     @property
     def strength(self) -> Strength:
@@ -91,8 +102,7 @@ class Adapter:
 
     def _resolve(self, strength: Strength) -> None:
         """Finds out how strong it is at every site, and tells the host."""
-        reached = self._reached()
-        everywhere = resolve(strength, [self._layers[i][0] for i in reached])  # raises before anything has changed
+        everywhere = resolve(strength, [place for place, _ in self._layers])  # raises before anything has changed
         self._strength = copy.deepcopy(strength)
         device = next(self.net.parameters()).device
         levels: dict[tuple, Level] = {}
@@ -101,7 +111,7 @@ class Adapter:
             level = levels[resolved.origin] = self._levels.get(resolved.origin) or Level()
             level.set(resolved.k, resolved.v, device)
         self._levels = levels
-        self._level_of = {i: levels[resolved.origin] for i, resolved in zip(reached, everywhere, strict=True)}
+        self._level_of = {i: levels[everywhere[i].origin] for i in self._reached()}
         if self._host is not None:
             self._host.arrange()
 
@@ -153,7 +163,7 @@ class Adapter:
             if not strengths:
                 raise ValueError("strengths must have at least one entry")
             for strength in strengths:
-                resolve(strength, [self._layers[i][0] for i in self._reached()])
+                resolve(strength, [place for place, _ in self._layers])
 
         def at(step: int, steps: int) -> Strength:
             if callable(strengths):

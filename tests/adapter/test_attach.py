@@ -326,6 +326,18 @@ def test_arguments_of_the_wrong_kind_are_refused_and_leave_the_model_alone(unet,
     assert fingerprint(unet) == before
 
 
+def test_another_network_may_take_its_place(unet, x, text):
+    adapter = hn.attach(unet, make_net())
+    other = make_net((WIDTHS[0], TEXT_WIDTH), activation="silu")
+    adapter.net = other
+    changed = denoise(unet, x, text)
+    with pytest.raises(ValueError, match="net must be a Hypernetwork, not str"):
+        adapter.net = "style.pt"
+    adapter.detach()
+    with hn.attach(unet, other):
+        assert torch.equal(denoise(unet, x, text), changed)
+
+
 def test_a_wrong_strength_later_keeps_the_old_one(unet):
     adapter = hn.attach(unet, make_net(), strength=0.5)
     with pytest.raises(ValueError, match="strength must be a number"):

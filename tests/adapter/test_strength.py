@@ -216,6 +216,16 @@ def test_what_is_no_strength_is_refused_and_changes_nothing(unet, net, strength,
     assert adapter.strength == 0.5
 
 
+def test_a_table_may_speak_of_layers_that_the_adapter_does_not_reach(unet, net, x, text):
+    adapter = hn.attach(unet, net, {"attn1": 0.5, "attn2": 0.2}, targets="attn2")
+    y = denoise(unet, x, text)
+    adapter.targets = "attn1"
+    assert not torch.equal(denoise(unet, x, text), y)
+    adapter.detach()
+    with hn.attach(unet, net, 0.2, targets="attn2"):
+        assert torch.equal(denoise(unet, x, text), y)
+
+
 def test_a_row_strength_needs_numbers():
     with pytest.raises(ValueError, match="at least one"):
         hn.PerRow()
