@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -27,8 +28,8 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
         try:
             (strength,) = map(float, numbers) if numbers else (1.0,)
         except ValueError:
-            name = ""
-        if not name:
+            strength = math.nan
+        if not name or not math.isfinite(strength):
             raise ValueError(
                 f"{tag.group(0)} is no hypernetwork tag; it must be <hypernet:name> or <hypernet:name:0.7>"
             )

@@ -33,16 +33,18 @@ class Adapter:
     Attributes:
         net: the hypernetwork. Change its parameters or its mode freely; nothing stale is used. (One exception: a
             write through ``parameter.data``, or the step of an optimiser with ``fused=True`` that trains it on another
-            model, leaves no trace in PyTorch's version counter; call ``clear_cache()`` then.) A call of the model moves
-            it to the device of the model's inputs.
+            model, leaves no trace in PyTorch's version counter; call ``clear_cache()`` then.) A call of the model, if
+            that is not compiled as a whole, moves it to the device of the model's inputs.
         name: by which ``hnkernels.adapters`` finds it.
         strength: factor on the network's multiplier: a number; ``PerRow(0, 1)`` for parts of the batch; or a table such
             as ``{"down": 0.5, "attn2": {"k": 0, "v": 1}, "up": {"block_1": [0.2, 0.4]}, "mid_block.*": 0}``. Where
             several keys fit a layer their strengths multiply, where none does it is 1. As in A1111 strength has no
-            effect while the network is in training mode.
+            effect while the network is in training mode. Reading it gives a copy; assign to change it. With gradient
+            checkpointing, change it only after the backward pass, which computes the layers once more.
         enabled: whether the network acts at all.
         targets: the kinds of attention it acts on.
-        beside: whether it acts on what the network attached before it acts on, and adds to that one's result.
+        beside: whether it acts on what the network attached before it acts on, and adds to that one's result. Where
+            that one does not act, it takes its place.
         fused: whether ``fuse()`` is in force.
     """
 
@@ -57,7 +59,7 @@ class Adapter:
     ):
         self._host: Host | None = None
         self._net = net
-        self.name = name
+        self._name = name
         self.beside = beside
         self.enabled = True
         self.fused = False
@@ -69,6 +71,10 @@ class Adapter:
         self._resolve(strength)
 
     @property
+    def name(self) -> str:
+        return self._name
+
+    @property
     def net(self) -> Hypernetwork:
         return self._net
 
@@ -76,7 +82,9 @@ class Adapter:
     def net(self, value: Hypernetwork) -> None:
         if not isinstance(value, Hypernetwork):
             raise ValueError(f"net must be a Hypernetwork, not {type(value).__name__}")
+        self._check_reach(value, self._targets)
         self._net = value
+        self.fused = self.fused and _all_affine(value)
         self._resolve(self._strength)
 
     @property
@@ -93,8 +101,15 @@ class Adapter:
 
     @targets.setter
     def targets(self, value: str | Sequence[str]) -> None:
-        self._targets = accepted_targets(value)
+        targets = accepted_targets(value)
+        self._check_reach(self._net, targets)
+        self._targets = targets
         self._resolve(self._strength)
+
+    def _check_reach(self, net: Hypernetwork, targets: tuple[str, ...]) -> None:
+        if self._host is not None:
+            specs = [site.spec for site in self._host.sites]
+            check_reach(type(self._host.model).__name__, specs, list(net), targets)
 
     def _reached(self) -> list[int]:
         """The numbers of the sites that it reaches."""
@@ -119,9 +134,9 @@ class Adapter:
         """How strong it is at the site with this number; ``None`` where it is not."""
         return self._level_of.get(site)
 
-    def link(self, width: int, level: Level) -> Link | None:
+    def link(self, width: int, level: Level | None) -> Link | None:
         """What it does now with contexts of this width at this strength; ``None`` if nothing."""
-        if not self.enabled:
+        if level is None or not self.enabled:
             return None
         mlp_k, mlp_v = self.net[width]
         k, v = level.tensors if torch.compiler.is_compiling() else (level.k, level.v)
@@ -134,9 +149,14 @@ class Adapter:
     def follow(self, device: torch.device) -> None:
         """Brings the network to a device."""
         here = next(self.net.parameters()).device
-        if here != device and here.type != "meta":
-            self.net.to(device)
-            for level in self._levels.values():
+        if here.type == "meta":
+            return
+        if here != device:
+            # Parameters that inference mode has touched could not be trained any more.
+            with torch.inference_mode(False), torch.no_grad():
+                self.net.to(device)
+        for level in self._levels.values():
+            if level.tensors[0].device != device:
                 level.to(device)
 
     @property
@@ -186,13 +206,17 @@ class Adapter:
         """Computes an affine network inside the weights of ``to_k`` and ``to_v``: exact, and free at inference.
 
         The host's own weights stay untouched; changes of strength or weights are followed. Where a gradient of the
-        network is recorded, or ``to_k`` is no plain linear (LoRA), the layer computes unfused.
+        network is recorded, ``to_k`` is no plain linear (LoRA), strength differs by row or the model is compiled, the
+        layer computes unfused.
 
         Raises:
-            AdapterError: the network is not affine, or another network that is not fused comes after it.
+            AdapterError: the network is not affine or stands beside another, or another network that is not fused
+                comes after it.
         """
         host = self._here()
-        if not all(is_affine(mlp) for size in self.net for mlp in self.net[size]):
+        if self.beside or any(later.beside for later in host.adapters[host.adapters.index(self) + 1 :][:1]):
+            raise AdapterError("networks side by side cannot be fused; attach them one after the other")
+        if not _all_affine(self.net):
             raise AdapterError(
                 "only an affine hypernetwork can be fused: activation None or 'linear', no layer_norm, no active "
                 f"dropout (call net.eval()); this one has {self.net.config}"
@@ -304,10 +328,15 @@ def attach(
 
 def denoiser(model: Any) -> nn.Module:
     """The module with the attention layers: a pipeline's UNet or transformer, or the module itself, unwrapped."""
-    for candidate in (getattr(model, "unet", None), getattr(model, "transformer", None), model):
+    inside = () if isinstance(model, nn.Module) else (getattr(model, part, None) for part in ("unet", "transformer"))
+    for candidate in (*inside, model):
         if isinstance(candidate, nn.Module):
             return _unwrapped(candidate)
     raise ValueError(f"model must be a diffusers pipeline or a torch module, not {type(model).__name__}")
+
+
+def _all_affine(net: Hypernetwork) -> bool:
+    return all(is_affine(mlp) for size in net for mlp in net[size])
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -11,6 +11,12 @@ from hnkernels.adapter.sites import AdapterError
 from hnkernels.adapter.strength import Strength
 
 
+class UnknownAdapter(AdapterError, KeyError):
+    """There is no adapter of that name."""
+
+    __str__ = RuntimeError.__str__  # a KeyError would put the sentence in quotes
+
+
 class Adapters(Mapping[str, Adapter]):
     """The adapters of one model in their order of application, a mapping of names to handles. Always up to date."""
 
@@ -62,7 +68,7 @@ class Adapters(Mapping[str, Adapter]):
 
     def delete(self, *names: str) -> None:
         """Detaches these."""
-        for adapter in [self[name] for name in names]:
+        for adapter in [self[name] for name in dict.fromkeys(names)]:
             adapter.detach()
 
     def __getitem__(self, name: str) -> Adapter:
@@ -70,7 +76,7 @@ class Adapters(Mapping[str, Adapter]):
             if adapter.name == name:
                 return adapter
         there = ", ".join(repr(adapter.name) for adapter in self._all()) or "none"
-        raise AdapterError(f"no adapter named {name!r} is on the model; there are {there}")
+        raise UnknownAdapter(f"no adapter named {name!r} is on the model; there are {there}")
 
     def __contains__(self, name: object) -> bool:
         return any(adapter.name == name for adapter in self._all())

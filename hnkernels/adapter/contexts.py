@@ -76,8 +76,10 @@ class SharedContext:
         self._content = source.clone() if source.is_inference() and source.device.type == "cpu" else None
         self._changes = 0
         self.recorded = torch.is_grad_enabled()
+        self.finalizer: weakref.finalize | None = None
         self._rewritten: dict[Links, _Rewritten] = {}
-        self._projected: dict[Hashable, Memo] = {}
+        self._projected: dict[Hashable, Memo[Tensor]] = {}
+        self._grouped: dict[tuple[tuple[str, str], ...], Memo[Layers]] = {}
         self._in_call: tuple[int, dict[Hashable, Any]] = (0, {})
 
     def rewritten(self, links: Links, store: ContextStore) -> tuple[tuple[Tensor, Tensor], Hashable]:
@@ -147,8 +149,9 @@ class SharedContext:
                 return {}, False
             (y_k, y_v), token = self.rewritten(links, store)
             counted = _Counted(lambda: group.compute(y_k, y_v))
-            memo: Memo[Layers] = self._projected.setdefault(group.names, Memo())
-            layers = memo.get(group.weights, counted, token)
+            for names in [n for n in self._grouped if n != group.names and not set(n).isdisjoint(group.names)]:
+                del self._grouped[names]  # the groups of one call share no layer: these are of an earlier one
+            layers = self._grouped.setdefault(group.names, Memo()).get(group.weights, counted, token)
             return layers, counted.calls == 0
 
         return self._once_a_call(("grouped", links), store, find)
@@ -157,9 +160,11 @@ class SharedContext:
         """All that is kept: the context rewritten, and K and V."""
         for kept in self._rewritten.values():
             yield from kept.memo.peek() or ()
+        for group in self._grouped.values():
+            yield from (group.peek() or {}).values()
         for memo in self._projected.values():
-            value = memo.peek()
-            yield from value.values() if isinstance(value, dict) else [] if value is None else [value]
+            kv = memo.peek()
+            yield from [] if kv is None else [kv]
 
     def _version(self, x: Tensor, call: int) -> Hashable:
         if not x.is_inference():
@@ -227,10 +232,9 @@ class ContextStore:
         entry = self.find(context)
         if entry is None:
             entry = self._entries[id(context)] = SharedContext(context)
-            weakref.finalize(context, _forget, weakref.ref(self), id(context), weakref.ref(entry))
+            entry.finalizer = weakref.finalize(context, _forget, weakref.ref(self), id(context), weakref.ref(entry))
             kept = [key for key, other in self._entries.items() if not other.recorded]
-            for key in kept[:-_CONTEXTS_AT_MOST]:
-                del self._entries[key]
+            self._drop(kept[:-_CONTEXTS_AT_MOST])
         return entry
 
     def find(self, context: Tensor) -> SharedContext | None:
@@ -243,12 +247,17 @@ class ContextStore:
 
     def forget_kept(self) -> None:
         """Forgets what outlives a call."""
-        for key in [key for key, entry in self._entries.items() if not entry.recorded]:
-            del self._entries[key]
+        self._drop([key for key, entry in self._entries.items() if not entry.recorded])
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._entries.clear()
+        self._drop(list(self._entries))
+
+    def _drop(self, keys: list[int]) -> None:
+        for key in keys:
+            finalizer = self._entries.pop(key).finalizer
+            if finalizer is not None:
+                finalizer.detach()
 
     def __deepcopy__(self, memo: dict) -> ContextStore:
         return ContextStore()

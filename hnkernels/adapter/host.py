@@ -75,8 +75,7 @@ class Host:
     def arrange(self) -> None:
         """Tells the sites what acts on them, after an adapter has come, gone or changed."""
         for number, site in enumerate(self.sites):
-            levels = [(adapter, adapter.level_at(number)) for adapter in self.adapters]
-            site.actions = [Action(adapter, level) for adapter, level in levels if level is not None]
+            site.actions = [Action(adapter, adapter.level_at(number)) for adapter in self.adapters]
 
     def clear(self) -> None:
         """Forgets all that was computed once and kept."""
@@ -139,6 +138,7 @@ class Host:
         self.contexts.running = True
         for site in self.sites:
             site.prepare(None)
+            site.refresh()
         sites = [] if context is None else [s for s in self.sites if s.shared and s.width == context.shape[-1]]
         if not torch.is_grad_enabled():
             self._prepare(sites, context)
@@ -179,6 +179,8 @@ class Host:
         self.traced = None
         if not torch.compiler.is_compiling():
             self.contexts.running = False
+            for site in self.sites:
+                site.forget_call()
             if not torch.is_grad_enabled():  # a checkpointed block will ask once more, in the backward pass
                 for site in self.sites:
                     site.prepare(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +62,23 @@ def arguments(links: Links) -> Arguments:
     return Arguments(mlps_k, mlps_v, {s: [m for _, m in chains[s]] for s in STREAMS})
 
 
+def acting(candidates: Iterable[tuple[Link | None, bool]]) -> Links:
+    """The links that act, in their order. Candidates: each adapter's link, ``None`` if it does not act, and ``beside``.
+
+    Where the first of several side by side does not act, the next of them takes its place.
+    """
+    links: list[Link] = []
+    vacant = True
+    for link, beside in candidates:
+        if not beside:
+            vacant = link is None
+        elif link is not None and vacant:
+            link, vacant = link._replace(beside=False), False
+        if link is not None:
+            links.append(link)
+    return tuple(links)
+
+
 def in_one_operation(links: Links) -> bool:
     """Whether the links follow one another, none beside another, at the same strengths in the whole batch."""
     return not any(link.beside for link in links[1:]) and all(parts(s) == 1 for link in links for s in (link.k, link.v))
@@ -78,7 +96,8 @@ def rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
         )
     segments: list[tuple[int, Links]] = []  # how many parts, and what acts there
     for index in range(count):
-        here = tuple(link for link in (link.part(index, count) for link in links) if link.acts)
+        parted = [link.part(index, count) for link in links]
+        here = acting([(link if link.acts else None, link.beside) for link in parted])
         traced = any(isinstance(s, Tensor) for link in here for s in (link.k, link.v))
         if segments and not traced and segments[-1][1] == here:
             segments[-1] = (segments[-1][0] + 1, here)

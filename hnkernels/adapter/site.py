@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hnkernels.adapter.links import Links, arguments, in_one_operation, rewrite
+from hnkernels.adapter.links import Links, acting, arguments, in_one_operation, rewrite
 from hnkernels.adapter.sites import AdapterError, AttentionSpec
 from hnkernels.adapter.strength import STREAMS, Level
 from hnkernels.folding import fold_projection, is_affine
@@ -70,13 +70,20 @@ class Tap:
             del self.module.__dict__["forward"]
             if self.wrapped is not None:
                 self.module.forward = self.wrapped
+            return
+        outer = getattr(self.module.__dict__.get("forward"), "__self__", None)
+        while isinstance(outer, Tap):  # of another model that this one is a part of, or that is a part of this one
+            inner = getattr(outer.wrapped, "__self__", None)
+            if inner is self:
+                outer.wrapped = self.wrapped
+            outer = inner
 
 
 class Action(NamedTuple):
     """One adapter at one site, and how strong it is there."""
 
     adapter: Adapter
-    level: Level
+    level: Level | None  # None where it does not reach
 
 
 class Site:
@@ -92,7 +99,8 @@ class Site:
         self._reached: set[str] = set()
         self._pending: tuple[Tensor, int, dict[str, Tensor]] | None = None
         self._rides = True
-        self.links_in_call: tuple[int, Links] = (0, ())
+        self._links_in_call: tuple[int, Links] = (0, ())
+        self._split_in_call: tuple[object, tuple[Links, Links]] = (None, ((), ()))
         self._folded: dict[str, Memo[Projection]] = {s: Memo() for s in STREAMS}
         self._taps: dict[str, Tap] = {}
         self._hooks: list[Any] = []
@@ -124,7 +132,7 @@ class Site:
         For layers inside a part of the model that is compiled by itself: what is shared and kept lies outside of it.
         """
         self._ready = None
-        if x is not None and self.actions and self._plain():
+        if x is not None and any(action.level for action in self.actions) and self._plain():
             k, v = (self.run(self._taps[stream], x, (), {}) for stream in STREAMS)
             # Whether a tensor is a view, and of what, would be one more thing that compiled code depends on.
             k, v = (t.clone() if t._is_view() else t for t in (k, v))
@@ -133,11 +141,11 @@ class Site:
     def links(self) -> Links:
         """What the adapters do here now, in order of application."""
         compiling = torch.compiler.is_compiling()
-        if not compiling and self.host.contexts.running and self.links_in_call[0] == self.host.contexts.call:
-            return self.links_in_call[1]
-        links = tuple(link for link in (a.adapter.link(self.width, a.level) for a in self.actions) if link is not None)
+        if not compiling and self.host.contexts.running and self._links_in_call[0] == self.host.contexts.call:
+            return self._links_in_call[1]
+        links = acting([(a.adapter.link(self.width, a.level), a.adapter.beside) for a in self.actions])
         if not compiling:
-            self.links_in_call = (self.host.contexts.call, links)
+            self._links_in_call = (self.host.contexts.call, links)
         return links
 
     def run(self, tap: Tap, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
@@ -153,7 +161,7 @@ class Site:
             q = self._all_three(x, links) if bare and tap.plain else None
             return tap.inner(x, *args, **kwargs) if q is None else q
         index = STREAMS.index(tap.stream)
-        if self._ready is not None and self._ready[0] is x:
+        if bare and self._ready is not None and self._ready[0] is x:
             return self._ready[1 + index]
         entry = self.host.shared(x) if self.shared and not torch.compiler.is_compiling() else None
         if not bare:
@@ -252,10 +260,14 @@ class Site:
         """The links to compute, and those behind them that ``fuse()`` allows to live in the projection's weights."""
         if torch.compiler.is_compiling():  # a folded weight would be built into the graph, with its strength
             return links, ()
+        now = (self.host.contexts.call, torch.is_grad_enabled(), id(links)) if self.host.contexts.running else None
+        if now is not None and self._split_in_call[0] == now:
+            return self._split_in_call[1]
         count = len(links)
         while count and self._foldable(links[count - 1]):
             count -= 1
-        return links[:count], links[count:]
+        self._split_in_call = (now, (links[:count], links[count:]))
+        return self._split_in_call[1]
 
     def _foldable(self, link: Link) -> bool:
         if not (link.fused and is_affine(link.mlp_k) and is_affine(link.mlp_v)):
@@ -278,19 +290,33 @@ class Site:
             tensors, lambda: fold_projection(weight, bias, chain), tuple((id(mlp), m) for mlp, m in chain)
         )
 
-    def _before(self, *_: object) -> None:
-        self._reached.clear()
-        self._pending = None
+    def refresh(self) -> None:
+        """Taps the modules that are there now: LoRA and quantisation put others in their place."""
         for stream, tap in self._taps.items():
             module = getattr(self.attention, self.projections[stream])
-            if module is not tap.module:  # LoRA and quantisation put another module in its place
+            if module is not tap.module:
                 tap.remove()
                 self._taps[stream] = Tap(self, stream, module)
 
-    def _after(self, *_: object) -> None:
-        lost = [self._taps[stream] for stream in STREAMS if stream not in self._reached]
+    def forget_call(self) -> None:
+        """Drops what an exception inside the layer has left behind: results, and with them what they were made of."""
         self._reached.clear()
         self._pending = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a call: a copy begins none in the middle."""
+        return {
+            **self.__dict__, "_ready": None, "_pending": None, "_reached": set(), "_links_in_call": (0, ()),
+            "_split_in_call": (None, ((), ())),
+        }  # fmt: skip
+
+    def _before(self, *_: object) -> None:
+        self.forget_call()
+        self.refresh()
+
+    def _after(self, *_: object) -> None:
+        lost = [self._taps[stream] for stream in STREAMS if stream not in self._reached]
+        self.forget_call()
         # A processor may do without one of the two; a tap that another tool threw away is another matter.
         if (len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and self.links():
             names = " and ".join(self.projections[tap.stream] for tap in lost)

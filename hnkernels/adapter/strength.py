@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ def resolve(strength: Strength, places: Sequence[Place]) -> list[Resolved]:
     Raises:
         ValueError: something is no strength, or a key of the table fits no place.
     """
-    _check_keys(strength, list(places))
+    _check_keys(strength, [(place, stream) for place in places for stream in STREAMS])
     resolved = []
     for place in places:
         (k, k_origin), (v, v_origin) = (_at(strength, place, stream, ()) for stream in STREAMS)
@@ -124,7 +125,7 @@ def _at(strength: Any, place: Place, stream: str, path: tuple) -> tuple[Value, t
                 product, origin = _times(product, value), (*origin, *below)
         return product, origin
     if isinstance(strength, PerRow):
-        return strength.values, (path,)
+        return strength.values if len(strength.values) > 1 else strength.values[0], (path,)
     if isinstance(strength, (list, tuple)):
         assert place.transformer is not None  # _check_keys has seen to it
         return float(strength[place.transformer]), ((*path, place.transformer),)
@@ -139,34 +140,36 @@ def _times(a: Value, b: Value) -> Value:
     return a * b
 
 
-def _check_keys(strength: Any, places: list[Place], path: str = "strength") -> None:
+def _check_keys(strength: Any, spots: list[tuple[Place, str]], path: str = "strength") -> None:
     if isinstance(strength, Mapping):
         for key, inner in strength.items():
-            here = [p for p in places if isinstance(key, str) and any(p.fits(key, s) for s in STREAMS)]
+            here = [(p, s) for p, s in spots if isinstance(key, str) and p.fits(key, s)]
             if not here:
                 raise ValueError(f"{path} has the key {key!r}, which fits no attention layer here; {_ACCEPTED}")
             _check_keys(inner, here, f"{path}[{key!r}]")
     elif isinstance(strength, (list, tuple)):
-        blocks = {(p.half, p.block) for p in places}
-        count = len({p.transformer for p in places})
-        if len(blocks) != 1 or any(p.transformer is None for p in places):
+        modules = {(p.half, p.block, p.transformer) for p, _ in spots}
+        if len({module[:2] for module in modules}) != 1 or any(p.transformer is None for p, _ in spots):
             raise ValueError(
                 f"{path} is a list, which is for the attention modules of one block; for the rows of a batch give "
                 f"PerRow({', '.join(map(str, strength))})"
             )
-        if len(strength) != count:
+        if {transformer for *_, transformer in modules} != set(range(len(strength))):
             raise ValueError(
-                f"{path} has {len(strength)} entries and the block {count} attention modules; give one each"
+                f"{path} has {len(strength)} entries and is about {len(modules)} attention modules; give one for each "
+                "of a block"
             )
         for value in strength:
-            _number(value, path)
+            _number(value, f"each entry of {path}")
     elif not isinstance(strength, PerRow):
-        _number(strength, path)
+        _number(strength, path, " a number, PerRow(…) or a table of these")
 
 
-def _number(value: Any, path: str = "strength") -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{path} must be a number, PerRow(…) or a table of these, not {value!r}")
+def _number(value: Any, path: str = "strength", accepted: str = " a number") -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{path} must be{accepted}, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{path} must be finite, not {value!r}")
     return float(value)
 
 

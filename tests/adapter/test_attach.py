@@ -338,6 +338,57 @@ def test_another_network_may_take_its_place(unet, x, text):
         assert torch.equal(denoise(unet, x, text), changed)
 
 
+def test_a_change_that_reaches_no_layer_is_refused_and_changes_nothing(unet):
+    net = make_net((TEXT_WIDTH,), activation=None)
+    adapter = hn.attach(unet, net).fuse()
+    with pytest.raises(hn.AdapterError, match="it is for another model"):
+        adapter.targets = "attn1"
+    with pytest.raises(hn.AdapterError, match="it is for another model"):
+        adapter.net = make_net((999,))
+    assert (adapter.targets, adapter.net, adapter.fused) == (("attn1", "attn2"), net, True)
+    adapter.net = make_net((TEXT_WIDTH,), activation="relu")
+    assert not adapter.fused
+
+
+class OutOfMemory:
+    """A processor that fails between K and V."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
+        attn.to_k(hidden_states)
+        raise MemoryError
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_an_exception_between_k_and_v_leaves_no_graph_behind(unet, x, text, duplicate):
+    net = make_net()
+    hn.attach(unet, net)
+    layer = list(attention_layers(unet, "attn1").values())[-1]
+    processor = layer.processor
+    layer.set_processor(OutOfMemory())
+    with pytest.raises(MemoryError):
+        denoise(unet, x, text)
+    layer.set_processor(processor)
+    twin = duplicate(unet)  # a tensor with a graph would refuse
+    assert relative_error(denoise(twin, x, text), denoise(unet, x, text)) == 0
+
+
+def test_a_network_that_follows_in_inference_mode_can_still_be_trained(unet, x, text):
+    net = make_net()
+    adapter = hn.attach(unet, net)
+    with torch.inference_mode():
+        adapter.follow(torch.device("meta"))
+    assert not any(p.is_inference() for p in net.parameters())
+
+
+def test_hosts_that_share_modules_come_off_in_any_order(unet, x, text):
+    net, before = make_net(), fingerprint(unet)
+    for order in itertools.permutations(range(2)):
+        adapters = [hn.attach(unet, net), hn.attach(unet.mid_block, net)]
+        for index in order:
+            adapters[index].detach()
+        assert fingerprint(unet) == before
+
+
 def test_a_wrong_strength_later_keeps_the_old_one(unet):
     adapter = hn.attach(unet, make_net(), strength=0.5)
     with pytest.raises(ValueError, match="strength must be a number"):

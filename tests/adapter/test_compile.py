@@ -232,6 +232,32 @@ def test_blocks_compiled_by_themselves_still_share_the_prompt(unet, compiled, x,
 
 
 @pytest.mark.parametrize("compiled", [by_blocks], indirect=True)
+def test_a_lora_loaded_into_compiled_blocks_counts_at_once(unet, compiled, x, text):
+    peft = pytest.importorskip("peft", reason="diffusers loads LoRA through PEFT")
+    hn.attach(unet, make_net((TEXT_WIDTH,)))
+    compiled(unet, "aot_eager")
+    names = [f"{name}.to_k" for name in attention_layers(unet, "attn2")]
+    with torch.no_grad():
+        before = denoise(unet, x, text)
+        unet.add_adapter(peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False))
+        unet.eval()
+        first, second = denoise(unet, x, text), denoise(unet, x, text)
+    assert relative_error(first, before) > 1e-3
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("compiled", [by_blocks], indirect=True)
+def test_a_copy_after_a_training_step_with_compiled_blocks(unet, compiled, x, text):
+    hn.attach(unet, make_net())
+    compiled(unet, "aot_eager")
+    loss = denoise(unet, x, text).square().sum()
+    loss.backward()
+    twin = copy.deepcopy(unet)
+    with torch.no_grad():
+        assert relative_error(denoise(twin, x, text), denoise(unet, x, text)) <= UNET_TOLERANCE
+
+
+@pytest.mark.parametrize("compiled", [by_blocks], indirect=True)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_with_blocks_compiled_by_themselves(unet, compiled, x, text, checkpointing):
     net = make_net(activation="silu").train()

@@ -38,6 +38,7 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_attached(unet, named):
 def test_an_unknown_name_says_which_there_are(named):
     with pytest.raises(hn.AdapterError, match=r"no adapter named 'chlak' .* there are 'ink', 'white chalk'"):
         named["chlak"]
+    assert named.get("chlak") is None
     for method in (named.enable, named.disable, named.delete, named.set):
         with pytest.raises(hn.AdapterError, match="no adapter named 'chlak'"):
             method("chlak")
@@ -74,6 +75,8 @@ def test_switching_off_and_on(named, unet, x, text):
     off = denoise(unet, x, text)
     named.enable()
     assert torch.equal(denoise(unet, x, text), both)
-    named.delete("white chalk", "ink")
+    with pytest.raises(AttributeError):
+        named["ink"].name = "white chalk"
+    named.delete("white chalk", "ink", "ink")
     assert len(named) == 0
     assert torch.equal(denoise(unet, x, text), off)

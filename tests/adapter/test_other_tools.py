@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 
 import hnkernels as hn
-from tests.models import FORWARD_TOLERANCE, attention_layers, denoise, make_net, relative_error
+from tests.models import FORWARD_TOLERANCE, TEXT_WIDTH, attention_layers, denoise, make_net, relative_error
 
 UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
 
@@ -95,6 +95,17 @@ def test_a_projection_replaced_after_attaching_is_picked_up(unet, x, text, adapt
     assert not torch.allclose(with_lora, plain)
     adapter.detach()
     assert not [m for m in unet.modules() if "forward" in m.__dict__]
+
+
+def test_a_projection_replaced_between_two_calls_counts_at_once(unet, x, text):
+    hn.attach(unet, make_net((TEXT_WIDTH,), activation="silu"))
+    with torch.no_grad():
+        before = denoise(unet, x, text)
+        layer = list(attention_layers(unet, "attn2").values())[-1]
+        layer.to_k = nn.Linear(TEXT_WIDTH, layer.to_k.out_features, bias=False).requires_grad_(False)
+        first, second = denoise(unet, x, text), denoise(unet, x, text)
+    assert not torch.equal(first, before)
+    assert torch.equal(first, second)
 
 
 def test_a_replaced_projection_is_given_back_untouched(unet, x, text, adapter):

@@ -162,6 +162,40 @@ def test_rows_of_strength_zero_cost_no_evaluation(unet, net, evaluations):
     assert evaluations == []
 
 
+@pytest.mark.parametrize("off", ["strength", "enabled", "targets", "rows"])
+def test_a_network_beside_one_that_does_not_act_takes_its_place(unet, x, text, off):
+    first, partner, other = (make_net(activation=a, std=0.2) for a in ("relu", "silu", "tanh"))
+    with hn.attach(unet, first), hn.attach(unet, other):
+        expected = denoise(unet, x, text)
+    with hn.attach(unet, first), hn.attach(unet, partner) as silent, hn.attach(unet, other, beside=True):
+        if off == "targets":
+            silent.targets = "attn1"
+            silent.strength = {"attn1": 0}
+        elif off == "enabled":
+            silent.enabled = False
+        else:
+            silent.strength = 0 if off == "strength" else hn.PerRow(0, 0)
+        assert relative_error(denoise(unet, x, text), expected) <= 3 * FORWARD_TOLERANCE
+        if off == "rows":  # one row with, one without
+            silent.strength = hn.PerRow(0, 1)
+            assert relative_error(denoise(unet, x, text)[:1], expected[:1]) <= 3 * FORWARD_TOLERANCE
+
+
+def test_side_by_side_cannot_be_fused(unet):
+    first, second = (make_net(activation=None) for _ in range(2))
+    one, two = hn.attach(unet, first), hn.attach(unet, second, beside=True)
+    for adapter in (one, two):
+        with pytest.raises(hn.AdapterError, match="side by side cannot be fused"):
+            adapter.fuse()
+
+
+def test_one_row_strength_for_all_is_a_number(unet, net, x, text):
+    with hn.attach(unet, net, hn.PerRow(0.5)):
+        y = denoise(unet, x, text)
+    with hn.attach(unet, net, 0.5):
+        assert torch.equal(denoise(unet, x, text), y)
+
+
 def test_networks_side_by_side_add_up(unet, x, text):
     one, two, three = (make_net(activation=a, std=0.2) for a in ("relu", "silu", None))
     hn.attach(unet, one, 0.5)
@@ -200,8 +234,13 @@ def test_networks_side_by_side_add_up(unet, x, text):
         ({"up": "strong"}, r"strength\['up'\] must be a number, PerRow"),
         ([0, 1], r"for the rows of a batch give PerRow\(0, 1\)"),
         ({"down": [1, 2]}, "a list, which is for the attention modules of one block"),
-        ({"down": {"block_0": [1, 2, 3]}}, "has 3 entries and the block 1 attention modules"),
-        ({"down": {"block_0": ["a"]}}, "must be a number"),
+        ({"down": {"block_0": [1, 2, 3]}}, "has 3 entries and is about 1 attention modules"),
+        ({"up_blocks.1.attentions.1.*": [0.5]}, "has 1 entries and is about 1 attention modules; give one for each of"),
+        ({"down": {"block_0": ["a"]}}, "each entry of .* must be a number"),
+        ({"down": {"block_0": [hn.PerRow(0, 1)]}}, r"each entry of .* must be a number, not PerRow\(0, 1\)"),
+        ({"k": {"v": 0}}, r"strength\['k'\] has the key 'v', which fits no"),
+        (float("nan"), "must be finite, not nan"),
+        (hn.PerRow, "must be a number"),
         (torch.tensor(1.0), "must be a number"),
     ],
 )
