@@ -20,10 +20,10 @@ def test_tags_are_taken_out(prompt, text, strengths):
     assert parse_prompt(prompt) == (text, strengths)
 
 
-@pytest.mark.parametrize("tag", ["<hypernet:>", "<hypernet::0.5>", "<hypernet:ink:strong>", "<hypernet:ink:1:2>", "<hypernet:ink:nan>"])
+@pytest.mark.parametrize("tag", ["", ":0.5", "ink:strong", "ink:1:2", "ink:nan"])
 def test_a_tag_that_is_none_is_refused(tag):
     with pytest.raises(ValueError, match=r"is no hypernetwork tag; it must be <hypernet:name> or"):
-        parse_prompt(f"a castle {tag}")
+        parse_prompt(f"a castle <hypernet:{tag}>")
 
 
 def test_a_name_given_twice_is_refused():
