@@ -33,6 +33,7 @@ _HOME = {
     "hyper_qkv": "hnkernels.functional",
     "interpolate": "hnkernels.mixing",
     "load_hypernetwork": "hnkernels.checkpoint",
+    "lowrank_linear": "hnkernels.lowrank",
     "parse_prompt": "hnkernels.prompt",
     "merge": "hnkernels.merging",
     "merge_state_dict": "hnkernels.merging",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from hnkernels.explanation import Explanation, explain
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
+    from hnkernels.lowrank import lowrank_linear
     from hnkernels.lora_export import LoraLayer, LoraReport, to_lora
     from hnkernels.merging import merge, merge_state_dict
     from hnkernels.mixing import average, interpolate

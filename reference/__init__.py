@@ -6,6 +6,7 @@ benchmarks, because that is the way the web UIs run a hypernetwork.
 """
 
 from reference.attention import attention, project_kv
+from reference.lowrank import by_einsum, by_loop, by_token, lowrank_linear
 from reference.mlp import MLP, chain
 
-__all__ = ["MLP", "attention", "chain", "project_kv"]
+__all__ = ["MLP", "attention", "by_einsum", "by_loop", "by_token", "chain", "lowrank_linear", "project_kv"]

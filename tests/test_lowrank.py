@@ -1,0 +1,249 @@
+"""``lowrank_linear`` against the reference: values, every gradient, what is kept, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import reference
+from hnkernels import lowrank_linear
+from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, relative_error
+
+TOLERANCE = {torch.float32: (FORWARD_TOLERANCE, GRADIENT_TOLERANCE), torch.float64: (1e-14, 1e-13)}
+
+
+class Case:
+    """Random inputs of one shape, and both sides' outputs and gradients."""
+
+    def __init__(
+        self,
+        samples=4,
+        shape=(5,),
+        d=12,
+        n=9,
+        rank=3,
+        sets=None,
+        dtype=torch.float32,
+        scale="each",
+        bias=True,
+        index=None,
+    ):
+        self.sets = sets or samples
+
+        def draw(*size):
+            return torch.randn(size, dtype=dtype).requires_grad_()
+
+        self.x, self.weight = draw(samples, *shape, d), draw(n, d)
+        self.a, self.b = draw(self.sets, rank, d), draw(self.sets, n, rank)
+        self.bias = draw(n) if bias else None
+        sizes = {"each": samples, "set": self.sets}
+        self.scale = draw(sizes[scale]) if scale in sizes else scale
+        self.index = index
+        self.upstream = torch.randn(samples, *shape, n, dtype=dtype)
+
+    def inputs(self):
+        return {k: t for k, t in vars(self).items() if isinstance(t, Tensor) and t.requires_grad}
+
+    def ours(self):
+        return lowrank_linear(self.x, self.weight, self.a, self.b, self.scale, self.bias, index=self.index)
+
+    def _gradients(self, y, inputs):
+        return [y, *torch.autograd.grad(y, inputs, self.upstream.to(y.dtype))]
+
+    def results(self):
+        return self._gradients(self.ours(), list(self.inputs().values()))
+
+    def expected(self, dtype=torch.float64):
+        names = ("x", "weight", "a", "b", "bias", "scale")
+        own = {k: t for k, t in vars(self).items() if k in names and isinstance(t, Tensor)}
+        twin = {k: t.detach().to(dtype).requires_grad_(t.requires_grad) for k, t in own.items()}
+        x, samples = twin["x"], self.x.shape[0]
+        scale = twin.get("scale", self.scale)
+        if isinstance(scale, float):
+            scale = torch.full((samples,), scale, dtype=dtype)
+        elif scale is not None and scale.shape[0] != samples:
+            scale = scale[self.index] if self.index is not None else scale.repeat_interleave(samples // self.sets)
+        y = reference.lowrank_linear(x, twin["weight"], twin["a"], twin["b"], scale, twin.get("bias"), self.index)
+        return self._gradients(y, [twin[k] for k in self.inputs()])
+
+    def check(self):
+        tolerances = TOLERANCE[self.x.dtype]
+        names = ["y", *self.inputs()]
+        for name, ours, exact in zip(names, self.results(), self.expected(), strict=True):
+            assert relative_error(ours, exact) <= tolerances[name != "y"], name
+
+
+SHAPES = [
+    {},
+    {"shape": ()},
+    {"shape": (2, 3)},
+    {"samples": 1, "shape": (1,)},
+    {"samples": 6, "sets": 2},
+    {"samples": 6, "sets": 2, "scale": "set"},
+    {"samples": 6, "sets": 1, "scale": None},
+    {"scale": 0.3, "bias": False},
+    {"scale": None},
+    {"rank": 1, "d": 5, "n": 1},
+    {"rank": 64, "d": 64, "n": 65},
+    {"samples": 5, "sets": 3, "index": torch.tensor([2, 0, 0, 1, 2])},
+    {"samples": 5, "sets": 3, "index": torch.tensor([2, 0, 0, 2, 2]), "scale": "set"},
+    {"samples": 3, "sets": 3, "index": torch.tensor([1, 1, 1], dtype=torch.int32)},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", SHAPES, ids=str)
+def test_values_and_all_gradients(options, dtype):
+    Case(dtype=dtype, **options).check()
+
+
+@pytest.mark.parametrize("size", [{"samples": 0, "sets": 2}, {"shape": (0,)}, {"shape": (2, 0)}], ids=str)
+def test_nothing_in_nothing_out(size):
+    case = Case(**size)
+    y, *gradients = case.results()
+    assert y.shape == case.upstream.shape
+    for t, gradient in zip(case.inputs().values(), gradients, strict=True):
+        assert gradient.shape == t.shape
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("options", SHAPES[:8], ids=str)
+def test_first_and_second_derivatives_by_finite_differences(options):
+    case = Case(dtype=torch.float64, **{**options, "d": 4, "n": 3, "rank": 2})
+    inputs = tuple(case.inputs().values())
+    assert torch.autograd.gradcheck(lambda *_: case.ours(), inputs)
+    assert torch.autograd.gradgradcheck(lambda *_: case.ours(), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_errs_no_more_than_eager(dtype):
+    sums: dict[str, Tensor] = {}
+    for _ in range(40):  # draws, pooled: one says little about a short vector
+        case = Case(samples=4, shape=(32,), d=24, n=20, rank=4, dtype=dtype)
+        for name, *tensors in zip(
+            ["y", *case.inputs()], case.results(), case.expected(dtype), case.expected(), strict=True
+        ):
+            ours, eager, exact = (t.detach().double() for t in tensors)
+            sums[name] = sums.get(name, 0) + torch.stack([(t - exact).square().sum() for t in (ours, eager)])
+    for name, (ours, eager) in sums.items():
+        assert ours <= 1.1**2 * eager, name
+
+
+@pytest.mark.parametrize("scales", [(0, 0, 1, 1), (0, 1, 0, 2), (0, 0, 0, 0), (1, 0, 0, 0)])
+def test_samples_of_scale_zero_are_the_plain_linear_bit_for_bit(scales):
+    case = Case(scale=torch.tensor(scales, dtype=torch.float32))
+    case.check()
+    plain = torch.nn.functional.linear(case.x, case.weight, case.bias)
+    for s, scale in enumerate(scales):
+        assert torch.equal(case.ours()[s], plain[s]) == (scale == 0)
+
+
+def test_samples_of_scale_zero_cost_nothing(monkeypatch):
+    rows = []
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: rows.append(a.shape[0]) or bmm(a, b))
+    Case(scale=torch.tensor([0.0, 0.0, 0.0, 1.0])).results()
+    assert set(rows) == {1}
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "a", "b", "scale", "bias"])
+def test_only_the_gradients_that_are_asked_for(frozen):
+    case = Case()
+    getattr(case, frozen).requires_grad_(False)
+    case.check()
+
+
+def test_x_and_the_factors_are_all_that_is_kept():
+    case = Case(samples=4, shape=(64,))
+    case.weight.requires_grad_(False)
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        case.ours()
+    own = (case.x, case.weight, case.a, case.b, case.scale)
+    assert sum(kept.values()) == sum(t.untyped_storage().nbytes() for t in own)
+
+
+def test_layouts_that_are_not_contiguous():
+    case = Case(samples=4, shape=(6,), d=12)
+    x = case.x
+    plain = case.results()
+    case.x = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    for ours, theirs in zip(case.results(), plain, strict=True):
+        assert relative_error(ours, theirs) <= FORWARD_TOLERANCE
+    case.x = x.detach()[:1].expand(4, -1, -1)
+    case.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fp32_master_factors_and_autocast(dtype):
+    case = Case()
+    with torch.autocast("cpu", dtype):
+        y, *gradients = case.results()
+    assert y.dtype == dtype
+    assert all(g.dtype == torch.float32 for g in gradients)
+    half = Case(dtype=dtype)
+    half.a, half.b = (t.detach().float().requires_grad_() for t in (half.a, half.b))
+    y, *_ = half.results()
+    assert y.dtype == dtype
+    assert relative_error(y, half.expected()[0]) <= (2e-3 if dtype == torch.float16 else 2e-2)  # some roundings
+
+
+def test_checkpointing_compilation_and_a_retained_graph():
+    case = Case()
+    plain = case.results()
+    inputs = list(case.inputs().values())
+    y = checkpoint(lambda x: lowrank_linear(x, *inputs[1:4], case.scale, case.bias), case.x, use_reentrant=False)
+    for _ in range(2):
+        again = [y, *torch.autograd.grad(y, inputs, case.upstream, retain_graph=True)]
+        assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))
+    compiled = torch.compile(lowrank_linear, fullgraph=True, backend="aot_eager")
+    y = compiled(case.x, case.weight, case.a, case.b, case.scale, case.bias)
+    for ours, theirs in zip([y, *torch.autograd.grad(y, inputs, case.upstream)], plain, strict=True):
+        assert relative_error(ours, theirs) <= GRADIENT_TOLERANCE
+
+
+def tensors(**changes):
+    case = Case(samples=4, shape=(5,), d=12, n=9, rank=3, sets=2)
+    arguments = {name: getattr(case, name).detach() for name in ("x", "weight", "a", "b", "bias")}
+    return {**arguments, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": 3}, "x must be a floating-point tensor, not int"),
+        (
+            {"x": torch.ones(4, 5, 12, dtype=torch.int64)},
+            r"x must be a floating-point tensor, not torch.int64 \[4, 5, 12\]",
+        ),
+        ({"x": torch.ones(12)}, r"x must be \[S, ..., d\] and weight \[n, d\], not \[12\]"),
+        ({"x": torch.ones(4, 5, 11)}, r"not \[4, 5, 11\] and \[9, 12\]"),
+        ({"x": torch.ones(5, 5, 12)}, "a batch of 5 is no multiple of the 2 sets of factors; give an index"),
+        ({"weight": torch.ones(9, 12).double()}, "weight is torch.float64 and x torch.float32; cast one"),
+        ({"weight": torch.ones(9, 12, device="meta")}, "weight is on meta, x on cpu"),
+        ({"bias": torch.ones(8)}, r"bias must be \[9\] like weight, not \[8\]"),
+        ({"a": torch.ones(3, 12)}, r"a must be \[G, r, 12\] and b \[G, 9, r\], not \[3, 12\] and \[2, 9, 3\]"),
+        ({"b": torch.ones(2, 9, 4)}, r"not \[2, 3, 12\] and \[2, 9, 4\]"),
+        ({"b": torch.ones(2, 8, 3)}, r"a must be \[2, 3, 12\] and b \[2, 9, 3\] for a weight \[9, 12\]"),
+        ({"a": torch.ones(2, 10, 12), "b": torch.ones(2, 9, 10)}, "the rank must be between 1 and 9 .* not 10"),
+        ({"a": torch.ones(2, 0, 12), "b": torch.ones(2, 9, 0)}, "the rank must be between 1 and 9 .* not 0"),
+        ({"scale": torch.ones(3)}, r"scale must be a number, \[4\] or \[2\], not torch.float32 \[3\]"),
+        ({"scale": "1"}, "scale must be a number"),
+        ({"scale": True}, "scale must be a number"),
+        ({"scale": torch.ones(4, device="meta")}, "scale is on meta, x on cpu"),
+        ({"index": torch.ones(4)}, r"index must be \[4\] whole numbers below 2, not torch.float32 \[4\]"),
+        ({"index": torch.tensor([0, 1])}, r"index must be \[4\] whole numbers"),
+        ({"index": torch.tensor([0, 1, 2, 0])}, "index must be .* below 2"),
+        ({"index": torch.tensor([0, 1, -1, 0])}, "index must be .* below 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        lowrank_linear(**tensors(**changes))
