@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from hnkernels.explanation import Explanation, explain
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
-    from hnkernels.lowrank import lowrank_linear
     from hnkernels.lora_export import LoraLayer, LoraReport, to_lora
+    from hnkernels.lowrank import lowrank_linear
     from hnkernels.merging import merge, merge_state_dict
     from hnkernels.mixing import average, interpolate
     from hnkernels.mlp import HypernetworkMLP, MLPConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -90,7 +91,12 @@ class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scale, runs):
         ctx.save_for_backward(x, weight, a, b, scale)
-        ctx.runs, ctx.has_bias = runs, bias is not None
+        ctx.runs = runs
+        if _worth_merging(x, weight, scale):
+            y = x.new_empty(*x.shape[:2], weight.shape[0])
+            for rows, merged in _merged(weight, a, b, scale, x, y):
+                torch.mm(rows[0], merged.mT, out=rows[1])
+            return y if bias is None else y.add_(bias)
         y = F.linear(x, weight, bias)
         for start, end in runs:
             part = slice(start, end)
@@ -102,30 +108,62 @@ class _LowRankLinear(torch.autograd.Function):
     def backward(ctx, dy):
         x, weight, a, b, scale = ctx.saved_tensors
         needs_x, needs_w, needs_bias, needs_a, needs_b, needs_scale, _ = ctx.needs_input_grad
-        dx = dy @ weight if needs_x else None
+        dx = None
+        merging = needs_x and _worth_merging(x, weight, scale) and not torch.is_grad_enabled()
+        if merging:
+            dx = torch.empty_like(x)
+            for rows, merged in _merged(weight, a, b, scale, dy, dx):
+                torch.mm(rows[0], merged, out=rows[1])
+        elif needs_x:
+            dx = dy @ weight
         dw = dy.flatten(0, 1).mT @ x.flatten(0, 1) if needs_w else None
         d_bias = dy.sum((0, 1)) if needs_bias else None
         da, db, d_scale = [], [], None
         for start, end in ctx.runs:
             part = slice(start, end)
-            g = torch.bmm(dy[part], b[part])
             if needs_b or needs_scale:
                 u = torch.bmm(x[part], a[part].mT)
+            if needs_b:
+                db.append(torch.bmm(dy[part].mT, _scaled(u, scale, part)))
+            if not (needs_a or needs_scale or (needs_x and not merging)):
+                continue
+            g = torch.bmm(dy[part], b[part])
             if needs_scale:  # then there is one run, the whole batch
                 wide = torch.promote_types(g.dtype, torch.float32)
                 sums = (g.to(wide) * u.to(wide)).view(*scale.shape, math.prod(g.shape[1:]) // max(scale.shape[1], 1))
                 d_scale = sums.sum(-1).to(scale.dtype)
-            if needs_b:
-                db.append(torch.bmm(dy[part].mT, _scaled(u, scale, part)))
             g = _scaled(g, scale, part)
-            if dx is not None:
+            if dx is not None and not merging:
                 dx[part].baddbmm_(g, a[part])
             if needs_a:
                 da.append(torch.bmm(g.mT, x[part]))
-        return (
-            dx, dw, d_bias, _joined(da, ctx.runs, a) if needs_a else None, _joined(db, ctx.runs, b) if needs_b else None,
-            d_scale, None,
-        )  # fmt: skip
+        d_a = _joined(da, ctx.runs, a) if needs_a else None
+        d_b = _joined(db, ctx.runs, b) if needs_b else None
+        return dx, dw, d_bias, d_a, d_b, d_scale, None
+
+
+def _worth_merging(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
+    """Whether a weight of its own per sample, ``W + s·B A``, costs less than passing over x and y once more.
+
+    On the CPU, where the scale is known, and not in half precision, whose weights would round small changes away.
+    """
+    n, d = weight.shape
+    tokens = x.shape[1] // (1 if scale is None else max(scale.shape[1], 1))
+    known = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return known and x.dtype in (torch.float32, torch.float64) and tokens * (d + 2 * n) >= 4 * n * d
+
+
+def _merged(
+    weight: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, source: Tensor, target: Tensor
+) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+    """For every sample its tokens in source and target, each [T', …], and its weight [n, d]."""
+    for item in range(source.shape[0]):
+        scales = [1.0] if scale is None else scale[item].tolist()
+        tokens = source.shape[1] // len(scales)
+        for part, s in enumerate(scales):
+            rows = slice(part * tokens, (part + 1) * tokens)
+            merged = weight if s == 0 else torch.addmm(weight, b[item], a[item], alpha=s)
+            yield (source[item, rows], target[item, rows]), merged
 
 
 def _scaled(u: Tensor, scale: Tensor | None, part: slice) -> Tensor:
@@ -186,9 +224,9 @@ def _check(
     if index is not None:
         if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.shape != (samples,):
             raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {_describe(index)}")
-        if index.device.type == "cpu" and not torch.compiler.is_compiling() and samples:  # elsewhere looking would wait
-            if not 0 <= int(index.min()) <= int(index.max()) < sets:
-                raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {index.tolist()}")
+        seen = index.device.type == "cpu" and not torch.compiler.is_compiling() and samples  # elsewhere it would wait
+        if seen and not 0 <= int(index.min()) <= int(index.max()) < sets:
+            raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {index.tolist()}")
     elif sets == 0 or samples % sets:
         raise ValueError(
             f"a batch of {samples} is no multiple of the {sets} sets of factors; give an index that says which set "

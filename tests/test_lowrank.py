@@ -90,6 +90,9 @@ SHAPES = [
     {"samples": 5, "sets": 3, "index": torch.tensor([2, 0, 0, 1, 2])},
     {"samples": 5, "sets": 3, "index": torch.tensor([2, 0, 0, 2, 2]), "scale": "set"},
     {"samples": 3, "sets": 3, "index": torch.tensor([1, 1, 1], dtype=torch.int32)},
+    {"shape": (70,)},  # many tokens: with a merged weight per sample
+    {"shape": (70,), "scale": None, "bias": False},
+    {"samples": 6, "sets": 2, "shape": (70,), "scale": torch.tensor([0.0, 1.0, -2.0, 0.0, 0.0, 0.0])},
 ]
 
 
