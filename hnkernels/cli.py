@@ -127,7 +127,9 @@ def export_lora(
     _check_free(out, force)
     state, report = to_lora(load_hypernetwork(file), read_unet(model), rank, strength, biases=biases)
     write_tensors(out, state)
-    table = Table(Column("projection", overflow="fold"), "error", "constant lost", title=f"LoRA of rank {report.rank}")
+    title, caption = f"LoRA of rank {report.rank}", "lost: the share of a constant that the LoRA cannot hold"
+    # The names must come out whole on 80 columns.
+    table = Table(Column("projection", overflow="fold"), "error", "lost", title=title, caption=caption, box=None)
     for layer in report.layers:
         table.add_row(layer.name, f"{layer.error:.2%}", f"{layer.dropped:.2%}")
     table.add_section()
