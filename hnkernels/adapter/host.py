@@ -59,6 +59,10 @@ class Host:
         self.model.__dict__[_ATTRIBUTE] = self
         watch_projections()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        watch_projections()  # a pickle may come to life in another process
+
     @staticmethod
     def of(model: nn.Module) -> Host | None:
         """The host on this model, if it has one."""
