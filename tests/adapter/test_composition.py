@@ -308,8 +308,11 @@ def dynamically(unet):
 
 
 def by_torchao(unet):
-    quantization = pytest.importorskip("torchao.quantization")
-    attention = lambda m, name: isinstance(m, nn.Linear) and ".attn" in name  # noqa: E731
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not among what the tests install")
+
+    def attention(module, name):
+        return isinstance(module, nn.Linear) and ".attn" in name
+
     quantization.quantize_(unet, quantization.Int8WeightOnlyConfig(), filter_fn=attention)
 
 
