@@ -16,6 +16,8 @@ TOKENS = 7
 FORWARD_TOLERANCE = 2e-6
 GRADIENT_TOLERANCE = 1e-5
 
+UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
+
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Frobenius norm of the difference over that of ``expected``, in float64; the norm itself where that is zero."""

@@ -9,7 +9,7 @@ from torch import nn
 import hnkernels as hn
 from hnkernels.merging import ORIGINAL_PREFIX
 from tests.models import (
-    FORWARD_TOLERANCE,
+    UNET_TOLERANCE,
     WIDTHS,
     WebUIProcessor,
     attention_layers,
@@ -20,8 +20,6 @@ from tests.models import (
     relative_error,
     tiny_unet,
 )
-
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
 
 
 @pytest.fixture

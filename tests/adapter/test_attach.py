@@ -12,8 +12,8 @@ from torch import nn
 import hnkernels as hn
 from hnkernels.adapter.host import Host
 from tests.models import (
-    FORWARD_TOLERANCE,
     TEXT_WIDTH,
+    UNET_TOLERANCE,
     WIDTHS,
     WebUIProcessor,
     attention_layers,
@@ -26,7 +26,6 @@ from tests.models import (
 )
 
 # A UNet has some fifty layers behind one another; each adds its rounding to fp32's forward tolerance.
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE
 
 
 def web_ui(unet, nets, kinds=("attn1", "attn2")):

@@ -11,8 +11,8 @@ import hnkernels as hn
 from tests.adapter.hosts import by_hand
 from tests.adapter.test_attach import fingerprint
 from tests.models import (
-    FORWARD_TOLERANCE,
     TEXT_WIDTH,
+    UNET_TOLERANCE,
     WIDTHS,
     attention_layers,
     denoise,
@@ -20,8 +20,6 @@ from tests.models import (
     relative_error,
     tiny_unet,
 )
-
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
 
 
 def test_a_network_for_another_family_is_refused(unet):

@@ -11,8 +11,8 @@ from torch import nn
 import hnkernels as hn
 from tests.adapter.hosts import CROSS_ATTENTION, by_hand
 from tests.models import (
-    FORWARD_TOLERANCE,
     TEXT_WIDTH,
+    UNET_TOLERANCE,
     attention_layers,
     denoise,
     make_net,
@@ -22,7 +22,6 @@ from tests.models import (
     relative_error,
 )
 
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
 STRENGTHS = (1.0, 0.5, -0.3, 0.0)
 
 

@@ -17,9 +17,9 @@ from hnkernels.assets import TINY_SD
 from hnkernels.pipeline import load_pipeline
 from tests.adapter.hosts import JOINT_ATTENTION, by_hand, run
 from tests.models import (
-    FORWARD_TOLERANCE,
     GRADIENT_TOLERANCE,
     TEXT_WIDTH,
+    UNET_TOLERANCE,
     attention_layers,
     denoise,
     make_net,
@@ -28,7 +28,6 @@ from tests.models import (
     tiny_unet,
 )
 
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
 STEPS = 2
 # Of whole pipelines; each step goes on from the last one's rounding, and guidance multiplies it.
 PIPELINE_TOLERANCE = 10 * UNET_TOLERANCE

@@ -4,9 +4,7 @@ import pytest
 import torch
 
 import hnkernels as hn
-from tests.models import FORWARD_TOLERANCE, WIDTHS, attention_layers, denoise, make_net, relative_error
-
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
+from tests.models import UNET_TOLERANCE, WIDTHS, attention_layers, denoise, make_net, relative_error
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import hnkernels as hn
 from hnkernels.adapter.contexts import ContextStore
 from hnkernels.adapter.host import Host
 from tests.models import (
-    FORWARD_TOLERANCE,
     TEXT_WIDTH,
+    UNET_TOLERANCE,
     WIDTHS,
     attention_layers,
     denoise,
@@ -22,8 +22,6 @@ from tests.models import (
     prompt,
     relative_error,
 )
-
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
 
 
 def uncached(unet, x, text, adapter):

@@ -9,8 +9,8 @@ from torch import nn
 import hnkernels as hn
 from tests.adapter.hosts import by_hand
 from tests.models import (
-    FORWARD_TOLERANCE,
     GRADIENT_TOLERANCE,
+    UNET_TOLERANCE,
     attention_layers,
     denoise,
     make_net,
@@ -20,7 +20,6 @@ from tests.models import (
 
 pytest.importorskip("peft", reason="diffusers loads LoRA through PEFT")
 
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
 RANK = 2
 
 

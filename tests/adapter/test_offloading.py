@@ -14,13 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import hnkernels as hn
 from tests.adapter.hosts import OriginalUNet, by_hand
 from tests.models import (
-    FORWARD_TOLERANCE,
+    UNET_TOLERANCE,
     denoise,
     make_net,
     relative_error,
 )
-
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
 
 
 @pytest.fixture(params=["relu", None], ids=["relu", "affine and fused"])

@@ -8,9 +8,14 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 
 import hnkernels as hn
-from tests.models import FORWARD_TOLERANCE, TEXT_WIDTH, attention_layers, denoise, make_net, relative_error
-
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
+from tests.models import (
+    TEXT_WIDTH,
+    UNET_TOLERANCE,
+    attention_layers,
+    denoise,
+    make_net,
+    relative_error,
+)
 
 pytestmark = pytest.mark.parametrize("grad", [False, True])
 
