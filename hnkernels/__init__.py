@@ -33,7 +33,9 @@ _HOME = {
     "hyper_qkv": "hnkernels.functional",
     "interpolate": "hnkernels.mixing",
     "load_hypernetwork": "hnkernels.checkpoint",
+    "lowrank_add": "hnkernels.lowrank",
     "lowrank_linear": "hnkernels.lowrank",
+    "lowrank_linears": "hnkernels.lowrank",
     "parse_prompt": "hnkernels.prompt",
     "merge": "hnkernels.merging",
     "merge_state_dict": "hnkernels.merging",
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.hypernetwork import Hypernetwork
     from hnkernels.lora_export import LoraLayer, LoraReport, to_lora
-    from hnkernels.lowrank import lowrank_linear
+    from hnkernels.lowrank import lowrank_add, lowrank_linear, lowrank_linears
     from hnkernels.merging import merge, merge_state_dict
     from hnkernels.mixing import average, interpolate
     from hnkernels.mlp import HypernetworkMLP, MLPConfig

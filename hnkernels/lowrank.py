@@ -1,19 +1,22 @@
-"""A linear layer with low-rank weights of its own for every sample: what a weight hypernetwork's output is used by."""
+"""Linear layers with low-rank weights of their own for every sample: what a weight hypernetwork's output is used by."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import accumulate, groupby
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from hnkernels.lowrank_portable import Slice
+from hnkernels.lowrank_portable import lowrank_linears as portable
 from hnkernels.triton.support import compute_dtype
 
 HIGHEST_RANK = 64
+
+Scale = Tensor | float | None
+"""[S], [G], or one number for all; ``None`` is 1."""
 
 
 def lowrank_linear(
@@ -21,7 +24,7 @@ def lowrank_linear(
     weight: Tensor,
     a: Tensor,
     b: Tensor,
-    scale: Tensor | float | None = None,
+    scale: Scale = None,
     bias: Tensor | None = None,
     *,
     index: Tensor | None = None,
@@ -46,181 +49,157 @@ def lowrank_linear(
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names them.
     """
-    _check(x, weight, a, b, scale, bias, index)
-    samples, sets, dtype = x.shape[0], a.shape[0], compute_dtype(x)
-    each = samples // max(sets, 1)  # samples that a set serves, without an index
-    if isinstance(scale, Tensor):
-        if scale.shape[0] != samples:
-            scale = scale[index] if index is not None else scale.repeat_interleave(each)
-    elif scale is not None:
-        scale = x.new_full((samples,), float(scale))
-    if index is not None:
-        a, b, sets, each = a[index], b[index], samples, 1
-    # The samples of one set are as good as one sample with all their tokens.
-    tokens = x.reshape(sets, each * math.prod(x.shape[1:-1]), x.shape[-1])
-    runs = _acting(scale, sets)
-    if scale is not None:
-        scale = scale.view(sets, each)
-    inputs = [None if t is None else t.to(dtype) for t in (tokens, weight, bias, a, b, scale)]
-    with torch.autocast(x.device.type, enabled=False):
-        y = _LowRankLinear.apply(*inputs, runs)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    _check_x(x)
+    _check_weight(x, weight, bias)
+    _check_factors(x, weight.shape[0], a, b, scale, index)
+    return _run(x, [Slice(None, weight, bias, a, b, None)], [scale], index)[0]
 
 
-def _acting(scale: Tensor | None, batch: int) -> tuple[tuple[int, int], ...]:
-    """Stretches of the batch in which the scale is not 0 throughout: nothing is computed of the others.
-
-    Only where looking costs nothing and a gradient of the scale is not asked for: elsewhere it is the whole batch.
-    """
-    everything = ((0, batch),)
-    if scale is None or scale.device.type != "cpu" or scale.requires_grad or torch.compiler.is_compiling():
-        return everything
-    acts = [any(values) for values in scale.detach().view(batch, scale.numel() // batch).tolist()] if batch else []
-    stretches = [(key, len(list(group))) for key, group in groupby(acts)]
-    ends = list(accumulate(length for _, length in stretches))
-    return tuple((end - length, end) for (act, length), end in zip(stretches, ends, strict=True) if act)
-
-
-class _LowRankLinear(torch.autograd.Function):
-    """One set of factors per item of the batch: x [S, T, d], a [S, r, d], b [S, n, r], scale [S, parts of T].
-
-    With u = x Aᵀ and g = dy B: dx = dy W + s·g A, dA = (s·g)ᵀ x, dB = dyᵀ (s·u), ds = Σ g∘u. u is made once more in
-    the backward pass, which costs r/n of the layer; of the forward pass x and the factors are kept.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scale, runs):
-        ctx.save_for_backward(x, weight, a, b, scale)
-        ctx.runs = runs
-        if _worth_merging(x, weight, scale):
-            y = x.new_empty(*x.shape[:2], weight.shape[0])
-            for rows, merged in _merged(weight, a, b, scale, x, y):
-                torch.mm(rows[0], merged.mT, out=rows[1])
-            return y if bias is None else y.add_(bias)
-        y = F.linear(x, weight, bias)
-        for start, end in runs:
-            part = slice(start, end)
-            u = _scaled(torch.bmm(x[part], a[part].mT), scale, part)
-            y[part].baddbmm_(u, b[part].mT)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight, a, b, scale = ctx.saved_tensors
-        needs_x, needs_w, needs_bias, needs_a, needs_b, needs_scale, _ = ctx.needs_input_grad
-        dx = None
-        merging = needs_x and _worth_merging(x, weight, scale) and not torch.is_grad_enabled()
-        if merging:
-            dx = torch.empty_like(x)
-            for rows, merged in _merged(weight, a, b, scale, dy, dx):
-                torch.mm(rows[0], merged, out=rows[1])
-        elif needs_x:
-            dx = dy @ weight
-        dw = dy.flatten(0, 1).mT @ x.flatten(0, 1) if needs_w else None
-        d_bias = dy.sum((0, 1)) if needs_bias else None
-        da, db, d_scale = [], [], None
-        for start, end in ctx.runs:
-            part = slice(start, end)
-            if needs_b or needs_scale:
-                u = torch.bmm(x[part], a[part].mT)
-            if needs_b:
-                db.append(torch.bmm(dy[part].mT, _scaled(u, scale, part)))
-            if not (needs_a or needs_scale or (needs_x and not merging)):
-                continue
-            g = torch.bmm(dy[part], b[part])
-            if needs_scale:  # then there is one run, the whole batch
-                wide = torch.promote_types(g.dtype, torch.float32)
-                sums = (g.to(wide) * u.to(wide)).view(*scale.shape, math.prod(g.shape[1:]) // max(scale.shape[1], 1))
-                d_scale = sums.sum(-1).to(scale.dtype)
-            g = _scaled(g, scale, part)
-            if dx is not None and not merging:
-                dx[part].baddbmm_(g, a[part])
-            if needs_a:
-                da.append(torch.bmm(g.mT, x[part]))
-        d_a = _joined(da, ctx.runs, a) if needs_a else None
-        d_b = _joined(db, ctx.runs, b) if needs_b else None
-        return dx, dw, d_bias, d_a, d_b, d_scale, None
-
-
-def _worth_merging(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
-    """Whether a weight of its own per sample, ``W + s·B A``, costs less than passing over x and y once more.
-
-    On the CPU, where the scale is known, and not in half precision, whose weights would round small changes away.
-    """
-    n, d = weight.shape
-    tokens = x.shape[1] // (1 if scale is None else max(scale.shape[1], 1))
-    known = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return known and x.dtype in (torch.float32, torch.float64) and tokens * (d + 2 * n) >= 4 * n * d
-
-
-def _merged(
-    weight: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, source: Tensor, target: Tensor
-) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
-    """For every sample its tokens in source and target, each [T', …], and its weight [n, d]."""
-    for item in range(source.shape[0]):
-        scales = [1.0] if scale is None else scale[item].tolist()
-        tokens = source.shape[1] // len(scales)
-        for part, s in enumerate(scales):
-            rows = slice(part * tokens, (part + 1) * tokens)
-            merged = weight if s == 0 else torch.addmm(weight, b[item], a[item], alpha=s)
-            yield (source[item, rows], target[item, rows]), merged
-
-
-def _scaled(u: Tensor, scale: Tensor | None, part: slice) -> Tensor:
-    """u [S', T, r] times each part's scale."""
-    if scale is None:
-        return u
-    s = scale[part]
-    return (u.view(*s.shape, u.shape[1] // max(s.shape[1], 1), u.shape[2]) * s[..., None, None]).view(u.shape)
-
-
-def _joined(parts: list[Tensor], runs: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
-    """The gradients of the stretches, with 0 between them."""
-    if len(parts) == 1 and parts[0].shape == like.shape:
-        return parts[0]
-    pieces, at = [], 0
-    for part, (start, end) in zip(parts, runs, strict=True):
-        pieces += [like.new_zeros(start - at, *like.shape[1:]), part]
-        at = end
-    return torch.cat([*pieces, like.new_zeros(like.shape[0] - at, *like.shape[1:])])
-
-
-def _check(
+def lowrank_linears(
     x: Tensor,
-    weight: Tensor,
-    a: Tensor,
-    b: Tensor,
-    scale: Tensor | float | None,
-    bias: Tensor | None,
-    index: Tensor | None,
-) -> None:
-    for name, t in {"x": x, "weight": weight, "a": a, "b": b, "bias": bias}.items():
-        if t is None and name == "bias":
+    weights: Sequence[Tensor],
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scales: Scale | Sequence[Scale] = None,
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    index: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """``lowrank_linear`` for several linears of one x (to_q, to_k and to_v, say), which read it together.
+
+    Args:
+        x, index: as for ``lowrank_linear``.
+        weights, a, b, biases: one entry per linear, of widths and ranks of their own, but with as many sets G.
+        scales: one for all linears, or a list with one each.
+
+    Returns:
+        [S, ..., n] for every linear.
+    """
+    count = len(weights)
+    biases = [None] * count if biases is None else biases
+    each: list[Any] = list(scales) if isinstance(scales, (list, tuple)) else [scales] * count
+    lengths = {"a": len(a), "b": len(b), "biases": len(biases), "scales": len(each)}
+    if not count or set(lengths.values()) != {count}:
+        raise ValueError(f"give one entry per weight, of which there are {count} (at least 1), not {lengths}")
+    _check_x(x)
+    for number in range(count):
+        _check_weight(x, weights[number], biases[number], f"s[{number}]", f"es[{number}]")
+        _check_factors(x, weights[number].shape[0], a[number], b[number], each[number], index, f"[{number}]")
+    if len({t.shape[0] for t in a}) > 1:
+        raise ValueError(f"all linears must have as many sets of factors, not {[t.shape[0] for t in a]}")
+    slices = [Slice(None, w, bias, a_i, b_i, None) for w, bias, a_i, b_i in zip(weights, biases, a, b, strict=True)]
+    return _run(x, slices, each, index)
+
+
+def lowrank_add(
+    base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Scale = None, *, index: Tensor | None = None
+) -> Tensor:
+    """``base[s] + scale[s]·(x[s] A[i]ᵀ) B[i]ᵀ``: the change alone, for a linear that computes by itself.
+
+    Args:
+        base: [S, ..., n], the linear's output.
+        x, a, b, scale, index: as for ``lowrank_linear``.
+
+    Returns:
+        [S, ..., n] in base's dtype.
+    """
+    _check_x(x)
+    if not isinstance(base, Tensor) or not base.is_floating_point() or base.shape[:-1] != x.shape[:-1]:
+        raise ValueError(f"base must be a floating-point tensor {[*x.shape[:-1], 'n']}, not {_describe(base)}")
+    _check_device("base", base, x)
+    _check_factors(x, base.shape[-1], a, b, scale, index)
+    return _run(x, [Slice(base, None, None, a, b, None)], [scale], index)[0].to(base.dtype)
+
+
+def _run(x: Tensor, slices: list[Slice], scales: Sequence[Scale], index: Tensor | None) -> tuple[Tensor, ...]:
+    samples, sets, dtype = x.shape[0], slices[0].a.shape[0], compute_dtype(x)
+    each = samples // max(sets, 1)  # samples that a set serves, without an index
+    rows = [_by_sample(scale, x, each, index) for scale in scales]
+    if index is not None:
+        slices = [s._replace(a=s.a[index], b=s.b[index]) for s in slices]
+        sets, each = samples, 1
+    # The samples of one set are as good as one sample with all their tokens.
+    shape = (sets, each * math.prod(x.shape[1:-1]))
+    tokens = _shaped(x, shape).to(dtype)
+
+    def cast(s: Slice, scale: Tensor | None) -> Slice:
+        base = None if s.base is None else _shaped(s.base, shape)
+        scale = None if scale is None else scale.view(sets, each)
+        return Slice(
+            _to(base, dtype), _to(s.weight, dtype), _to(s.bias, dtype), s.a.to(dtype), s.b.to(dtype), _to(scale, dtype)
+        )
+
+    slices = [cast(s, scale) for s, scale in zip(slices, rows, strict=True)]
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            results = portable(tokens, slices)
+    else:
+        results = portable(tokens, slices)
+    return tuple(_shaped(y, x.shape[:-1]) for y in results)
+
+
+def _to(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if t is None else t.to(dtype)
+
+
+def _shaped(t: Tensor, shape: Sequence[int]) -> Tensor:
+    """t with these dimensions in front of its last; itself if it has them, for a view costs time too."""
+    return t if t.shape[:-1] == tuple(shape) else t.reshape(*shape, t.shape[-1])
+
+
+def _by_sample(scale: Scale, x: Tensor, each: int, index: Tensor | None) -> Tensor | None:
+    """The scale of every sample, [S]."""
+    if isinstance(scale, Tensor):
+        if scale.shape[0] == x.shape[0]:
+            return scale
+        return scale[index] if index is not None else scale.repeat_interleave(each)
+    return None if scale is None else x.new_full((x.shape[0],), float(scale))
+
+
+def _check_x(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        raise ValueError(f"x must be a floating-point tensor [S, ..., d], not {_describe(x)}")
+
+
+def _check_weight(x: Tensor, weight: Tensor, bias: Tensor | None, weights: str = "", biases: str = "") -> None:
+    """Refuses a weight and bias that do not fit x; their names end so."""
+    names = {f"weight{weights}": weight, f"bias{biases}": bias}
+    for name, t in names.items():
+        if t is None and name.startswith("bias"):
             continue
         if not isinstance(t, Tensor) or not t.is_floating_point():
-            given = f"{t.dtype} {list(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
-            raise ValueError(f"{name} must be a floating-point tensor, not {given}")
-        if t.device != x.device:
-            raise ValueError(f"{name} is on {t.device}, x on {x.device}; move one with .to(device)")
-    if x.ndim < 2 or weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(f"x must be [S, ..., d] and weight [n, d], not {list(x.shape)} and {list(weight.shape)}")
-    n, d = weight.shape
-    if bias is not None and bias.shape != (n,):
-        raise ValueError(f"bias must be [{n}] like weight, not {list(bias.shape)}")
+            raise ValueError(f"{name} must be a floating-point tensor, not {_describe(t)}")
+        _check_device(name, t, x)
+        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name} is {t.dtype} and x {x.dtype}; cast one of them, or run under torch.autocast")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"x must be [S, ..., d] and weight{weights} [n, d], not {list(x.shape)} and {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias{biases} must be [{weight.shape[0]}] like the weight, not {list(bias.shape)}")
+
+
+def _check_factors(
+    x: Tensor, n: int, a: Tensor, b: Tensor, scale: Scale, index: Tensor | None, number: str = ""
+) -> None:
+    """Refuses factors, scale and index that do not fit x and a linear of n outputs; their names end in ``number``."""
+    d, samples = x.shape[-1], x.shape[0]
+    for name, t in {f"a{number}": a, f"b{number}": b}.items():
+        if not isinstance(t, Tensor) or not t.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, not {_describe(t)}")
+        _check_device(name, t, x)
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[1] != b.shape[2]:
-        raise ValueError(f"a must be [G, r, {d}] and b [G, {n}, r], not {list(a.shape)} and {list(b.shape)}")
+        given = f"{list(a.shape)} and {list(b.shape)}"
+        raise ValueError(f"a{number} must be [G, r, {d}] and b{number} [G, {n}, r], not {given}")
     sets, rank = a.shape[:2]
     if a.shape[2] != d or b.shape[1] != n:
         raise ValueError(
-            f"a must be [{sets}, {rank}, {d}] and b [{sets}, {n}, {rank}] for a weight [{n}, {d}], not {list(a.shape)} "
-            f"and {list(b.shape)}"
+            f"a{number} must be [{sets}, {rank}, {d}] and b{number} [{sets}, {n}, {rank}] for a weight [{n}, {d}], not "
+            f"{list(a.shape)} and {list(b.shape)}"
         )
     if not 1 <= rank <= min(n, d, HIGHEST_RANK):
         raise ValueError(f"the rank must be between 1 and {min(n, d, HIGHEST_RANK)} for this weight, not {rank}")
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None and t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} is {t.dtype} and x {x.dtype}; cast one of them, or run under torch.autocast")
-    samples = x.shape[0]
     if index is not None:
         if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.shape != (samples,):
             raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {_describe(index)}")
@@ -232,18 +211,17 @@ def _check(
             f"a batch of {samples} is no multiple of the {sets} sets of factors; give an index that says which set "
             "serves which sample"
         )
-    _check_scale(scale, samples, sets, x.device)
-
-
-def _check_scale(scale: Any, samples: int, sets: int, device: torch.device) -> None:
     if scale is None or (isinstance(scale, (int, float)) and not isinstance(scale, bool)):
         return
-    fits = isinstance(scale, Tensor) and scale.is_floating_point() and scale.shape in ((samples,), (sets,))
-    if not fits:
+    if not (isinstance(scale, Tensor) and scale.is_floating_point() and scale.shape in ((samples,), (sets,))):
         raise ValueError(f"scale must be a number, [{samples}] or [{sets}], not {_describe(scale)}")
-    if scale.device != device:
-        raise ValueError(f"scale is on {scale.device}, x on {device}; move one with .to(device)")
+    _check_device("scale", scale, x)
 
 
-def _describe(value: object) -> str:
+def _check_device(name: str, t: Tensor, x: Tensor) -> None:
+    if t.device != x.device:
+        raise ValueError(f"{name} is on {t.device}, x on {x.device}; move one with .to(device)")
+
+
+def _describe(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import reference
-from hnkernels import lowrank_linear
+from hnkernels import lowrank_add, lowrank_linear, lowrank_linears
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, relative_error
 
 TOLERANCE = {torch.float32: (FORWARD_TOLERANCE, GRADIENT_TOLERANCE), torch.float64: (1e-14, 1e-13)}
@@ -221,17 +221,17 @@ def tensors(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": 3}, "x must be a floating-point tensor, not int"),
+        ({"x": 3}, "not 3"),
         (
             {"x": torch.ones(4, 5, 12, dtype=torch.int64)},
-            r"x must be a floating-point tensor, not torch.int64 \[4, 5, 12\]",
+            r"x must be a floating-point tensor \[S, ..., d\], not torch.int64 \[4, 5, 12\]",
         ),
-        ({"x": torch.ones(12)}, r"x must be \[S, ..., d\] and weight \[n, d\], not \[12\]"),
+        ({"x": torch.ones(12)}, r"x must be a floating-point tensor \[S, ..., d\], not torch.float32 \[12\]"),
         ({"x": torch.ones(4, 5, 11)}, r"not \[4, 5, 11\] and \[9, 12\]"),
         ({"x": torch.ones(5, 5, 12)}, "a batch of 5 is no multiple of the 2 sets of factors; give an index"),
         ({"weight": torch.ones(9, 12).double()}, "weight is torch.float64 and x torch.float32; cast one"),
         ({"weight": torch.ones(9, 12, device="meta")}, "weight is on meta, x on cpu"),
-        ({"bias": torch.ones(8)}, r"bias must be \[9\] like weight, not \[8\]"),
+        ({"bias": torch.ones(8)}, r"bias must be \[9\] like the weight, not \[8\]"),
         ({"a": torch.ones(3, 12)}, r"a must be \[G, r, 12\] and b \[G, 9, r\], not \[3, 12\] and \[2, 9, 3\]"),
         ({"b": torch.ones(2, 9, 4)}, r"not \[2, 3, 12\] and \[2, 9, 4\]"),
         ({"b": torch.ones(2, 8, 3)}, r"a must be \[2, 3, 12\] and b \[2, 9, 3\] for a weight \[9, 12\]"),
@@ -250,3 +250,133 @@ def tensors(**changes):
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         lowrank_linear(**tensors(**changes))
+
+
+def together(samples=4, sets=4, tokens=6, d=12, index=None, scales=None, dtype=torch.float64):
+    """Three linears of one x, of different widths and ranks, one of them without bias."""
+    cases = [
+        Case(samples, (tokens,), d, n, rank, sets, dtype, "each" if scales is None else scales[i], n != 9, index)
+        for i, (n, rank) in enumerate(((9, 3), (16, 1), (7, 5)))
+    ]
+    for case in cases[1:]:
+        case.x = cases[0].x
+    return cases
+
+
+def call_together(cases):
+    return lowrank_linears(
+        cases[0].x, [c.weight for c in cases], [c.a for c in cases], [c.b for c in cases], [c.scale for c in cases],
+        [c.bias for c in cases], index=cases[0].index,
+    )  # fmt: skip
+
+
+MIXED = [torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.5, 0.0, 2.0]), torch.zeros(4)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sets": 2},
+        {"index": torch.tensor([1, 1, 0, 1]), "sets": 2},
+        {"tokens": 90},
+        {"scales": MIXED},
+        {"scales": MIXED, "tokens": 90},
+        {"scales": [None, 0.5, MIXED[1]]},
+        {"dtype": torch.float32},
+    ],
+    ids=str,
+)
+def test_several_linears_of_one_x(options):
+    cases = together(**options)
+    inputs = [t for case in cases for t in case.inputs().values()]
+    ys = call_together(cases)
+    ours = torch.autograd.grad(ys, inputs, [case.upstream for case in cases])
+    each = [case.results() for case in cases]
+    summed = sum(results[1] for results in each)  # x's
+    forward, backward = TOLERANCE[cases[0].x.dtype]
+    theirs = [t for results in each for t in results[1:]]
+    for y, results in zip(ys, each, strict=True):
+        assert relative_error(y, results[0]) <= forward
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert relative_error(a, summed if inputs[i] is cases[0].x else b) <= backward
+
+
+def test_several_linears_twice_differentiable():
+    cases = together(tokens=2, d=4)
+    cases = [c for c in cases if c.a.shape[1] <= 4]
+    inputs = tuple(dict.fromkeys(t for case in cases for t in case.inputs().values()))
+    assert torch.autograd.gradcheck(lambda *_: call_together(cases), inputs)
+    assert torch.autograd.gradgradcheck(lambda *_: call_together(cases), inputs)
+
+
+def test_several_linears_keep_x_once_and_read_it_in_one_product(monkeypatch):
+    cases = together(dtype=torch.float32)
+    kept, ranks = {}, []
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: ranks.append(b.shape[2]) or bmm(a, b))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        call_together(cases)
+    assert ranks == [9]
+    own = [cases[0].x, *(t for c in cases for t in (c.weight, c.a, c.b, c.scale))]
+    assert sum(kept.values()) == sum(t.untyped_storage().nbytes() for t in own)
+
+
+@pytest.mark.parametrize("options", [SHAPES[i] for i in (0, 1, 2, 4, 5, 7, 11, 14, 16)], ids=str)
+def test_the_change_alone(options):
+    case = Case(dtype=torch.float64, **options)
+    base = torch.randn_like(case.upstream).requires_grad_()
+    names = [name for name in case.inputs() if name not in ("weight", "bias")]
+    inputs = [getattr(case, name) for name in names]
+    y = lowrank_add(base, case.x, case.a, case.b, case.scale, index=case.index)
+    ours = torch.autograd.grad(y, [base, *inputs], case.upstream)
+    case.weight, case.bias = torch.zeros_like(case.weight, requires_grad=True), None
+    exact = dict(zip(["y", *case.inputs()], case.expected(), strict=True))
+    assert relative_error(y, base + exact["y"]) <= 1e-14
+    assert torch.equal(ours[0], case.upstream)
+    for name, gradient in zip(names, ours[1:], strict=True):
+        assert relative_error(gradient, exact[name]) <= 1e-13, name
+
+
+def test_the_change_alone_leaves_the_base_as_it_is():
+    case, base = Case(), torch.randn(4, 5, 9)
+    before = base.clone()
+    lowrank_add(base, case.x, case.a, case.b)
+    assert torch.equal(base, before)
+    assert torch.equal(lowrank_add(base, case.x, case.a, case.b, 0.0), base)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": []}, "of which there are 0"),
+        ({"a": [torch.ones(2, 3, 12)]}, "give one entry per weight, of which there are 2 .* {'a': 1,"),
+        ({"scales": [1.0]}, "'scales': 1"),
+        ({"weights": [torch.ones(9, 12), torch.ones(9, 11)]}, r"weights\[1\] \[n, d\], not \[4, 5, 12\] and \[9, 11\]"),
+        ({"biases": [None, torch.ones(8)]}, r"biases\[1\] must be \[9\]"),
+        ({"b": [torch.ones(2, 9, 3), torch.ones(2, 9, 2)]}, r"a\[1\] must be \[G, r, 12\] and b\[1\] \[G, 9, r\]"),
+        (
+            {"a": [torch.ones(2, 3, 12), torch.ones(4, 3, 12)], "b": [torch.ones(2, 9, 3), torch.ones(4, 9, 3)]},
+            r"as many sets of factors, not \[2, 4\]",
+        ),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(changes, message):
+    given = {
+        "x": torch.ones(4, 5, 12), "weights": [torch.ones(9, 12)] * 2, "a": [torch.ones(2, 3, 12)] * 2,
+        "b": [torch.ones(2, 9, 3)] * 2, **changes,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        lowrank_linears(**given)
+
+
+def test_a_base_that_does_not_fit_is_refused():
+    with pytest.raises(
+        ValueError, match=r"base must be a floating-point tensor \[4, 5, 'n'\], not torch.float32 \[4, 9\]"
+    ):
+        lowrank_add(torch.ones(4, 9), torch.ones(4, 5, 12), torch.ones(2, 3, 12), torch.ones(2, 9, 3))
