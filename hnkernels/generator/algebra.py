@@ -42,6 +42,17 @@ def recompressed(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return down.to(a.dtype).contiguous(), up.to(b.dtype).contiguous()
 
 
+def at_full_rank(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of B A, [..., R, d] and [..., n, R], whose rank is the smaller side: B A and an identity.
+
+    For an R above that side, where B A is the smaller of the two.
+    """
+    delta = b @ a
+    n, d = delta.shape[-2:]
+    eye = torch.eye(min(n, d), dtype=delta.dtype, device=delta.device).expand(*delta.shape[:-2], -1, -1)
+    return (delta, eye) if n <= d else (eye, delta)
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
     """x in its own dtype or in fp32, whichever is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

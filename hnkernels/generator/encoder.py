@@ -192,7 +192,7 @@ class _Perceiver(nn.Module):
         k, v = (self._split(t) for t in self.to_kv(tokens).chunk(2, dim=-1))
         q = self._split(self.queries.expand(batch, -1, -1))
         pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=kept[:, None, None])  # [B, heads, queries, H/heads]
-        return self.project(pooled.transpose(1, 2).reshape(batch, -1))
+        return self.project(pooled.transpose(1, 2).flatten(1))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hnkernels.generator import files
-from hnkernels.generator.algebra import at_least_fp32, recompressed, squared_norms
+from hnkernels.generator.algebra import at_full_rank, at_least_fp32, recompressed, squared_norms
+from hnkernels.generator.blocks import check_count
 from hnkernels.generator.targets import Shape, TargetLayer, by_shape, check_selectors, fits
 from hnkernels.lowrank import HIGHEST_RANK
 from hnkernels.merging import check_number
@@ -146,8 +147,7 @@ class GeneratedWeights:
     def repeat(self, rows: int) -> GeneratedWeights:
         """These weights for a batch in which every set (every entry of the index, if there is one) serves ``rows``
         consecutive rows, as ``num_images_per_prompt`` makes it."""
-        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-            raise ValueError(f"rows must be a whole number of at least 1, not {rows!r}")
+        check_count("rows", rows, 1)
         index = torch.arange(self.sets, device=self.device) if self.index is None else self.index
         return self._with(index=index.repeat_interleave(rows))
 
@@ -245,7 +245,7 @@ class GeneratedWeights:
             other: weights of as many sets for the same layers, ranks aside, and with the same index.
             t: 0 gives these, 1 the other; values beyond extrapolate.
             rank: ``None`` is exact: the ranks of the two add up (to the smaller side of the layer at most). A number
-                cuts every layer's to the best approximation of that rank; what was cut carries no gradient.
+                cuts every layer above it to the best approximation of that rank, which carries no gradient.
 
         Returns:
             Weights without scales.
@@ -255,21 +255,22 @@ class GeneratedWeights:
                 exact rank is above 64 and none is given.
         """
         check_number("t", t)
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= HIGHEST_RANK):
-            raise ValueError(f"rank must be a whole number from 1 to {HIGHEST_RANK}, or None, not {rank!r}")
+        if rank is not None:
+            check_count("rank", rank, 1, HIGHEST_RANK)
         self._check_alike(other)
         layers, factors = [], {}
         for layer in self.layers:
             (a1, b1), (a2, b2) = self._folded(layer.name), other._folded(layer.name)
             a, b = torch.cat([a1, a2], dim=1), torch.cat([(1 - t) * b1, t * b2], dim=2)
-            highest = min(layer.out_features, layer.in_features, HIGHEST_RANK if rank is None else rank)
-            if a.shape[1] > highest:
-                if rank is None and highest == HIGHEST_RANK:
-                    raise ValueError(
-                        f"the exact rank at {layer.name} is {a.shape[1]}, above {HIGHEST_RANK}; give a rank, at "
-                        "which it is cut"
-                    )
-                a, b = recompressed(a, b, highest)
+            exact, side = a.shape[1], min(layer.shape[:2])
+            if rank is not None and min(exact, side) > rank:
+                a, b = recompressed(a, b, rank)
+            elif side <= HIGHEST_RANK and exact > side:
+                a, b = at_full_rank(a, b)
+            elif exact > HIGHEST_RANK:
+                raise ValueError(
+                    f"the exact rank at {layer.name} is {exact}, above {HIGHEST_RANK}; give a rank, at which it is cut"
+                )
             layers.append(replace(layer, rank=a.shape[1]))
             factors[layer.name] = a, b
         return GeneratedWeights.from_factors(layers, factors, self.index)
