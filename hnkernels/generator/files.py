@@ -112,14 +112,17 @@ def _content(header: Mapping[str, str], kind: str) -> dict[str, Any]:
         content = json.loads(header[_HEADER])
     except (ValueError, RecursionError) as error:
         raise Fault("has a header that is not valid JSON", _AGAIN) from error
-    version = content.get("version") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise Fault(f"has {brief(content)} in place of the {_HEADER!r} entry's JSON object", _AGAIN)
+    version = content.get("version")
     if type(version) is int and version > _VERSION:
         raise Fault(f"has format version {version}; this hnkernels reads up to {_VERSION}", "update hnkernels")
-    if content.get("kind") != kind if isinstance(content, dict) else True:
-        found = brief(content.get("kind", "a context hypernetwork")) if isinstance(content, dict) else brief(content)
-        raise Fault(f"holds {found}, not {kind!r}", "load it with what saved it")
-    if version != _VERSION:
-        raise Fault(f"has a {_HEADER!r} header without a version", _AGAIN)
+    if type(version) is not int or version < 1:
+        raise Fault(f"has a {_HEADER!r} entry without a version", _AGAIN)
+    if "kind" not in content:
+        raise Fault(f"holds no {kind}", "load it with load_hypernetwork if it is a context hypernetwork")
+    if content["kind"] != kind:
+        raise Fault(f"holds no {kind} but {brief(content['kind'])}", "load it with what saved it")
     return content
 
 
