@@ -17,13 +17,18 @@ _HOME = {
     "PerRow": "hnkernels.adapter",
     "adapters": "hnkernels.adapter",
     "CheckpointError": "hnkernels.checkpoint",
+    "GeneratedWeights": "hnkernels.generator",
     "Hypernetwork": "hnkernels.hypernetwork",
+    "HypernetworkDecoder": "hnkernels.generator",
+    "HypernetworkEncoder": "hnkernels.generator",
     "HypernetworkMLP": "hnkernels.mlp",
     "HypernetworkTrainer": "hnkernels.training",
     "LoraLayer": "hnkernels.lora_export",
     "LoraReport": "hnkernels.lora_export",
     "MLPConfig": "hnkernels.mlp",
     "TrainingConfig": "hnkernels.training",
+    "WeightGenerator": "hnkernels.generator",
+    "WeightHypernetwork": "hnkernels.generator",
     "attach": "hnkernels.adapter",
     "average": "hnkernels.mixing",
     "Explanation": "hnkernels.explanation",
@@ -51,6 +56,13 @@ if TYPE_CHECKING:
     from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
     from hnkernels.explanation import Explanation, explain
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
+    from hnkernels.generator import (
+        GeneratedWeights,
+        HypernetworkDecoder,
+        HypernetworkEncoder,
+        WeightGenerator,
+        WeightHypernetwork,
+    )
     from hnkernels.hypernetwork import Hypernetwork
     from hnkernels.lora_export import LoraLayer, LoraReport, to_lora
     from hnkernels.lowrank import lowrank_add, lowrank_linear, lowrank_linears
