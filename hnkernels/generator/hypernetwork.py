@@ -85,9 +85,12 @@ class WeightHypernetwork(nn.Module):
     ):
         super().__init__()
         layers = select_layers(projections_of(model), target_layers, rank if head != "dense" else None, projections)
-        encoder = encoder or HypernetworkEncoder(embedding_dim, hidden_dim, pooling, tasks, styles, latent_norm)
-        generator = generator or WeightGenerator(hidden_dim, layers)
-        decoder = decoder or HypernetworkDecoder(hidden_dim, layers, head, init=init, rank_dropout=rank_dropout)
+        if encoder is None:
+            encoder = HypernetworkEncoder(embedding_dim, hidden_dim, pooling, tasks, styles, latent_norm)
+        if generator is None:
+            generator = WeightGenerator(hidden_dim, layers)
+        if decoder is None:
+            decoder = HypernetworkDecoder(hidden_dim, layers, head, init=init, rank_dropout=rank_dropout)
         self._assemble(layers, encoder, generator, decoder, Provenance(name=name))
 
     def _assemble(

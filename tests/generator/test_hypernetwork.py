@@ -313,6 +313,13 @@ def test_parts_that_do_not_fit_are_refused():
         make_generator(encoder=hn.HypernetworkEncoder(EMBEDDING, 8))
 
 
+def test_an_empty_sequence_is_a_part_too():
+    gen = make_generator(encoder=nn.Sequential())  # which is false in a condition
+    latent = torch.randn(2, HIDDEN)
+    assert isinstance(gen.encoder, nn.Sequential)
+    assert gen(latent=latent).sets == 2
+
+
 def test_a_decoder_that_makes_something_else_is_refused():
     with pytest.raises(ValueError, match="the decoder must return GeneratedWeights, not Tensor"):
         make_generator(decoder=nn.Identity())("ink")
