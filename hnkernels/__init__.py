@@ -28,6 +28,7 @@ _HOME = {
     "MLPConfig": "hnkernels.mlp",
     "TrainingConfig": "hnkernels.training",
     "WeightGenerator": "hnkernels.generator",
+    "WeightAdapter": "hnkernels.adapter",
     "WeightHypernetwork": "hnkernels.generator",
     "attach": "hnkernels.adapter",
     "average": "hnkernels.mixing",
@@ -52,7 +53,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from hnkernels.adapter import Adapter, AdapterError, Adapters, PerRow, adapters, attach
+    from hnkernels.adapter import Adapter, AdapterError, Adapters, PerRow, WeightAdapter, adapters, attach
     from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
     from hnkernels.explanation import Explanation, explain
     from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv

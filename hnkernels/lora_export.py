@@ -16,8 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hnkernels.adapter.adapter import denoiser
-from hnkernels.adapter.sites import TARGETS, accepted_targets, check_reach, find_attention, find_attention_keys
+from hnkernels.adapter.sites import (
+    TARGETS,
+    accepted_targets,
+    check_reach,
+    denoiser,
+    find_attention,
+    find_attention_keys,
+)
 from hnkernels.hypernetwork import Hypernetwork
 from hnkernels.merging import ORIGINAL_PREFIX, AffineChange, affine_changes, chain_maps, check_affine, check_number
 

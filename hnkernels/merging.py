@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hnkernels.adapter.adapter import denoiser
 from hnkernels.adapter.sites import (
     TARGETS,
     AttentionLayer,
     accepted_targets,
     check_reach,
+    denoiser,
     find_attention,
     find_attention_keys,
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hnkernels.adapter.adapter import Adapter, denoiser
+from hnkernels.adapter.handle import Handle
 from hnkernels.adapter.host import Host
-from hnkernels.adapter.sites import AdapterError
+from hnkernels.adapter.sites import AdapterError, denoiser
 from hnkernels.adapter.strength import Strength
 
 
@@ -17,7 +17,7 @@ class UnknownAdapter(AdapterError, KeyError):
     __str__ = RuntimeError.__str__  # a KeyError would put the sentence in quotes
 
 
-class Adapters(Mapping[str, Adapter]):
+class Adapters(Mapping[str, Handle]):
     """The adapters of one model in their order of application, a mapping of names to handles. Always up to date."""
 
     def __init__(self, model: Any):
@@ -71,7 +71,7 @@ class Adapters(Mapping[str, Adapter]):
         for adapter in [self[name] for name in dict.fromkeys(names)]:
             adapter.detach()
 
-    def __getitem__(self, name: str) -> Adapter:
+    def __getitem__(self, name: str) -> Handle:
         for adapter in self._all():
             if adapter.name == name:
                 return adapter
@@ -90,7 +90,7 @@ class Adapters(Mapping[str, Adapter]):
     def __repr__(self) -> str:
         return f"Adapters({', '.join(map(repr, self.values()))})"
 
-    def _all(self) -> list[Adapter]:
+    def _all(self) -> list[Handle]:
         host = Host.of(self._model)
         return list(host.adapters) if host else []
 

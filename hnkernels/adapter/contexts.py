@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from hnkernels.adapter.changes import Replay
 from hnkernels.adapter.links import Link, Links, rewrite
 from hnkernels.memo import Memo
 
@@ -27,6 +28,7 @@ class Group(NamedTuple):
     names: tuple[tuple[str, str], ...]
     weights: list[Tensor]
     compute: Callable[[Tensor, Tensor], Layers]
+    token: Hashable = None  # changes with whatever else they depend on
 
 
 class CacheStats(NamedTuple):
@@ -76,6 +78,7 @@ class SharedContext:
         self._content = source.clone() if source.is_inference() and source.device.type == "cpu" else None
         self._changes = 0
         self.recorded = torch.is_grad_enabled()
+        self.replay: Replay = {}  # the generated weights that acted in the recorded call
         self.finalizer: weakref.finalize | None = None
         self._rewritten: dict[Links, _Rewritten] = {}
         self._projected: dict[Hashable, Memo[Tensor]] = {}
@@ -151,7 +154,7 @@ class SharedContext:
             counted = _Counted(lambda: group.compute(y_k, y_v))
             for names in [n for n in self._grouped if n != group.names and not set(n).isdisjoint(group.names)]:
                 del self._grouped[names]  # the groups of one call share no layer: these are of an earlier one
-            layers = self._grouped.setdefault(group.names, Memo()).get(group.weights, counted, token)
+            layers = self._grouped.setdefault(group.names, Memo()).get(group.weights, counted, (token, group.token))
             return layers, counted.calls == 0
 
         return self._once_a_call(("grouped", links), store, find)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from hnkernels import onednn
+from hnkernels.adapter.changes import Replay, Together, changed_linears
 from hnkernels.adapter.contexts import ContextStore, Group, Layers, SharedContext, TracedContext
 from hnkernels.adapter.links import Links
-from hnkernels.adapter.site import Action, Projection, Site
+from hnkernels.adapter.site import Site
 from hnkernels.adapter.sites import AttentionSpec
 from hnkernels.adapter.strength import STREAMS
 from hnkernels.triton import derived
 from hnkernels.triton.support import why_not
 
 if TYPE_CHECKING:
-    from hnkernels.adapter.adapter import Adapter
+    from hnkernels.adapter.handle import Handle
 
 _ATTRIBUTE = "_hnkernels_host"
 _CONTEXT_ARGUMENTS = ("encoder_hidden_states", "context")  # diffusers' name, and that of the original repositories
@@ -32,17 +33,19 @@ class Host:
 
     def __init__(self, model: nn.Module, specs: list[AttentionSpec]):
         self.model = model
-        self.adapters: list[Adapter] = []
+        self.adapters: list[Handle] = []
         self.contexts = ContextStore()
         self.traced: TracedContext | None = None
+        self.replay: Replay | None = None  # what acted in the call that is being computed once more
         self._device: torch.device | None = None  # where the networks are, within a call
         parameters = list(inspect.signature(type(model).forward).parameters)
         self._context_name = next((name for name in _CONTEXT_ARGUMENTS if name in parameters), None)
         self._context_index = parameters.index(self._context_name) - 1 if self._context_name else -1
         self.sites = [Site(spec, self) for spec in specs]
         inside = {m for spec in specs for m in _path(model, spec.path)}
-        self._around = list(inside)  # what the layers lie in, and may be compiled by itself
+        self._around = list(inside)  # what the layers lie in, and may be compiled or checkpointed by itself
         self._hooks: list[Any] = []
+        self._replaying: list[Any] = []
 
     def install(self) -> None:
         """Puts taps and hooks in place: all of them, or none if one cannot be."""
@@ -72,20 +75,35 @@ class Host:
         """Gives the model back as it was."""
         for site in self.sites:
             site.remove()
-        for hook in self._hooks:
+        for hook in (*self._hooks, *self._replaying):
             hook.remove()
         self.model.__dict__.pop(_ATTRIBUTE, None)
 
     def arrange(self) -> None:
         """Tells the sites what acts on them, after an adapter has come, gone or changed."""
-        for number, site in enumerate(self.sites):
-            site.actions = [Action(adapter, adapter.level_at(number)) for adapter in self.adapters]
+        for site in self.sites:
+            site.begin_arranging()
+        for adapter in self.adapters:
+            adapter.arrange(self.sites)
+        for site in self.sites:
+            site.end_arranging()
+        if any(site.changes for site in self.sites) != bool(self._replaying):
+            for hook in self._replaying:
+                hook.remove()
+            around = [] if self._replaying else self._around
+            self._replaying = [m.register_forward_pre_hook(self._find_replay, with_kwargs=True) for m in around]
 
     def clear(self) -> None:
         """Forgets all that was computed once and kept."""
         self.contexts.clear()
         for site in self.sites:
             site.clear()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's linears; fp32 where these are quantised."""
+        dtypes = (p.dtype for site in self.sites for p in site.attention.parameters())
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
     def shared(self, x: Tensor) -> SharedContext | None:
         """The entry of a context that sites share; ``None`` where each has to compute for itself."""
@@ -98,7 +116,8 @@ class Host:
     def grouped(self, width: int, entry: SharedContext, links: Links) -> tuple[Layers, bool]:
         """K and V of the layers that see this context behind these links, in one launch, and whether they were kept.
 
-        Empty where each layer projects for itself: without the Triton backend, or with projections that are trained.
+        Empty where each layer projects for itself: with projections that are trained, or with nothing to be gained (on
+        the portable backend without generated weights).
         """
         return entry.grouped(links, self.contexts, lambda: self._group(width, entry, links))
 
@@ -106,25 +125,35 @@ class Host:
         x = entry.source()
         assert x is not None
         mlps = [mlp for link in links for mlp in (link.mlp_k, link.mlp_v)]
-        if not mlps or why_not(x, mlps) is not None:
-            return None
-        projections: dict[tuple[str, str], Projection] = {}
+        together: dict[tuple[str, str], Together] = {}
         for site in self.sites:
             if site.shared and site.width == width and site.computed_links() == links:
-                projections.update({(site.name, stream): p for stream, p in site.bare_projections().items()})
-        weights = [t for projection in projections.values() for t in projection if t is not None]
+                for stream, projection in site.bare_projections().items():
+                    together[site.name, stream] = Together(*projection, site.acting(stream))
+        changed = any(t.changes for t in together.values())
+        if not changed and (not mlps or why_not(x, mlps) is not None):
+            return None
+        weights = [t for linear in together.values() for t in (linear.weight, linear.bias) if t is not None]
         if not weights or (torch.is_grad_enabled() and any(t.requires_grad for t in weights)):
             return None
         if any(t.device != x.device for t in weights):  # offloaded for now, or on another GPU
             return None
+        rows = [change.rows(x) for linear in together.values() for change in linear.changes]
+        weights += [factor for r in rows for factor in (r.a, r.b)]
 
         def compute(y_k: Tensor, y_v: Tensor) -> Layers:
-            from hnkernels.triton.backend import project_group
+            linears = [(y_k if stream == "k" else y_v, t) for (_, stream), t in together.items()]
+            results: Sequence[Tensor]
+            if changed:
+                results = changed_linears(linears)
+            else:
+                from hnkernels.triton.backend import project_group
 
-            streams = [STREAMS.index(stream) for _, stream in projections]
-            return dict(zip(projections, project_group(y_k, y_v, list(projections.values()), streams), strict=True))
+                streams = [STREAMS.index(stream) for _, stream in together]
+                results = project_group(y_k, y_v, [(t.weight, t.bias) for t in together.values()], streams)
+            return dict(zip(together, results, strict=True))
 
-        return Group(tuple(projections), weights, compute)
+        return Group(tuple(together), weights, compute, tuple(r.token for r in rows))
 
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         positional = len(args) > self._context_index
@@ -147,18 +176,21 @@ class Host:
         if not torch.is_grad_enabled():
             self._prepare(sites, context)
             return None
-        if any(p.requires_grad for adapter in self.adapters for p in adapter.net.parameters()):
+        if any(p.requires_grad for adapter in self.adapters for p in adapter.parameters()):
             # A training step: optimisers with fused=True change parameters without a trace in their version.
             self.contexts.forget_kept()
             for site in self.sites:
                 site.clear()
         # A dict, not a set: dropout must draw for the chains in the same order in every run.
+        self.replay = {c: c.state for site in self.sites for changes in site.changes.values() for c in changes}
         chains = dict.fromkeys(site.computed_links() for site in sites)
-        chains.pop((), None)
-        if context is None or not chains:
+        if not any(site.acting(stream) for site in sites for stream in STREAMS):
+            chains.pop((), None)
+        if context is None or not (chains or self.replay):
             return None
         alias = context.view_as(context)
         entry = self.contexts.open(alias)
+        entry.replay = self.replay
         for links in chains:
             entry.rewritten(links, self.contexts)
             self.grouped(context.shape[-1], entry, links)
@@ -166,6 +198,14 @@ class Host:
         if positional:
             return (*args[: self._context_index], alias, *args[self._context_index + 1 :]), kwargs
         return args, {**kwargs, str(self._context_name): alias}
+
+    def _find_replay(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Before a checkpointed block is computed once more: what acted in that call. Its context says which it was."""
+        if torch.is_grad_enabled() and not self.contexts.running and not torch.compiler.is_compiling():
+            for value in _tensors(args, kwargs):
+                entry = self.contexts.find(value)
+                if entry is not None and entry.recorded:
+                    self.replay = entry.replay
 
     def _prepare(self, sites: list[Site], context: Tensor | None) -> None:
         if any(module._compiled_call_impl is not None for module in self._around):

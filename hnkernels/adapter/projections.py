@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from hnkernels.adapter.sites import PROTOCOL, AttentionSpec, find_attention
-
-PROJECTIONS = ("q", "k", "v", "out")
+from hnkernels.adapter.strength import PROJECTIONS
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from hnkernels.adapter import changes as changes_on
+from hnkernels.adapter.changes import Change, Together, changed_linears
 from hnkernels.adapter.links import Links, acting, arguments, in_one_operation, rewrite
 from hnkernels.adapter.sites import AdapterError, AttentionSpec
 from hnkernels.adapter.strength import STREAMS, Level
@@ -63,6 +65,13 @@ class Tap:
         """Whether the tap is what the module calls: neither wrapped by another tool nor thrown away by it."""
         return getattr(self.module.__dict__.get("forward"), "__self__", None) is self
 
+    def changed(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the module does with the generated weights that act on it."""
+        changes = () if self.site is None else self.site.acting(self.stream)
+        if changes and self.plain and not args and not kwargs:
+            return changes_on.linear(x, self.module.weight, self.module.bias, changes)  # type: ignore[arg-type]
+        return changes_on.add(self.inner(x, *args, **kwargs), x, changes)
+
     def remove(self) -> None:
         """Gives the module back as it was."""
         self.site = None
@@ -87,7 +96,10 @@ class Action(NamedTuple):
 
 
 class Site:
-    """One attention layer with its taps: on the linears of K and V, and where it sees the same tensor of Q too."""
+    """One attention layer with its taps: on the linears of K and V, and where it sees the same tensor of Q too.
+
+    Generated weights have it tap the linears that they change as well.
+    """
 
     def __init__(self, spec: AttentionSpec, host: Host):
         self.spec = spec
@@ -95,6 +107,8 @@ class Site:
         self.attention, self.projections = spec.module, spec.projections
         self.host = host
         self.actions: list[Action] = []  # in the order of the host's adapters
+        self.changes: dict[str, list[Change]] = {}  # by stream
+        self._paths = dict(self.projections)  # of what is tapped
         self._ready: tuple[Tensor, Tensor, Tensor] | None = None
         self._reached: set[str] = set()
         self._pending: tuple[Tensor, int, dict[str, Tensor]] | None = None
@@ -107,8 +121,8 @@ class Site:
 
     def install(self) -> None:
         """Puts the taps in place."""
-        for stream, attribute in self.projections.items():
-            self._taps[stream] = Tap(self, stream, getattr(self.attention, attribute))
+        for stream, path in self._paths.items():
+            self._taps[stream] = Tap(self, stream, self.attention.get_submodule(path))
         self._hooks = [
             self.attention.register_forward_pre_hook(self._before),
             self.attention.register_forward_hook(self._after),
@@ -121,6 +135,29 @@ class Site:
         for hook in self._hooks:
             hook.remove()
 
+    def begin_arranging(self) -> None:
+        """The adapters say anew what they do here."""
+        self.actions, self.changes = [], {}
+        self._links_in_call = (0, ())
+        self._paths = dict(self.projections)
+
+    def add_change(self, stream: str, path: str, change: Change) -> None:
+        """A change of the linear at this path below the layer."""
+        self.changes.setdefault(stream, []).append(change)
+        self._paths[stream] = path
+
+    def end_arranging(self) -> None:
+        """Taps what is changed now, and nothing else but what it always taps."""
+        for stream in [stream for stream in self._taps if stream not in self._paths]:
+            self._taps.pop(stream).remove()
+        for stream, path in self._paths.items():
+            if stream not in self._taps:
+                self._taps[stream] = Tap(self, stream, self.attention.get_submodule(path))
+
+    def acting(self, stream: str) -> tuple[Change, ...]:
+        """The changes that act on a linear now."""
+        return tuple(change for change in self.changes.get(stream, ()) if change.acting() is not None)
+
     def clear(self) -> None:
         """Forgets the weights that networks are folded into."""
         for memo in self._folded.values():
@@ -132,7 +169,7 @@ class Site:
         For layers inside a part of the model that is compiled by itself: what is shared and kept lies outside of it.
         """
         self._ready = None
-        if x is not None and any(action.level for action in self.actions) and self._plain():
+        if x is not None and (self.changes or any(action.level for action in self.actions)) and self._plain():
             k, v = (self.run(self._taps[stream], x, (), {}) for stream in STREAMS)
             # Whether a tensor is a view, and of what, would be one more thing that compiled code depends on.
             k, v = (t.clone() if t._is_view() else t for t in (k, v))
@@ -153,25 +190,25 @@ class Site:
         self._reached.add(tap.stream)
         if not torch.compiler.is_compiling():
             self.host.follow(x)  # a model's own forward may have moved it
-        links = self.links()
-        if not links:
-            return tap.inner(x, *args, **kwargs)
+        links, changes = self.links(), self.acting(tap.stream)
+        if not (links or changes) or tap.stream not in self.projections:
+            return tap.changed(x, *args, **kwargs)
         bare = not args and not kwargs and self._plain()
         if tap.stream == "q":
             q = self._all_three(x, links) if bare and tap.plain else None
-            return tap.inner(x, *args, **kwargs) if q is None else q
+            return tap.changed(x, *args, **kwargs) if q is None else q
         index = STREAMS.index(tap.stream)
         if bare and self._ready is not None and self._ready[0] is x:
             return self._ready[1 + index]
         entry = self.host.shared(x) if self.shared and not torch.compiler.is_compiling() else None
         if not bare:
             pair = entry.rewritten(links, self.host.contexts)[0] if entry else self._pair(tap.stream, x, links)
-            return tap.inner(pair[index], *args, **kwargs)
+            return tap.changed(pair[index], *args, **kwargs)
         links, folded = self._split(links)
         if entry is None:
             traced = self.host.traced
             if self.shared and traced is not None and traced.source() is x:
-                return project(traced.rewritten(links)[index], *self._projection(tap.stream, folded))
+                return self._projected(tap.stream, traced.rewritten(links)[index], folded)
             return self._both(tap.stream, x, links, folded)
         if not folded:
             layers, kept = self.host.grouped(self.width, entry, links)
@@ -181,12 +218,14 @@ class Site:
                     self.host.contexts.count(kept)
                 return together
         pair, token = entry.rewritten(links, self.host.contexts)
-        weight, bias = self._projection(tap.stream, folded)
-        compute = partial(project, pair[index], weight, bias, few_rows=True)
+        compute = partial(self._projected, tap.stream, pair[index], folded, few_rows=True)
         if torch.is_grad_enabled():
             return compute()
-        weights = [t for t in (weight, bias) if t is not None]
-        return entry.projected((self.name, tap.stream), weights, token, self.host.contexts, compute)
+        weight, bias = self._projection(tap.stream, folded)
+        rows = [change.rows(x) for change in changes]
+        weights = [t for t in (weight, bias) if t is not None] + [t for r in rows for t in (r.a, r.b)]
+        tokens = (token, *(r.token for r in rows))
+        return entry.projected((self.name, tap.stream), weights, tokens, self.host.contexts, compute)
 
     def computed_links(self) -> Links:
         """What is to be computed of a context now: all links but those that live in the projections' weights."""
@@ -203,8 +242,11 @@ class Site:
         return all(self._taps[stream].plain for stream in STREAMS)
 
     def _all_three(self, x: Tensor, links: Links) -> Tensor | None:
-        """Q, with K and V in the same operation, where that saves something: on the Triton backend."""
+        """Q, with K and V in the same operation, where that saves something: on the Triton backend, or where generated
+        weights change them all."""
         links, folded = self._split(links)
+        if self.changes:
+            return None if links or folded else self._all_changed(x)
         mlps = [mlp for link in links for mlp in (link.mlp_k, link.mlp_v)]
         if not links or not self._rides or not in_one_operation(links) or why_not(x, mlps) is not None:
             return None
@@ -217,24 +259,37 @@ class Site:
         self._pending = (x, version_of(x), {"k": k, "v": v})
         return q
 
+    def _all_changed(self, x: Tensor) -> Tensor | None:
+        together = {s: Together(*self._projection(s, ()), self.acting(s)) for s in ("q", *STREAMS)}
+        if not self._rides or not all(t.changes for t in together.values()):
+            return None
+        q, k, v = changed_linears([(x, t) for t in together.values()])
+        self._pending = (x, version_of(x), {"k": k, "v": v})
+        return q
+
     def _both(self, stream: str, x: Tensor, links: Links, folded: Links) -> Tensor:
         """K and V in one operation when K is asked for; V then finds its half waiting."""
-        if not links:
-            return project(x, *self._projection(stream, folded))
         waiting = self._take(stream, x)
         if waiting is not None:
             return waiting
-        (w_k, b_k), (w_v, b_v) = (self._projection(s, folded) for s in STREAMS)
-        if in_one_operation(links):
+        if not links:
+            return self._projected(stream, x, folded)
+        if in_one_operation(links) and not self.changes:
             mlps_k, mlps_v, strength = arguments(links)
+            (w_k, b_k), (w_v, b_v) = (self._projection(s, folded) for s in STREAMS)
             k, v = hyper_kv(x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strength)
         else:
-            y_k, y_v = rewrite(x, links)
-            k, v = project(y_k, w_k, b_k), project(y_v, w_v, b_v)
+            k, v = (self._projected(s, y, folded) for s, y in zip(STREAMS, rewrite(x, links), strict=True))
         if stream == "v":  # on its own, or of another tensor than K's
             return v
         self._pending = (x, version_of(x), {"v": v})
         return k
+
+    def _projected(self, stream: str, y: Tensor, folded: Links, few_rows: bool = False) -> Tensor:
+        """K or V of its context after the links."""
+        weight, bias = self._projection(stream, folded)
+        changes = self.acting(stream)
+        return changes_on.linear(y, weight, bias, changes) if changes else project(y, weight, bias, few_rows=few_rows)
 
     def _pair(self, stream: str, x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
         """The context for K and for V, computed when K is asked for."""
@@ -242,6 +297,8 @@ class Site:
             waiting = self._take("v", x)
             if waiting is not None:
                 return x, waiting
+        if not links:
+            return x, x
         pair = rewrite(x, links)
         if stream == "k":
             self._pending = (x, version_of(x), {"v": pair[1]})
@@ -259,6 +316,8 @@ class Site:
     def _split(self, links: Links) -> tuple[Links, Links]:
         """The links to compute, and those behind them that ``fuse()`` allows to live in the projection's weights."""
         if torch.compiler.is_compiling():  # a folded weight would be built into the graph, with its strength
+            return links, ()
+        if self.changes:  # they act on what the links make of the context
             return links, ()
         now = (self.host.contexts.call, torch.is_grad_enabled(), id(links)) if self.host.contexts.running else None
         if now is not None and self._split_in_call[0] == now:
@@ -293,7 +352,7 @@ class Site:
     def refresh(self) -> None:
         """Taps the modules that are there now: LoRA and quantisation put others in their place."""
         for stream, tap in self._taps.items():
-            module = getattr(self.attention, self.projections[stream])
+            module = self.attention.get_submodule(self._paths[stream])
             if module is not tap.module:
                 tap.remove()
                 self._taps[stream] = Tap(self, stream, module)
@@ -316,10 +375,11 @@ class Site:
 
     def _after(self, *_: object) -> None:
         lost = [self._taps[stream] for stream in STREAMS if stream not in self._reached]
+        changed = [tap for stream, tap in self._taps.items() if stream not in self._reached and self.acting(stream)]
         self.forget_call()
         # A processor may do without one of the two; a tap that another tool threw away is another matter.
-        if (len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and self.links():
-            names = " and ".join(self.projections[tap.stream] for tap in lost)
+        if changed or ((len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and self.links()):
+            names = " and ".join(self._paths[tap.stream] for tap in changed or lost)
             raise AdapterError(
                 f"{self.name} computed its attention without the hypernetwork's {names} (processor: "
                 f"{type(getattr(self.attention, 'processor', None)).__name__}); call unfuse_qkv_projections(), set "

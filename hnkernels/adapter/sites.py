@@ -60,6 +60,22 @@ class AttentionSpec(AttentionLayer):
     shared: bool
 
 
+def denoiser(model: Any) -> nn.Module:
+    """The module with the attention layers: a pipeline's UNet or transformer, or the module itself, unwrapped."""
+    inside = () if isinstance(model, nn.Module) else (getattr(model, part, None) for part in ("unet", "transformer"))
+    for candidate in (*inside, model):
+        if isinstance(candidate, nn.Module):
+            return _unwrapped(candidate)
+    raise ValueError(f"model must be a diffusers pipeline or a torch module, not {type(model).__name__}")
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return _unwrapped(module.module)
+    compiled = getattr(module, "_orig_mod", None)  # torch.compile's wrapper
+    return _unwrapped(compiled) if isinstance(compiled, nn.Module) else module
+
+
 def find_attention(model: nn.Module) -> list[AttentionSpec]:
     """All attention layers below ``model``: modules with ``to_q``, ``to_k`` and ``to_v``, whatever their class.
 

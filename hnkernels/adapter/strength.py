@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 STREAMS = ("k", "v")
+PROJECTIONS = ("q", *STREAMS, "out")
 
 Value = float | tuple[float, ...]
 """A strength, or one for each of as many equal parts of the batch."""
@@ -81,12 +82,12 @@ class Place(NamedTuple):
         return Place(name, kind, "mid" if middle else None, None, transformer)
 
     def fits(self, key: str, stream: str) -> bool:
-        """Whether a key of a table speaks of this layer and stream."""
+        """Whether a key of a table speaks of this layer and stream (or projection)."""
         if key in ("down", "mid", "up"):
             return key == self.half
         if key in ("attn1", "attn2"):
             return key == self.kind
-        if key in STREAMS:
+        if key in PROJECTIONS:
             return key == stream
         if re.fullmatch(r"block_\d+", key):
             return self.half in _HALVES and key == f"block_{self.block}"
@@ -94,24 +95,24 @@ class Place(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """The strength at one layer: for K, for V, and which entries of the table they come from."""
+    """The strength at one layer, by stream, and which entries of the table it comes from."""
 
-    k: Value
-    v: Value
+    values: dict[str, Value]
     origin: tuple
 
 
-def resolve(strength: Strength, places: Sequence[Place]) -> list[Resolved]:
+def resolve(strength: Strength, places: Sequence[Place], streams: Sequence[str] = STREAMS) -> list[Resolved]:
     """The strength at every place.
 
     Raises:
         ValueError: something is no strength, or a key of the table fits no place.
     """
-    _check_keys(strength, [(place, stream) for place in places for stream in STREAMS])
+    _check_keys(strength, [(place, stream) for place in places for stream in streams])
     resolved = []
     for place in places:
-        (k, k_origin), (v, v_origin) = (_at(strength, place, stream, ()) for stream in STREAMS)
-        resolved.append(Resolved(k, v, (k_origin, v_origin)))
+        found = {stream: _at(strength, place, stream, ()) for stream in streams}
+        values = {stream: value for stream, (value, _) in found.items()}
+        resolved.append(Resolved(values, tuple(origin for _, origin in found.values())))
     return resolved
 
 
@@ -180,25 +181,24 @@ class Level:
     """
 
     def __init__(self) -> None:
-        self.k: Value = 1.0
-        self.v: Value = 1.0
-        self.tensors: tuple[Tensor, Tensor]  # fp32, [] or [parts of the batch]
+        self.values: dict[str, Value] = {}  # by stream
+        self.tensors: dict[str, Tensor] = {}  # fp32, [] or [parts of the batch]
 
-    def set(self, k: Value, v: Value, device: torch.device) -> None:
-        """Takes new values. The tensors stay the same ones as long as the batch has as many parts."""
-        self.k, self.v = k, v
+    def set(self, values: Mapping[str, Value], device: torch.device) -> None:
+        """Takes new values. A tensor stays the same one as long as the batch has as many parts."""
+        self.values = dict(values)
         with torch.inference_mode(False), torch.no_grad():
-            fresh = tuple(torch.tensor(value, dtype=torch.float32, device="cpu") for value in (k, v))
-            kept = getattr(self, "tensors", None)
-            if kept is None or kept[0].device != device or [t.shape for t in kept] != [t.shape for t in fresh]:
-                self.tensors = fresh[0].to(device), fresh[1].to(device)
-                return
-            for old, new in zip(kept, fresh, strict=True):
-                old.copy_(new)
+            for stream, value in values.items():
+                fresh = torch.tensor(value, dtype=torch.float32, device="cpu")
+                kept = self.tensors.get(stream)
+                if kept is None or kept.device != device or kept.shape != fresh.shape:
+                    self.tensors[stream] = fresh.to(device)
+                else:
+                    kept.copy_(fresh)
 
     def to(self, device: torch.device) -> None:
         """Brings the tensors to a device."""
-        self.set(self.k, self.v, device)
+        self.set(self.values, device)
 
 
 def parts(value: Value | Tensor) -> int:

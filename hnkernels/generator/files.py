@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hnkernels.adapter.projections import PROJECTIONS
 from hnkernels.adapter.sites import TARGETS
+from hnkernels.adapter.strength import PROJECTIONS
 from hnkernels.checkpoint.atomic import replacing
 from hnkernels.checkpoint.errors import CheckpointError, Fault, brief, naming
 from hnkernels.checkpoint.reading import read_safetensors_file

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hnkernels.adapter.projections import PROJECTIONS
+from hnkernels.adapter.strength import PROJECTIONS
 from hnkernels.checkpoint.errors import Fault, naming
 from hnkernels.checkpoint.metadata import Metadata, provenance
 from hnkernels.generator import files, targets

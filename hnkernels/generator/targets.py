@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from hnkernels.adapter.projections import PROJECTIONS, Projection
-from hnkernels.adapter.strength import Place
+from hnkernels.adapter.projections import Projection
+from hnkernels.adapter.strength import PROJECTIONS, Place
 from hnkernels.lowrank import HIGHEST_RANK
 
 Shape = tuple[int, int, int]

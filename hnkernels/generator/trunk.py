@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hnkernels.adapter.projections import PROJECTIONS
 from hnkernels.adapter.sites import TARGETS
-from hnkernels.adapter.strength import Place
+from hnkernels.adapter.strength import PROJECTIONS, Place
 from hnkernels.generator.blocks import ResidualMLP, check_count
 from hnkernels.generator.targets import TargetLayer
 

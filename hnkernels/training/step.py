@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from hnkernels.adapter.adapter import TARGETS, attach, denoiser
+from hnkernels.adapter import attach
 from hnkernels.adapter.host import Host
+from hnkernels.adapter.sites import TARGETS, denoiser
 from hnkernels.hypernetwork import Hypernetwork
 
 Batch = Mapping[str, Any]
@@ -104,7 +105,7 @@ def train_hypernetwork(
 def is_attached(unet: nn.Module, net: Hypernetwork) -> bool:
     """Whether this network acts on this model already."""
     host = Host.of(unet)
-    return host is not None and any(adapter.net is net for adapter in host.adapters)
+    return host is not None and any(getattr(adapter, "net", None) is net for adapter in host.adapters)
 
 
 def make_noise_scheduler(model: Any) -> Any:

@@ -16,7 +16,8 @@ import torch
 from torch import Generator
 from tqdm.auto import tqdm
 
-from hnkernels.adapter.adapter import attach, denoiser
+from hnkernels.adapter import attach
+from hnkernels.adapter.sites import denoiser
 from hnkernels.checkpoint import save_hypernetwork
 from hnkernels.hypernetwork import Hypernetwork
 from hnkernels.training.config import TrainingConfig

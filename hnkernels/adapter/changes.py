@@ -1,0 +1,181 @@
+"""What weight hypernetworks add to a model's linears: generated low-rank weights, and which rows they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnkernels.adapter.sites import AdapterError
+from hnkernels.adapter.strength import Level, parts
+from hnkernels.lowrank import lowrank_add, lowrank_linear, lowrank_linears
+from hnkernels.portable import project
+
+if TYPE_CHECKING:
+    from hnkernels.adapter.weight_adapter import WeightAdapter
+
+
+class State(NamedTuple):
+    """The weights of one linear under one condition.
+
+    Attributes:
+        a, b: [G, r, d] and [G, n, r].
+        scale: [G]; ``None`` is 1.
+        serving: [S], which set serves which row; ``None`` where each serves as many consecutive rows.
+        guidance: whether the first half of the batch is unconditional; ``None`` is for the pipeline to say.
+        serial: another number for other weights.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: Tensor | None
+    serving: Tensor | None
+    guidance: bool | None
+    serial: int
+
+
+class Rows(NamedTuple):
+    """The change of one linear for a batch: what ``lowrank_linear`` takes.
+
+    Attributes:
+        a, b: the factors.
+        scale: a number, [S] or ``None``.
+        serving: [S] or ``None``, the index.
+        token: changes whenever anything but the factors' values does.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: Tensor | float | None
+    serving: Tensor | None
+    token: Hashable
+
+
+class Change:
+    """What one weight adapter adds at one linear.
+
+    It stays the same object under all conditions, whose tensors a compiled model reads from it.
+    """
+
+    def __init__(self, adapter: WeightAdapter, projection: str):
+        self.adapter = adapter
+        self.projection = projection
+        self.level: Level | None = None
+        self.state: State | None = None
+        self._rows: tuple[object, tuple] = (None, ())
+
+    def acting(self) -> State | None:
+        """The weights that act now, if any do."""
+        assert self.level is not None
+        compiling = torch.compiler.is_compiling()
+        state = self.state if compiling else self.adapter.state_of(self)
+        if state is None or not self.adapter.enabled:
+            return None
+        if compiling:
+            return state
+        value = self.level.values[self.projection]
+        return state if (any(value) if isinstance(value, tuple) else value != 0) else None
+
+    def rows(self, x: Tensor) -> Rows:
+        """The change for x [S, ..., d], while it acts.
+
+        Raises:
+            AdapterError: the sets of weights cannot be told to the rows.
+        """
+        state = self.acting()
+        assert state is not None
+        assert self.level is not None
+        compiling = torch.compiler.is_compiling()
+        strength = (self.level.tensors if compiling else self.level.values)[self.projection]
+        guided = self.adapter.guided(state.guidance)
+        key = None if compiling else (state.serial, strength, guided, x.shape[0], x.device, state.a.requires_grad)
+        if compiling or self._rows[0] != key:
+            self._rows = (key, _scale_and_index(state, strength, guided, x.shape[0]))
+        scale, index = self._rows[1]
+        return Rows(state.a, state.b, scale, index, key)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_rows": (None, ())}
+
+
+Replay = dict[Change, State | None]
+"""What acted in one call of the model."""
+
+
+class Together(NamedTuple):
+    """One of several linears that are computed together, and the changes that act on it."""
+
+    weight: Tensor
+    bias: Tensor | None
+    changes: tuple[Change, ...]
+
+
+def _scale_and_index(
+    state: State, strength: Tensor | float | tuple[float, ...], guided: bool, rows: int
+) -> tuple[Tensor | float | None, Tensor | None]:
+    """The scale of every row and the set that serves it."""
+    sets, device = state.a.shape[0], state.a.device
+    served = sets if state.serving is None else len(state.serving)
+    served *= 2 if guided else 1
+    if not served or rows % served:
+        kind = "rows of a batch under classifier-free guidance" if guided else "rows of a batch"
+        raise AdapterError(
+            f"{served} {kind} have generated weights, and a batch of {rows} has come in, no multiple; generate one set "
+            "per picture, or say with weights.with_index(…) which set serves which row"
+            + ("" if guided else "; under guidance give condition(…, guidance=True)")
+        )
+    if parts(strength) > 1 and rows % parts(strength):
+        raise AdapterError(
+            f"the strengths tell {parts(strength)} equal parts of a batch apart, and a batch of {rows} has come in"
+        )
+    each = rows // served
+    plain = state.serving is None and not guided
+    if plain and state.scale is None and not isinstance(strength, (Tensor, tuple)):
+        return None if strength == 1 else strength, None
+    if state.serving is None:
+        index = torch.arange(rows // (2 if guided else 1), device=device) // each
+    else:
+        index = state.serving.repeat_interleave(each)
+    scale = index.new_ones(len(index), dtype=torch.float32) if state.scale is None else state.scale[index]
+    if guided:
+        index, scale = torch.cat([index, index]), torch.cat([torch.zeros_like(scale), scale])
+    level = strength if isinstance(strength, Tensor) else torch.tensor(strength, dtype=torch.float32)
+    level = level.to(device)
+    scale = scale * (level.repeat_interleave(rows // len(level)) if level.ndim else level)
+    return scale, None if plain else index
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, changes: Sequence[Change]) -> Tensor:
+    """A linear with the changes, which act. Shape: x [S, ..., d] → [S, ..., n]."""
+    rows = changes[0].rows(x)
+    y = lowrank_linear(x, weight, rows.a, rows.b, rows.scale, bias, index=rows.serving)
+    return add(y, x, changes[1:])
+
+
+def add(y: Tensor, x: Tensor, changes: Sequence[Change]) -> Tensor:
+    """The output y of a linear of x, with the changes, which act."""
+    for change in changes:
+        rows = change.rows(x)
+        y = lowrank_add(y, x, rows.a, rows.b, rows.scale, index=rows.serving)
+    return y
+
+
+def changed_linears(linears: Sequence[tuple[Tensor, Together]]) -> list[Tensor]:
+    """The outputs of several linears, each of its x [S, ..., d]; those of one x read it together, where they can."""
+    groups: dict[Hashable, list[int]] = {}
+    first = {i: t.changes[0].rows(x) for i, (x, t) in enumerate(linears) if t.changes}
+    for i, rows in first.items():
+        x, index = linears[i][0], None if rows.serving is None else tuple(rows.serving.tolist())
+        groups.setdefault((id(x), rows.a.shape[0], index), []).append(i)
+    results: dict[int, Tensor] = {
+        i: project(x, t.weight, t.bias, few_rows=True) for i, (x, t) in enumerate(linears) if not t.changes
+    }
+    for members in groups.values():
+        weights, biases, changes = zip(*(linears[i][1] for i in members), strict=True)
+        a, b, scales, indices, _ = zip(*(first[i] for i in members), strict=True)
+        x = linears[members[0]][0]
+        ys = lowrank_linears(x, weights, a, b, list(scales), biases, index=indices[0])
+        results.update({i: add(y, x, c[1:]) for i, y, c in zip(members, ys, changes, strict=True)})
+    return [results[i] for i in range(len(linears))]

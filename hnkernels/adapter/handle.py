@@ -1,0 +1,183 @@
+"""What every attached network has in common: a name, a strength, a way off."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+
+from hnkernels import onednn
+from hnkernels.adapter.contexts import CacheStats
+from hnkernels.adapter.sites import AdapterError
+from hnkernels.adapter.strength import STREAMS, Level, Place, Strength, resolve
+from hnkernels.triton import derived
+
+if TYPE_CHECKING:
+    from hnkernels.adapter.host import Host
+    from hnkernels.adapter.site import Site
+
+
+class Handle(ABC):
+    """One network on one model.
+
+    Args:
+        name: by which ``hnkernels.adapters`` finds it.
+        strength: see ``Adapter``.
+        places: where it may act.
+        streams: on what there.
+    """
+
+    def __init__(self, name: str, strength: Strength, places: Sequence[Place], streams: Sequence[str] = STREAMS):
+        self._host: Host | None = None
+        self._name = name
+        self.enabled = True
+        self._places, self._streams = list(places), streams
+        self._levels: dict[tuple, Level] = {}
+        self._level_of: dict[int, Level] = {}  # by the number of the place, where it acts
+        self._strength: Strength = strength
+        self._resolve(strength)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def strength(self) -> Strength:
+        return copy.deepcopy(self._strength)
+
+    @strength.setter
+    def strength(self, value: Strength) -> None:
+        self._resolve(value)
+
+    def _resolve(self, strength: Strength) -> None:
+        """Finds out how strong it is at every place, and tells the host."""
+        everywhere = resolve(strength, self._places, self._streams)  # raises before anything has changed
+        self._strength = copy.deepcopy(strength)
+        levels: dict[tuple, Level] = {}
+        for resolved in everywhere:
+            # Layers that the same entries speak of keep one level, whose tensors a compiled model holds on to.
+            level = levels[resolved.origin] = self._levels.get(resolved.origin) or Level()
+            level.set(resolved.values, self._device())
+        self._levels = levels
+        self._level_of = {i: levels[everywhere[i].origin] for i in self._reached()}
+        if self._host is not None:
+            self._host.arrange()
+
+    @abstractmethod
+    def _reached(self) -> Iterable[int]:
+        """The numbers of the places where it acts while it is enabled."""
+
+    @abstractmethod
+    def _device(self) -> torch.device:
+        """Where its tensors are."""
+
+    @abstractmethod
+    def _move(self, device: torch.device) -> None:
+        """Brings its tensors to a device."""
+
+    @abstractmethod
+    def arrange(self, sites: Sequence[Site]) -> None:
+        """Tells the sites what it does there."""
+
+    @abstractmethod
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What it has to train."""
+
+    def follow(self, device: torch.device) -> None:
+        """Brings the network to a device."""
+        here = self._device()
+        if here.type == "meta":
+            return
+        if here != device:
+            # Parameters that inference mode has touched could not be trained any more.
+            with torch.inference_mode(False), torch.no_grad():
+                self._move(device)
+        for level in self._levels.values():
+            if any(t.device != device for t in level.tensors.values()):
+                level.to(device)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the network is still on the model."""
+        return self._host is not None
+
+    def sites(self) -> list[str]:
+        """Names of the attention layers that it reaches while it is enabled."""
+        self._here()
+        return [self._places[i].name for i in self._reached()]
+
+    def schedule(self, strengths: Sequence[Strength] | Callable[[float], Strength]) -> Callable[..., dict]:
+        """Lets the strength follow the denoising steps: give the result to a pipeline as ``callback_on_step_end``.
+
+        The first step's strength is set at once, and again after the last step.
+
+        Args:
+            strengths: one per step, of which the last also serves all later steps; or a function of the progress, from
+                0.0 at the first step to 1.0 at the last.
+        """
+        if not callable(strengths):
+            strengths = list(strengths)
+            if not strengths:
+                raise ValueError("strengths must have at least one entry")
+            for strength in strengths:
+                resolve(strength, self._places, self._streams)
+
+        def at(step: int, steps: int) -> Strength:
+            if callable(strengths):
+                return strengths(step / max(steps - 1, 1))
+            return strengths[min(step, len(strengths) - 1)]
+
+        def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            steps = pipeline.num_timesteps
+            self.strength = at(step + 1 if step + 1 < steps else 0, steps)
+            return tensors
+
+        self.strength = at(0, 1)
+        return on_step_end
+
+    def stats(self) -> CacheStats:
+        """What the cache of this model's prompts holds, and how often it has served; all its adapters share it."""
+        return self._here().contexts.stats()
+
+    def clear_cache(self) -> None:
+        """Forgets everything computed for this model's prompts, and all fused, prepacked and composed weights."""
+        self._here().clear()
+        onednn.forget()
+        derived.forget()
+
+    def detach(self) -> None:
+        """Takes the network off the model. Without further adapters the model is as it was before, bit for bit.
+
+        Raises:
+            AdapterError: it is off already.
+        """
+        host = self._here()
+        host.adapters.remove(self)
+        host.arrange()
+        self._host = None
+        host.clear()
+        onednn.forget()  # what was made of the model's own weights, which nobody watches from now on
+        derived.forget()
+        if not host.adapters:
+            host.remove()
+
+    def _here(self) -> Host:
+        if self._host is None:
+            raise AdapterError("this hypernetwork is detached already; attach it again with hnkernels.attach")
+        return self._host
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.attached:
+            self.detach()
+
+    def __repr__(self) -> str:
+        where = f"on {len(self.sites())} attention layers" if self.attached else "detached"
+        strength = f"{self._strength:g}" if isinstance(self._strength, (int, float)) else self._strength
+        return f"<{type(self).__name__} {self.name!r} at strength {strength}, {where}>"

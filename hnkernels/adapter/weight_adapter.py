@@ -1,0 +1,191 @@
+"""A weight hypernetwork on a model: the handle that ``attach`` returns for it."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hnkernels.adapter.changes import Change, State
+from hnkernels.adapter.handle import Handle
+from hnkernels.adapter.projections import Projection
+from hnkernels.adapter.site import Site
+from hnkernels.adapter.sites import AdapterError
+from hnkernels.adapter.strength import PROJECTIONS, Place, Strength
+
+if TYPE_CHECKING:
+    from hnkernels.generator import GeneratedWeights, TargetLayer, WeightHypernetwork
+
+_serials = itertools.count(1)
+
+
+class WeightAdapter(Handle):
+    """Generated weights in one model's attention projections. Made by ``attach``; a context manager that detaches.
+
+    Without a condition the model computes as if nothing were attached:
+
+        with adapter.condition("watercolour"):
+            image = pipe("a lighthouse").images[0]
+
+    Attributes:
+        net: the ``WeightHypernetwork``; ``None`` where ``GeneratedWeights`` were attached.
+        weights: the ``GeneratedWeights`` that act, or ``None``; assign to change them, between denoising steps too.
+        guidance: whether the first half of each batch is the unconditional one of classifier-free guidance, which runs
+            the base model alone. ``None`` asks the pipeline that it was attached to, outside of training; a bare model
+            takes it for ``False``.
+        name, strength, enabled: as ``Adapter``'s; the tables also know ``q`` and ``out``. Strength acts while training
+            too.
+    """
+
+    def __init__(
+        self,
+        source: WeightHypernetwork | GeneratedWeights,
+        name: str,
+        strength: Strength,
+        pipeline: Any,
+        found: Sequence[Projection],
+    ):
+        self.net = source if isinstance(source, nn.Module) else None
+        self.layers: tuple[TargetLayer, ...] = source.layers
+        _check_fit(self.layers, found)
+        self.guidance: bool | None = None
+        self._pipeline = _Pipeline(pipeline)
+        self._changes = {layer.name: Change(self, layer.projection) for layer in self.layers}
+        self._weights: GeneratedWeights | None = None
+        places = {layer.attention: Place.of(layer.attention, layer.kind) for layer in self.layers}
+        streams = [p for p in PROJECTIONS if any(layer.projection == p for layer in self.layers)]
+        super().__init__(name, strength, list(places.values()), streams)
+        if self.net is None:
+            self.weights = source  # type: ignore[assignment]
+
+    @property
+    def weights(self) -> GeneratedWeights | None:
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: GeneratedWeights | None) -> None:
+        from hnkernels.generator import GeneratedWeights
+
+        if weights is not None:
+            if not isinstance(weights, GeneratedWeights):
+                raise ValueError(f"weights must be GeneratedWeights or None, not {type(weights).__name__}")
+            _check_fit(weights.layers, self.layers)
+        self._weights = weights
+        self._hand_out()
+
+    @contextmanager
+    def condition(self, x: Any, mask: Tensor | None = None, *, guidance: bool | None = None) -> Iterator[WeightAdapter]:
+        """Generates the weights for a condition and lets them act inside of the ``with``; then those before act again.
+
+        Args:
+            x, mask: what ``WeightHypernetwork.generate_weights`` takes, one row per picture (or one for all pictures);
+                or ``GeneratedWeights``.
+            guidance: see the attribute, for as long.
+        """
+        from hnkernels.generator import GeneratedWeights
+
+        if not isinstance(x, GeneratedWeights):
+            if self.net is None:
+                raise AdapterError("weights were attached, not a network that could generate others; give such weights")
+            x = self.net.generate_weights(x, mask)
+        before = self._weights, self.guidance
+        try:
+            self.guidance = before[1] if guidance is None else guidance
+            self.weights = x
+            yield self
+        finally:
+            self.guidance = before[1]
+            self.weights = before[0]
+
+    def guided(self, guidance: bool | None) -> bool:
+        """Whether half of the batch is unconditional, where the weights were set with this ``guidance``."""
+        if guidance is not None:
+            return guidance
+        return not torch.is_grad_enabled() and self._pipeline.guides()
+
+    def state_of(self, change: Change) -> State | None:
+        """The weights of a change: those of now, or while a recorded call is computed once more of then."""
+        host = self._host
+        if host is None or not torch.is_grad_enabled() or host.contexts.running or host.replay is None:
+            return change.state
+        return host.replay.get(change)
+
+    def arrange(self, sites: Sequence[Site]) -> None:
+        by_name = {site.name: site for site in sites}
+        levels = {place.name: self._level_of[i] for i, place in enumerate(self._places)}
+        for layer in self.layers:
+            change, site = self._changes[layer.name], by_name[layer.attention]
+            change.level = levels[layer.attention]
+            site.add_change(layer.projection, layer.name.removeprefix(f"{site.spec.path}."), change)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Gives every change its state, in the dtype of the model's linears."""
+        weights = self._weights
+        names = set() if weights is None else {layer.name for layer in weights.layers}
+        if weights is not None and self._host is not None:
+            weights = weights.to(self._host.dtype)
+        serial = next(_serials)
+        for name, change in self._changes.items():
+            change.state = None
+            if weights is not None and name in names:
+                a, b = weights.factors(name)
+                change.state = State(a, b, weights.scales(name), weights.index, self.guidance, serial)
+
+    def _reached(self) -> Iterable[int]:
+        return range(len(self._places))
+
+    def _device(self) -> torch.device:
+        if self.net is not None:
+            return next(self.net.parameters()).device
+        return torch.device("cpu") if self._weights is None else self._weights.device
+
+    def _move(self, device: torch.device) -> None:
+        if self.net is not None:
+            self.net.to(device)
+        if self._weights is not None:
+            self.weights = self._weights.to(device)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return () if self.net is None else self.net.parameters()
+
+
+class _Pipeline:
+    """A pipeline, to be asked and not to be kept. A copy of it beside a copied pipeline belongs to that one."""
+
+    def __init__(self, pipeline: Any):
+        self._ref = None if pipeline is None else weakref.ref(pipeline)
+
+    def guides(self) -> bool:
+        """Whether it doubles its batches for classifier-free guidance."""
+        pipeline = None if self._ref is None else self._ref()
+        return bool(getattr(pipeline, "do_classifier_free_guidance", False))
+
+    def __deepcopy__(self, memo: dict) -> _Pipeline:
+        pipeline = None if self._ref is None else self._ref()
+        return _Pipeline(memo.get(id(pipeline)))
+
+    def __reduce__(self):
+        return _Pipeline, (None,)
+
+
+def _check_fit(layers: Sequence[Projection], there: Sequence[Projection]) -> None:
+    """Refuses weights for layers that are not there, or of another shape.
+
+    Raises:
+        AdapterError: names the first of them.
+    """
+    shapes = {p.name: (p.out_features, p.in_features) for p in there}
+    for layer in layers:
+        wanted, found = (layer.out_features, layer.in_features), shapes.get(layer.name)
+        if found != wanted:
+            what = "is not there" if found is None else f"is {list(found)} there"
+            raise AdapterError(
+                f"the weights are for another model: {layer.name} {list(wanted)} {what}; build the WeightHypernetwork "
+                "with model=, the pipeline or module that it is for"
+            )
