@@ -11,7 +11,8 @@ import torch
 from hnkernels.hypernetwork import Hypernetwork
 from hnkernels.training import TrainingConfig, read_image_folder, train_hypernetwork
 from hnkernels.training.encoding import PipelineData
-from hnkernels.training.step import denoising_loss, make_noise_scheduler
+from hnkernels.training.losses import denoising_loss
+from hnkernels.training.step import make_noise_scheduler
 
 _ROUNDS = 8
 

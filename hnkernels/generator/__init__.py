@@ -3,6 +3,7 @@
 from hnkernels.generator.decoder import HypernetworkDecoder
 from hnkernels.generator.encoder import HypernetworkEncoder
 from hnkernels.generator.hypernetwork import WeightHypernetwork
+from hnkernels.generator.lora import weights_of_loras
 from hnkernels.generator.targets import TargetLayer
 from hnkernels.generator.trunk import WeightGenerator
 from hnkernels.generator.weights import GeneratedWeights
@@ -14,4 +15,5 @@ __all__ = [
     "TargetLayer",
     "WeightGenerator",
     "WeightHypernetwork",
+    "weights_of_loras",
 ]

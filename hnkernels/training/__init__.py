@@ -6,6 +6,7 @@ a function of the seed and the step, so that a resumed run continues bit for bit
 
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data import Example, read_image_folder
+from hnkernels.training.losses import Mixture, Penalty, Reconstruction, denoising
 from hnkernels.training.schedule import Schedule
 from hnkernels.training.step import train_hypernetwork
 from hnkernels.training.trainer import DivergenceError, HypernetworkTrainer, TrainingResult
@@ -14,9 +15,13 @@ __all__ = [
     "DivergenceError",
     "Example",
     "HypernetworkTrainer",
+    "Mixture",
+    "Penalty",
+    "Reconstruction",
     "Schedule",
     "TrainingConfig",
     "TrainingResult",
+    "denoising",
     "read_image_folder",
     "train_hypernetwork",
 ]

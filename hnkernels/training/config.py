@@ -34,7 +34,8 @@ class TrainingConfig:
         learning_rate: a number, or A1111's schedule notation ``"5e-5:100, 5e-6:1000, 1e-6"``.
         batch_size: examples per forward pass.
         max_epochs: passes over the data.
-        target_layers: kinds of attention the network acts on: ``"attn1"``, ``"attn2"`` or both.
+        target_layers: kinds of attention the network acts on: ``"attn1"``, ``"attn2"`` or both. A
+            ``WeightHypernetwork`` has its own, which must be among these.
         max_steps: ends the run early; ``None`` for the epochs alone.
         gradient_accumulation_steps: forward passes per optimiser step.
         gradient_clip: largest gradient norm (or value), a number or a schedule; ``None`` for no clipping. Applied to
@@ -55,6 +56,8 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints; 0 for none but the last.
         preview_every: steps between previews; 0 for none.
         preview_prompts: what the previews show.
+        preview_conditions: under which conditions, one per prompt; without them a ``WeightHypernetwork`` sees the
+            prompts' text embeddings.
         preview_inference_steps, preview_guidance: how they are sampled.
         progress: a progress bar on stderr.
 
@@ -84,6 +87,7 @@ class TrainingConfig:
     checkpoint_every: int = 500
     preview_every: int = 0
     preview_prompts: Sequence[str] = ()
+    preview_conditions: Sequence[Any] = ()
     preview_inference_steps: int = 20
     preview_guidance: float = 7.5
     progress: bool = True
@@ -111,6 +115,8 @@ class TrainingConfig:
             Schedule(self.gradient_clip, 1)
         if self.preview_every and not prompts:
             raise ValueError("preview_every needs preview_prompts, the prompts that the previews show")
+        if self.preview_conditions and len(self.preview_conditions) != len(prompts):
+            raise ValueError(f"preview_conditions must be as many as preview_prompts, {len(prompts)}")
 
     @classmethod
     def of(cls, given: TrainingConfig | Mapping[str, Any] | None) -> TrainingConfig:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,10 +21,15 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Example:
-    """One image, as a path or a PIL image, and its caption."""
+    """One image, as a path or a PIL image, its caption, and what a ``WeightHypernetwork`` is to see of it.
+
+    The condition is a style's name, a mixture ``{style: weight}``, or a tensor; ``None`` stands for the caption's text
+    embeddings. All examples of a run have one of a kind, or none has one.
+    """
 
     image: Path | Image
     caption: str
+    condition: Any = None
 
     def pixels(self, resolution: int) -> Tensor:
         """The image as [3, resolution, resolution] in [-1, 1]: centre crop, Lanczos resize, transparency on white.
@@ -49,7 +54,8 @@ class Example:
 def read_image_folder(folder: str | Path) -> list[Example]:
     """The images of a folder with their captions, in the order of their names.
 
-    With a ``metadata.jsonl`` the folder holds what its lines say (``{"file_name": …, "text": …}``). Otherwise every
+    With a ``metadata.jsonl`` the folder holds what its lines say (``{"file_name": …, "text": …}``, for a
+    ``WeightHypernetwork`` also ``"condition"``, a style's name or ``{style: weight}``). Otherwise every
     image counts, and its caption is the content of the ``.txt`` beside it, or else its file name without extension
     and leading number.
 
@@ -95,7 +101,7 @@ def _read_metadata(path: Path) -> list[Example]:
         image = path.parent / str(name)
         if not image.is_file():
             raise ValueError(f"{path}, line {number}: there is no file {image}")
-        examples.append(Example(image, str(text)))
+        examples.append(Example(image, str(text), row.get("condition")))
     return examples
 
 
@@ -131,17 +137,19 @@ def _chance(generator: Generator) -> float:
 
 
 def as_examples(data: str | Path | Sequence[Example] | Sequence[tuple]) -> list[Example]:
-    """Examples from what a user may pass: a folder, or a sequence of ``Example`` or (image or path, caption)."""
+    """Examples from what a user may pass: a folder, or a sequence of ``Example`` or (image or path, caption), with or
+    without a condition as the third."""
     if isinstance(data, (str, Path)):
         return read_image_folder(data)
     examples = []
     for item in data:
         if not isinstance(item, Example):
             try:
-                image, caption = item
+                image, caption, *condition = item
+                [condition] = condition or [None]
             except (TypeError, ValueError):
                 raise ValueError(f"data must hold (image, caption) pairs, found {type(item).__name__}") from None
-            item = Example(Path(image) if isinstance(image, str) else image, str(caption))
+            item = Example(Path(image) if isinstance(image, str) else image, str(caption), condition)
         examples.append(item)
     if not examples:
         raise ValueError("data is empty; give a folder with images, or (image, caption) pairs")

@@ -19,21 +19,31 @@ class TensorData:
 
     Args:
         rows: mappings with ``latents`` [C, h, w], scaled as the UNet expects them, and ``encoder_hidden_states``
-            [tokens, d].
+            [tokens, d]; and whatever else ``train_hypernetwork`` or the loss takes, one row each: ``condition``, say.
+        denoises: whether latents and embeddings are needed; else ``condition`` is.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Tensor]]):
+    def __init__(self, rows: Sequence[Mapping[str, Any]], denoises: bool = True):
+        needed = {"latents", "encoder_hidden_states"} if denoises else {"condition"}
         for row in rows:
-            if not {"latents", "encoder_hidden_states"} <= set(row):
-                raise ValueError(f"encoded data needs 'latents' and 'encoder_hidden_states', found {sorted(row)}")
+            if not needed <= set(row):
+                names = " and ".join(map(repr, sorted(needed, reverse=True)))
+                raise ValueError(f"encoded data needs {names}, found {sorted(row)}")
+            if set(row) != set(rows[0]):
+                raise ValueError(f"all rows need the same keys, found {sorted(rows[0])} and {sorted(row)}")
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, indices: Sequence[int], generator: Generator) -> dict[str, Tensor]:
-        """Latents [B, C, h, w] and embeddings [B, tokens, d] of these rows."""
-        return {key: torch.stack([self.rows[i][key] for i in indices]) for key in ("latents", "encoder_hidden_states")}
+    def batch(self, indices: Sequence[int], generator: Generator) -> dict[str, Any]:
+        """Latents [B, C, h, w], embeddings [B, tokens, d] and the rest of these rows."""
+        return {key: _together([self.rows[i][key] for i in indices]) for key in self.rows[0]}
+
+
+def _together(values: list[Any]) -> Any:
+    """Tensors stacked, anything else as a list."""
+    return torch.stack(values) if isinstance(values[0], Tensor) else values
 
 
 class PipelineData:
@@ -48,6 +58,8 @@ class PipelineData:
 
     def __init__(self, pipeline: Any, examples: Sequence[Example], config: TrainingConfig, name: str):
         self.pipeline, self.examples = pipeline, examples
+        if len({type(example.condition) for example in examples}) > 1:
+            raise ValueError("all examples need a condition of one kind, or none")
         self.text = TextEncoder(pipeline)
         self._sampling = config.latent_sampling
         self._captions = CaptionMaker(
@@ -62,13 +74,15 @@ class PipelineData:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batch(self, indices: Sequence[int], generator: Generator) -> dict[str, Tensor]:
-        """Latents [B, C, h, w] and embeddings [B, tokens, d] of these examples."""
+    def batch(self, indices: Sequence[int], generator: Generator) -> dict[str, Any]:
+        """Latents [B, C, h, w], embeddings [B, tokens, d] and conditions, if there are any, of these examples."""
         latents = self._means[list(indices)]
         if self._deviations is not None:
             latents = latents + self._deviations[list(indices)] * torch.randn(latents.shape, generator=generator)
         captions = [self._captions(self.examples[i].caption, generator) for i in indices]
-        return {"latents": latents, "encoder_hidden_states": self.text(captions)}
+        batch = {"latents": latents, "encoder_hidden_states": self.text(captions)}
+        conditions = [self.examples[i].condition for i in indices]
+        return batch if conditions[0] is None else {**batch, "condition": _together(conditions)}
 
     @torch.no_grad()
     def _encode(self, resolution: int, seed: int) -> tuple[Tensor, Tensor | None]:

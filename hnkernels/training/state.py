@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
+from hnkernels.generator import WeightHypernetwork
 from hnkernels.hypernetwork import Hypernetwork
 
 _NETWORK, _STATE = "hypernetwork.safetensors", "training_state.pt"
 
 
-def save_state(folder: Path, step: int, net: Hypernetwork, state: dict[str, Any]) -> Path:
+def save_state(folder: Path, step: int, net: Hypernetwork | WeightHypernetwork, state: dict[str, Any]) -> Path:
     """Writes ``folder/step-NNNNNN`` as a whole or not at all.
 
     Args:
@@ -30,7 +31,7 @@ def save_state(folder: Path, step: int, net: Hypernetwork, state: dict[str, Any]
     target = folder / f"step-{step:06d}"
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=folder))
     try:
-        save_hypernetwork(net, temporary / _NETWORK)
+        save_network(net, temporary / _NETWORK)
         torch.save(state, temporary / _STATE)
         temporary.chmod(0o777 & ~_umask())
         if target.exists():
@@ -48,19 +49,34 @@ def latest_state(folder: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name[5:]), default=None)
 
 
-def load_state(checkpoint: Path, net: Hypernetwork) -> dict[str, Any]:
+def save_network(net: Hypernetwork | WeightHypernetwork, file: Path) -> None:
+    """Writes a network of either kind."""
+    if isinstance(net, WeightHypernetwork):
+        net.save(file)
+    else:
+        save_hypernetwork(net, file)
+
+
+def load_state(checkpoint: Path, net: Hypernetwork | WeightHypernetwork) -> dict[str, Any]:
     """Puts the checkpoint's weights into ``net`` and returns the state beside them.
 
     Raises:
         CheckpointError: the network's file is broken.
         ValueError: it is another kind of network than ``net``.
     """
-    stored = load_hypernetwork(checkpoint / _NETWORK, allow_legacy_activations=net.config.allow_legacy_activations)
-    if (stored.sizes, stored.config) != (net.sizes, net.config):
-        raise ValueError(
-            f"{checkpoint} holds a hypernetwork of widths {stored.sizes} with {stored.config}; this one has "
-            f"{net.sizes} with {net.config}"
-        )
+    stored: Hypernetwork | WeightHypernetwork
+    if isinstance(net, WeightHypernetwork):
+        stored = WeightHypernetwork.load(checkpoint / _NETWORK)
+        shapes, own = ({k: t.shape for k, t in n.state_dict().items()} for n in (stored, net))
+        if stored.layers != net.layers or shapes != own:
+            raise ValueError(f"{checkpoint} holds a weight hypernetwork of other layers or widths than this one")
+    else:
+        stored = load_hypernetwork(checkpoint / _NETWORK, allow_legacy_activations=net.config.allow_legacy_activations)
+        if (stored.sizes, stored.config) != (net.sizes, net.config):
+            raise ValueError(
+                f"{checkpoint} holds a hypernetwork of widths {stored.sizes} with {stored.config}; this one has "
+                f"{net.sizes} with {net.config}"
+            )
     state = torch.load(checkpoint / _STATE, map_location="cpu", weights_only=True)
     net.load_state_dict(stored.state_dict())
     net.provenance = stored.provenance

@@ -8,20 +8,21 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from hnkernels.adapter import attach
 from hnkernels.adapter.host import Host
 from hnkernels.adapter.sites import TARGETS, denoiser
+from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.hypernetwork import Hypernetwork
+from hnkernels.training.losses import Loss, Step, denoises, denoising
 
 Batch = Mapping[str, Any]
 _PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def train_hypernetwork(
-    net: Hypernetwork,
+    net: Hypernetwork | WeightHypernetwork,
     model: Any,
     batch: Batch | Sequence[Batch],
     optimizer: torch.optim.Optimizer,
@@ -33,8 +34,9 @@ def train_hypernetwork(
     gradient_clip_mode: str = "norm",
     generator: Generator | None = None,
     targets: Sequence[str] = TARGETS,
+    loss: Loss = denoising,
 ) -> dict[str, float]:
-    """One optimiser step of a hypernetwork on a frozen model, on the denoising loss.
+    """One optimiser step of a hypernetwork of either kind on a frozen model.
 
     The network is attached for the step if it is not attached already, and set to training mode. The model takes no
     gradient, whatever its parameters say.
@@ -45,7 +47,9 @@ def train_hypernetwork(
         batch: ``latents`` [B, C, h, w], scaled as the UNet expects them, or (pipelines only) ``pixel_values``
             [B, 3, H, W] in [-1, 1]; and ``encoder_hidden_states`` [B, tokens, d] or (pipelines only) ``captions``, B
             strings. Optional ``noise`` like the latents and ``timesteps`` [B]; drawn where absent. A sequence of such
-            mappings accumulates their gradients, each weighted by its share of the examples.
+            mappings accumulates their gradients, each weighted by its share of the examples. For a
+            ``WeightHypernetwork`` also ``condition``, what its ``generate_weights`` takes for B rows, with
+            ``condition_mask`` if need be; without it the text embeddings are the condition.
         optimizer: steps once, unless the loss or the gradient is not finite.
         noise_scheduler: a diffusers scheduler; ``None`` takes the pipeline's noise schedule, or Stable Diffusion's.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
@@ -53,7 +57,9 @@ def train_hypernetwork(
         gradient_clip: largest norm, or value, of the gradient.
         gradient_clip_mode: ``"norm"`` or ``"value"``.
         generator: a CPU generator for noise and timesteps.
-        targets: kinds of attention to act on, if the network is attached here.
+        targets: kinds of attention to act on, if a ``Hypernetwork`` is attached here.
+        loss: what is brought down; see ``training.losses``. One that does not denoise needs nothing in the batch but
+            the conditions and what it asks for itself.
 
     Returns:
         ``loss`` (mean over the examples), ``grad_norm`` (before clipping) and ``updated``, 0.0 where the step was
@@ -69,21 +75,25 @@ def train_hypernetwork(
     precision = _PRECISIONS[mixed_precision]
     net.train()
     optimizer.zero_grad(set_to_none=True)
-    encoded = [_encode(model, micro_batch) for micro_batch in micro_batches]
-    examples = sum(len(e["latents"]) for e in encoded)
+    encoded = [_encode(model, micro_batch, denoises(loss)) for micro_batch in micro_batches]
+    examples = sum(map(_rows, encoded))
     total = 0.0
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         if not is_attached(unet, net):
-            stack.enter_context(attach(unet, net, targets=targets))
+            stack.enter_context(
+                attach(unet, net) if isinstance(net, WeightHypernetwork) else attach(unet, net, targets=targets)
+            )
         for data in encoded:
-            with torch.autocast(device, precision, enabled=precision is not None):
-                loss = denoising_loss(unet, scheduler, data, generator) * (len(data["latents"]) / examples)
-            total += loss.item()
+            with ExitStack() as within:
+                within.enter_context(torch.autocast(device, precision, enabled=precision is not None))
+                weights = within.enter_context(_conditioned(unet, net, data))
+                value = loss(Step(unet, scheduler, data, generator, weights)) * (_rows(data) / examples)
+            total += value.item()
             if not math.isfinite(total):
                 optimizer.zero_grad(set_to_none=True)
                 return {"loss": total, "grad_norm": math.nan, "updated": 0.0}
-            (scaler.scale(loss) if scaler is not None else loss).backward()
+            (scaler.scale(value) if scaler is not None else value).backward()
     if scaler is not None:
         scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -102,10 +112,37 @@ def train_hypernetwork(
     return {"loss": total, "grad_norm": norm, "updated": float(finite)}
 
 
-def is_attached(unet: nn.Module, net: Hypernetwork) -> bool:
+def is_attached(unet: nn.Module, net: nn.Module) -> bool:
     """Whether this network acts on this model already."""
+    return adapter_of(unet, net) is not None
+
+
+def adapter_of(unet: nn.Module, net: nn.Module) -> Any:
+    """The handle by which this network acts on this model, or ``None``."""
     host = Host.of(unet)
-    return host is not None and any(getattr(adapter, "net", None) is net for adapter in host.adapters)
+    adapters = () if host is None else host.adapters
+    return next((adapter for adapter in adapters if getattr(adapter, "net", None) is net), None)
+
+
+@contextmanager
+def _conditioned(unet: nn.Module, net: nn.Module, data: Batch) -> Iterator[GeneratedWeights | None]:
+    """The weights for the batch, acting inside; ``None`` for a network that generates none."""
+    if not isinstance(net, WeightHypernetwork):
+        yield None
+        return
+    condition = data.get("condition", data.get("encoder_hidden_states"))
+    if condition is None:
+        raise ValueError(f"batch needs 'condition', or text embeddings in its place; it has {sorted(data)}")
+    if isinstance(condition, Tensor):
+        like = next(net.parameters())
+        condition = condition.to(like if condition.is_floating_point() else like.device)
+    weights = net.generate_weights(condition, data.get("condition_mask"))
+    with adapter_of(unet, net).condition(weights, guidance=False):  # no row of a training batch is unconditional
+        yield weights
+
+
+def _rows(data: Batch) -> int:
+    return len(next(data[key] for key in ("latents", "condition") if key in data))
 
 
 def make_noise_scheduler(model: Any) -> Any:
@@ -133,10 +170,15 @@ def frozen(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _encode(model: Any, batch: Batch) -> dict[str, Tensor]:
-    data = {key: batch[key] for key in ("noise", "timesteps") if key in batch}
+def _encode(model: Any, batch: Batch, denoises: bool) -> dict[str, Any]:
+    """The batch with latents and text embeddings, if the loss denoises."""
+    data = {key: value for key, value in batch.items() if key not in ("pixel_values", "captions")}
+    if not denoises:
+        if not {"latents", "condition"} & set(batch):
+            raise ValueError(f"batch needs 'condition', or 'latents'; it has {sorted(batch)}")
+        return data
     if "latents" in batch:
-        data["latents"] = batch["latents"]
+        pass
     elif "pixel_values" in batch and hasattr(model, "vae"):
         vae = model.vae
         latents = vae.encode(batch["pixel_values"].to(vae.device, vae.dtype)).latent_dist.sample()
@@ -144,7 +186,7 @@ def _encode(model: Any, batch: Batch) -> dict[str, Tensor]:
     else:
         raise ValueError(f"batch needs 'latents', or 'pixel_values' and a pipeline with a VAE; it has {sorted(batch)}")
     if "encoder_hidden_states" in batch:
-        data["encoder_hidden_states"] = batch["encoder_hidden_states"]
+        pass
     elif "captions" in batch and hasattr(model, "encode_prompt"):
         from hnkernels.training.encoding import TextEncoder
 
@@ -152,25 +194,3 @@ def _encode(model: Any, batch: Batch) -> dict[str, Tensor]:
     else:
         raise ValueError(f"batch needs 'encoder_hidden_states', or 'captions' and a pipeline; it has {sorted(batch)}")
     return data
-
-
-def denoising_loss(unet: Any, scheduler: Any, data: Mapping[str, Tensor], generator: Generator | None) -> Tensor:
-    """Mean squared error of the prediction, in fp32 at least."""
-    latents = data["latents"].to(unet.device, unet.dtype)
-    noise = data.get("noise")
-    if noise is None:
-        noise = torch.randn(latents.shape, generator=generator)
-    timesteps = data.get("timesteps")
-    if timesteps is None:
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
-    noise, timesteps = noise.to(latents.device, latents.dtype), timesteps.to(latents.device)
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    context = data["encoder_hidden_states"].to(unet.device, unet.dtype)
-    prediction = unet(noisy, timesteps, encoder_hidden_states=context).sample
-    targets = {
-        "epsilon": lambda: noise,
-        "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
-        "sample": lambda: latents,
-    }
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    return F.mse_loss(prediction.to(dtype), targets[scheduler.config.prediction_type]().to(dtype))

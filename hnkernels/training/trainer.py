@@ -18,17 +18,18 @@ from tqdm.auto import tqdm
 
 from hnkernels.adapter import attach
 from hnkernels.adapter.sites import denoiser
-from hnkernels.checkpoint import save_hypernetwork
+from hnkernels.generator import WeightHypernetwork
 from hnkernels.hypernetwork import Hypernetwork
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data import as_examples
 from hnkernels.training.encoding import PipelineData, TensorData
 from hnkernels.training.interrupt import deferred_interrupt
 from hnkernels.training.log import CsvLog
+from hnkernels.training.losses import Loss, denoises, denoising
 from hnkernels.training.preview import write_preview
 from hnkernels.training.schedule import Schedule
-from hnkernels.training.state import latest_state, load_state, save_state
-from hnkernels.training.step import frozen, is_attached, make_noise_scheduler, train_hypernetwork
+from hnkernels.training.state import latest_state, load_state, save_network, save_state
+from hnkernels.training.step import adapter_of, frozen, is_attached, make_noise_scheduler, train_hypernetwork
 
 _MEAN_OVER = 50  # steps
 
@@ -47,7 +48,7 @@ class TrainingResult:
         losses: loss of every step since the start or the resume.
         iterations_per_second: median over the steps.
         stopped: ``"finished"``, or ``"schedule"`` where the learning-rate schedule ended first.
-        files: the finished network, ``.safetensors`` and ``.pt``.
+        files: the finished network, ``.safetensors`` and, for a ``Hypernetwork``, ``.pt``.
     """
 
     step: int
@@ -59,15 +60,17 @@ class TrainingResult:
 
 
 class HypernetworkTrainer:
-    """Trains a hypernetwork on a frozen Stable Diffusion model.
+    """Trains a hypernetwork of either kind on a frozen Stable Diffusion model.
 
     Args:
         net: the hypernetwork, new or loaded; trained in place. It is moved to the model's device, in fp32.
         model: a diffusers Stable Diffusion pipeline, or a UNet if the data is encoded already.
         config: a ``TrainingConfig`` or a dict of its fields.
         data: a folder of images with captions (see ``read_image_folder``), or a sequence of (image or path, caption)
-            pairs, or of mappings with ``latents`` and ``encoder_hidden_states`` per example.
+            pairs, or of mappings with ``latents`` and ``encoder_hidden_states`` per example. A ``WeightHypernetwork``
+            is conditioned on each example's ``condition`` (see ``Example``), or without on its caption.
         callback: called as ``callback(step, metrics)`` behind every step.
+        loss: what is brought down; see ``training.losses``.
 
     Raises:
         ValueError: config or data cannot be used; the message says why.
@@ -76,20 +79,21 @@ class HypernetworkTrainer:
 
     def __init__(
         self,
-        net: Hypernetwork,
+        net: Hypernetwork | WeightHypernetwork,
         model: Any,
         config: TrainingConfig | Mapping[str, Any] | None = None,
         data: Any = None,
         callback: Any = None,
+        loss: Loss = denoising,
     ):
-        self.net, self.model, self.callback = net, model, callback
+        self.net, self.model, self.callback, self.loss = net, model, callback, loss
         self.config = TrainingConfig.of(config)
         self._data = data
         if self.config.preview_every and not hasattr(model, "vae"):
             raise ValueError("previews need a pipeline; set preview_every=0 to train a UNet alone")
         self.unet: Any = denoiser(model)
         if not is_attached(self.unet, net):
-            attach(self.unet, net, targets=self.config.target_layers).detach()  # refuses a net for another model
+            self._attach().detach()  # refuses a net for another model
         if getattr(self.unet.config, "addition_embed_type", None) is not None:
             raise ValueError("training is for Stable Diffusion 1.x and 2.x; this UNet wants added conditions (SDXL)")
 
@@ -112,18 +116,28 @@ class HypernetworkTrainer:
         with ExitStack() as stack:
             stack.enter_context(frozen(self.model))
             if not is_attached(self.unet, self.net):
-                stack.enter_context(attach(self.unet, self.net, targets=self.config.target_layers))
+                stack.enter_context(self._attach())
             if self.config.gradient_checkpointing and not self.unet.is_gradient_checkpointing:
                 self.unet.enable_gradient_checkpointing()
                 stack.callback(self.unet.disable_gradient_checkpointing)
             stack.callback(self.net.eval)
             return run.to_the_end()
 
+    def _attach(self) -> Any:
+        if not isinstance(self.net, WeightHypernetwork):
+            return attach(self.unet, self.net, targets=self.config.target_layers)
+        if outside := {layer.kind for layer in self.net.layers} - set(self.config.target_layers):
+            raise ValueError(
+                f"the network generates weights for {', '.join(sorted(outside))} too, and target_layers is "
+                f"{', '.join(self.config.target_layers)}; build it for those"
+            )
+        return attach(self.unet, self.net)
+
     def _encoded(self, data: Any) -> TensorData | PipelineData:
         if data is None:
             raise ValueError("no data to train on: give a folder of images, or (image, caption) pairs")
         if isinstance(data, Sequence) and not isinstance(data, str) and data and isinstance(data[0], Mapping):
-            return TensorData(data)
+            return TensorData(data, denoises(self.loss))
         if not hasattr(self.model, "vae"):
             raise ValueError("images need a pipeline with its VAE and text encoder; for a UNet give encoded data")
         return PipelineData(self.model, as_examples(data), self.config, self.net.provenance.name)
@@ -182,9 +196,10 @@ class _Run:
                 self._keep()
         self._save()
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in self.net.provenance.name)
-        files = tuple(self.out / f"{name}{suffix}" for suffix in (".safetensors", ".pt"))
+        suffixes = (".safetensors",) if isinstance(self.net, WeightHypernetwork) else (".safetensors", ".pt")
+        files = tuple(self.out / f"{name}{suffix}" for suffix in suffixes)
         for file in files:
-            save_hypernetwork(self.net, file)
+            save_network(self.net, file)
         return TrainingResult(self.step, self._mean_loss(), self.losses, _median(self.rates), stopped, files)
 
     def _one_step(self, rate: float) -> dict[str, float]:
@@ -206,6 +221,7 @@ class _Run:
                 gradient_clip=None if self.clip is None else self.clip.at(self.step),
                 gradient_clip_mode=self.config.gradient_clip_mode,
                 generator=generator,
+                loss=self.trainer.loss,
             )
         metrics["learning_rate"] = rate
         metrics["iterations_per_second"] = 1 / (time.perf_counter() - started)
@@ -240,7 +256,8 @@ class _Run:
             self._save()
         if config.preview_every and self.step % config.preview_every == 0:
             self.net.eval()
-            write_preview(self.trainer.model, config, self.out / "previews" / f"step-{self.step:06d}.png")
+            file = self.out / "previews" / f"step-{self.step:06d}.png"
+            write_preview(self.trainer.model, config, file, adapter_of(self.unet, self.net))
             self.net.train()
 
     def _save(self) -> Path:
