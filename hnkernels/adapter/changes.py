@@ -164,11 +164,11 @@ def add(y: Tensor, x: Tensor, changes: Sequence[Change]) -> Tensor:
 
 def changed_linears(linears: Sequence[tuple[Tensor, Together]]) -> list[Tensor]:
     """The outputs of several linears, each of its x [S, ..., d]; those of one x read it together, where they can."""
-    groups: dict[Hashable, list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     first = {i: t.changes[0].rows(x) for i, (x, t) in enumerate(linears) if t.changes}
-    for i, rows in first.items():
-        x, index = linears[i][0], None if rows.serving is None else tuple(rows.serving.tolist())
-        groups.setdefault((id(x), rows.a.shape[0], index), []).append(i)
+    for i in first:
+        x, t = linears[i]  # the changes of one adapter serve the rows of one x alike
+        groups.setdefault((id(x), id(t.changes[0].adapter)), []).append(i)
     results: dict[int, Tensor] = {
         i: project(x, t.weight, t.bias, few_rows=True) for i, (x, t) in enumerate(linears) if not t.changes
     }

@@ -62,7 +62,8 @@ def written_in(model, weights, row=0, strength=1.0):
     model = bare(model)
     with torch.no_grad():
         for name, change in weights.detach().dense().items():
-            model.get_submodule(name).weight += strength * change[row].to(model.dtype)
+            weight = model.get_submodule(name).weight
+            weight += strength * change[row].to(weight.dtype)
     return model
 
 
