@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cross_attention, first_linear, self_attention, unet
+from benchmarks import cross_attention, first_linear, lowrank, self_attention, unet
 from benchmarks.result import markdown, update_readme, write_results
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "cross-attention-xl": cross_attention.run_xl,
     "self-attention": self_attention.run,
     "first-linear": first_linear.run,
+    "lowrank": lowrank.run,
     "sampling": unet.run_sampling,
     "fused": unet.run_fused,
     "training": unet.run_training,

@@ -28,12 +28,17 @@ class Comparison:
 
 
 def interleave(providers: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> Comparison:
-    """Runs every provider once per round, in turn, so that whatever else the machine does meets them alike."""
+    """Runs every provider once per round, in turn, so that whatever else the machine does meets them alike.
+
+    Every round begins with another one: what a provider leaves in the caches meets all the others alike, too.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in providers}
+    names = list(providers)
     for index in range(warmup + rounds):
-        for name, run in providers.items():
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
             started = time.perf_counter()
-            run()
+            providers[name]()
             if index >= warmup:
                 seconds[name].append(time.perf_counter() - started)
     return Comparison(seconds)

@@ -30,7 +30,7 @@ def gen(unet):
 
 
 def gentle(model):
-    """A generator in fp32 whose weights matter, but leave the model so tame that rounding does not grow without bound."""
+    """A generator in fp32 whose weights matter, but leave the model so tame that rounding does not grow in it."""
     gen = make_generator(model).float()
     randomise(gen, 0.1)
     return gen
