@@ -40,13 +40,17 @@ def info(
 ) -> None:
     """Show what a hypernetwork file holds, which context widths a model has, or with both whether they fit."""
     from hnkernels.checkpoint import describe, load_hypernetwork
+    from hnkernels.generator.summary import describe as describe_weights
     from hnkernels.survey import attention_on_disk, widths_table
 
     if file is None and model is None:
         raise ValueError("give a hypernetwork file, or a model with --model, or both")
     if file is not None:
+        weights = describe_weights(file)
+        if weights is not None and model is not None:
+            raise ValueError(f"{file} says itself which layers it is for; attach refuses any other model")
         table = Table(show_header=False, box=None)
-        for key, value in describe(file).items():
+        for key, value in (weights or describe(file)).items():
             table.add_row(str(key), str(value))
         console.print(table)
     if model is not None:

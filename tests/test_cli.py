@@ -102,6 +102,27 @@ def test_info_of_nothing(cli):
     assert "give a hypernetwork file, or a model with --model" in err
 
 
+def test_info_shows_what_files_of_weight_hypernetworks_hold(cli, tmp_path):
+    gen = hn.WeightHypernetwork("attn2.v", embedding_dim=8, hidden_dim=8, rank=2, styles=("ink", "oil"), name="wash")
+    gen.save(tmp_path / "gen.safetensors")
+    gen("ink").save(tmp_path / "weights.safetensors")
+    code, out, _ = cli("info", tmp_path / "gen.safetensors")
+    assert code == 0
+    for words in ("weight hypernetwork", "wash", "['ink', 'oil']", "lora", "['attn2.v']", "[2]", "float32"):
+        assert words in out
+    code, out, _ = cli("info", tmp_path / "weights.safetensors")
+    assert code == 0
+    assert "generated weights" in out
+    code, _, err = cli("info", tmp_path / "gen.safetensors", "--model", TINY_SD)
+    assert code == 1
+    assert "says itself which layers it is for" in err
+    code, _, err = cli("convert", tmp_path / "gen.safetensors", tmp_path / "gen.pt")
+    assert code == 1
+    assert "holds no context hypernetwork but 'weight hypernetwork'; load it with WeightHypernetwork.load" in err
+    with pytest.raises(TypeError, match="not WeightHypernetwork first; it has a save"):
+        hn.save_hypernetwork(gen, tmp_path / "gen.pt")
+
+
 def test_info_shows_what_a_file_holds(cli, style):
     code, out, _ = cli("info", style)
     assert code == 0

@@ -16,7 +16,7 @@ def test_the_snippets_run_in_order(tmp_path, monkeypatch):
     for index in range(4):
         Image.new("RGB", (32, 32), (60 * index, 0, 0)).save(tmp_path / "my_images" / f"digit {index}.png")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 10
     namespace: dict = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), namespace)

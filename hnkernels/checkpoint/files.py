@@ -80,7 +80,8 @@ def save_hypernetwork(net: Hypernetwork, path: str | os.PathLike[str]) -> None:
         TypeError: ``net`` is not a ``Hypernetwork``.
     """
     if not isinstance(net, Hypernetwork):
-        raise TypeError(f"save_hypernetwork takes a Hypernetwork and a path, not {type(net).__name__} first")
+        hint = "; it has a save(path) of its own" if hasattr(net, "save") else ""
+        raise TypeError(f"save_hypernetwork takes a Hypernetwork and a path, not {type(net).__name__} first{hint}")
     extension = extension_of(path)
     legacy = net.config.allow_legacy_activations
     with naming(path), torch.no_grad():

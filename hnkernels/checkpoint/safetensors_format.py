@@ -101,6 +101,11 @@ def _sections(content: Any) -> dict[str, dict[str, Any]]:
     version = content.get("version") if isinstance(content, dict) else None
     if type(version) is int and version > _VERSION:
         raise Fault(f"has format version {version}; this hnkernels reads up to {_VERSION}", "update hnkernels")
+    if version == _VERSION and isinstance(content.get("kind"), str):
+        raise Fault(
+            f"holds no context hypernetwork but {brief(content['kind'])}",
+            "load it with WeightHypernetwork.load, or GeneratedWeights.load",
+        )
     if version != _VERSION or not all(isinstance(content.get(key), dict) for key in ("config", "provenance")):
         raise Fault(f"has a {_HEADER!r} header without version, config and provenance", _AGAIN)
     return content

@@ -28,6 +28,9 @@ from hnkernels.lowrank import HIGHEST_RANK
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Those in which parameters and factors may be."""
 
+NETWORK, WEIGHTS = "weight hypernetwork", "generated weights"
+"""The kinds of files."""
+
 _VERSION = 1
 _HEADER = "hnkernels"
 _EXTENSION = ".safetensors"
@@ -70,6 +73,16 @@ def read(path: str | os.PathLike[str], kind: str, parse: Callable[[Mapping[str, 
         except (ValueError, TypeError, OverflowError, RuntimeError) as error:
             what = str(error).partition("\n")[0][:300]
             raise Fault(f"contradicts itself: {what}", _AGAIN) from error
+
+
+def kind_of(header: Mapping[str, str]) -> str | None:
+    """The kind that a file's header names, if it is one of ours."""
+    try:
+        content = json.loads(header.get(_HEADER, ""))
+    except (ValueError, RecursionError):
+        return None
+    kind = content.get("kind") if isinstance(content, dict) else None
+    return kind if kind in (NETWORK, WEIGHTS) else None
 
 
 def layers_to_json(layers: Sequence[TargetLayer]) -> list[dict[str, Any]]:

@@ -22,7 +22,6 @@ from hnkernels.generator.trunk import WeightGenerator
 from hnkernels.generator.weights import GeneratedWeights
 from hnkernels.hypernetwork import Provenance
 
-_FILE_KIND = "weight hypernetwork"
 _PARTS: dict[str, Any] = {
     "encoder": HypernetworkEncoder,
     "generator": WeightGenerator,
@@ -173,7 +172,7 @@ class WeightHypernetwork(nn.Module):
             except (ValueError, RuntimeError) as error:
                 what = str(error).partition("\n")[0][:300]
                 raise Fault(f"could not be read back: {what}", "undo the change to the parts") from error
-        files.write(path, _FILE_KIND, content, tensors)
+        files.write(path, files.NETWORK, content, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WeightHypernetwork:
@@ -182,7 +181,7 @@ class WeightHypernetwork(nn.Module):
         Raises:
             CheckpointError: the file is missing, damaged, hostile, of another kind, or contradicts itself.
         """
-        return files.read(path, _FILE_KIND, cls._parse).eval()
+        return files.read(path, files.NETWORK, cls._parse).eval()
 
     @classmethod
     def _parse(cls, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> WeightHypernetwork:

@@ -18,8 +18,6 @@ from hnkernels.generator.targets import Shape, TargetLayer, by_shape, check_sele
 from hnkernels.lowrank import HIGHEST_RANK
 from hnkernels.merging import check_number
 
-_FILE_KIND = "generated weights"
-
 
 class GeneratedWeights:
     """Low-rank weights for the attention projections of a model: G sets of them, ``ΔW = scale · B A`` at each layer.
@@ -327,7 +325,7 @@ class GeneratedWeights:
         tensors.update({f"scale.{name}": scale for name, scale in self._scales.items()})
         if self.index is not None:
             tensors["index"] = self.index
-        files.write(path, _FILE_KIND, {"layers": files.layers_to_json(self.layers)}, tensors)
+        files.write(path, files.WEIGHTS, {"layers": files.layers_to_json(self.layers)}, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GeneratedWeights:
@@ -336,7 +334,7 @@ class GeneratedWeights:
         Raises:
             CheckpointError: the file is missing, damaged, of another kind, or contradicts itself.
         """
-        return files.read(path, _FILE_KIND, cls._parse)
+        return files.read(path, files.WEIGHTS, cls._parse)
 
     @classmethod
     def _parse(cls, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> GeneratedWeights:
