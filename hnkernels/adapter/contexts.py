@@ -87,6 +87,10 @@ class SharedContext:
 
     def rewritten(self, links: Links, store: ContextStore) -> tuple[tuple[Tensor, Tensor], Hashable]:
         """The context for K and for V, after the links, and a token that changes whenever it does."""
+        if not links:  # nothing that is kept may hold on to the context itself
+            x = self.source()
+            assert x is not None
+            return (x, x), self._once_a_call("state", store, lambda: self._state(x, store.call))
         return self._once_a_call(("rewritten", links), store, lambda: self._checked(links, store.call))
 
     def _once_a_call(self, key: Hashable, store: ContextStore, find: Callable[[], T]) -> T:
@@ -106,9 +110,6 @@ class SharedContext:
     def _checked(self, links: Links, call: int) -> tuple[tuple[Tensor, Tensor], Hashable]:
         x = self.source()
         assert x is not None
-        state = (self._version(x, call), _autocast_dtype(x), torch.is_grad_enabled())
-        if not links:
-            return (x, x), state
         mlps = [mlp for link in links for mlp in (link.mlp_k, link.mlp_v)]
         kept = self._rewritten.get(links)
         if kept is None:
@@ -118,7 +119,7 @@ class SharedContext:
             kept = self._rewritten[links] = _Rewritten()
         kept.call = call
         extra = (
-            state,
+            self._state(x, call),
             tuple((mlp.multiplier, mlp.training) for mlp in mlps),
             # Dropout serves one call. A recorded entry is of one call anyway, and its recomputation falls into another.
             call if not self.recorded and any(mlp.training for mlp in mlps) else None,
@@ -168,6 +169,9 @@ class SharedContext:
         for memo in self._projected.values():
             kv = memo.peek()
             yield from [] if kv is None else [kv]
+
+    def _state(self, x: Tensor, call: int) -> Hashable:
+        return self._version(x, call), _autocast_dtype(x), torch.is_grad_enabled()
 
     def _version(self, x: Tensor, call: int) -> Hashable:
         if not x.is_inference():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ class Host:
         self.adapters: list[Handle] = []
         self.contexts = ContextStore()
         self.traced: TracedContext | None = None
-        self.replay: Replay | None = None  # what acted in the call that is being computed once more
+        self._replay: Callable[[], SharedContext | None] | None = None
+        self._replay_without_context: Replay | None = None
         self._device: torch.device | None = None  # where the networks are, within a call
         parameters = list(inspect.signature(type(model).forward).parameters)
         self._context_name = next((name for name in _CONTEXT_ARGUMENTS if name in parameters), None)
@@ -61,6 +63,9 @@ class Host:
             raise
         self.model.__dict__[_ATTRIBUTE] = self
         watch_projections()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_replay": None, "_replay_without_context": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -98,6 +103,13 @@ class Host:
         self.contexts.clear()
         for site in self.sites:
             site.clear()
+
+    def replay(self) -> Replay | None:
+        """The generated weights of the recorded call that is being computed once more, in a backward pass."""
+        if not in_backward():
+            return None
+        entry = None if self._replay is None else self._replay()
+        return self._replay_without_context if entry is None else entry.replay
 
     @property
     def dtype(self) -> torch.dtype:
@@ -182,15 +194,17 @@ class Host:
             for site in self.sites:
                 site.clear()
         # A dict, not a set: dropout must draw for the chains in the same order in every run.
-        self.replay = {c: c.state for site in self.sites for changes in site.changes.values() for c in changes}
+        replay = {c: c.state for site in self.sites for changes in site.changes.values() for c in changes}
+        self._replay, self._replay_without_context = None, replay if context is None else None
         chains = dict.fromkeys(site.computed_links() for site in sites)
         if not any(site.acting(stream) for site in sites for stream in STREAMS):
             chains.pop((), None)
-        if context is None or not (chains or self.replay):
+        if context is None or not (chains or replay):
             return None
         alias = context.view_as(context)
         entry = self.contexts.open(alias)
-        entry.replay = self.replay
+        entry.replay = replay
+        self._replay = weakref.ref(entry)
         for links in chains:
             entry.rewritten(links, self.contexts)
             self.grouped(context.shape[-1], entry, links)
@@ -201,11 +215,11 @@ class Host:
 
     def _find_replay(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before a checkpointed block is computed once more: what acted in that call. Its context says which it was."""
-        if torch.is_grad_enabled() and not self.contexts.running and not torch.compiler.is_compiling():
+        if in_backward():
             for value in _tensors(args, kwargs):
                 entry = self.contexts.find(value)
                 if entry is not None and entry.recorded:
-                    self.replay = entry.replay
+                    self._replay = weakref.ref(entry)
 
     def _prepare(self, sites: list[Site], context: Tensor | None) -> None:
         if any(module._compiled_call_impl is not None for module in self._around):
@@ -228,6 +242,11 @@ class Host:
             if not torch.is_grad_enabled():  # a checkpointed block will ask once more, in the backward pass
                 for site in self.sites:
                     site.prepare(None)
+
+
+def in_backward() -> bool:
+    """Whether this is called from a backward pass, which is where checkpointed blocks are computed once more."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _path(model: nn.Module, name: str) -> Iterator[nn.Module]:

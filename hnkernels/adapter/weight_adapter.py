@@ -57,6 +57,7 @@ class WeightAdapter(Handle):
         self._pipeline = _Pipeline(pipeline)
         self._changes = {layer.name: Change(self, layer.projection) for layer in self.layers}
         self._weights: GeneratedWeights | None = None
+        self._dtype: torch.dtype | None = None  # that in which the changes have them
         places = {layer.attention: Place.of(layer.attention, layer.kind) for layer in self.layers}
         streams = [p for p in PROJECTIONS if any(layer.projection == p for layer in self.layers)]
         super().__init__(name, strength, list(places.values()), streams)
@@ -110,10 +111,8 @@ class WeightAdapter(Handle):
 
     def state_of(self, change: Change) -> State | None:
         """The weights of a change: those of now, or while a recorded call is computed once more of then."""
-        host = self._host
-        if host is None or not torch.is_grad_enabled() or host.contexts.running or host.replay is None:
-            return change.state
-        return host.replay.get(change)
+        replay = None if self._host is None else self._host.replay()
+        return change.state if replay is None else replay.get(change)
 
     def arrange(self, sites: Sequence[Site]) -> None:
         by_name = {site.name: site for site in sites}
@@ -122,14 +121,16 @@ class WeightAdapter(Handle):
             change, site = self._changes[layer.name], by_name[layer.attention]
             change.level = levels[layer.attention]
             site.add_change(layer.projection, layer.name.removeprefix(f"{site.spec.path}."), change)
-        self._hand_out()
+        if self._host is not None and self._dtype != self._host.dtype:
+            self._hand_out()
 
     def _hand_out(self) -> None:
         """Gives every change its state, in the dtype of the model's linears."""
         weights = self._weights
         names = set() if weights is None else {layer.name for layer in weights.layers}
-        if weights is not None and self._host is not None:
-            weights = weights.to(self._host.dtype)
+        if self._host is not None:
+            self._dtype = self._host.dtype
+            weights = None if weights is None else weights.to(self._dtype)
         serial = next(_serials)
         for name, change in self._changes.items():
             change.state = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -355,3 +357,36 @@ def test_attention_layers_called_by_themselves(unet, weights):
 def test_text_width_is_what_attn2_sees(unet):
     widths = {(p.kind, p.projection): p.in_features for p in find_projections(unet) if p.name.startswith("mid")}
     assert widths["attn2", "k"] == TEXT_WIDTH
+
+
+def test_a_layer_called_after_a_recorded_call_has_the_weights_of_now(unet, gen, x, text):
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    layer, hidden = unet.get_submodule(name), torch.randn(2, 5, 16).double()
+    with hn.attach(unet, gen) as adapter:
+        with adapter.condition("ink"):
+            denoise(unet, x, text).sum().backward()
+        with adapter.condition("oil"):
+            weights = adapter.weights
+            y = layer(hidden)
+    assert relative_error(y, written_in(unet, weights).get_submodule(name)(hidden)) <= EXACT
+
+
+def test_another_adapters_strength_leaves_the_prompts_keys_and_values_alone(unet, gen, x, text):
+    other = make_generator(unet, target_layers=["attn1"])
+    with torch.no_grad(), hn.attach(unet, gen) as adapter, hn.attach(unet, other) as second, adapter.condition("ink"):
+        denoise(unet, x, text)
+        misses = adapter.stats().misses
+        second.strength = 0.5
+        denoise(unet, x, text)
+        assert adapter.stats().misses == misses
+
+
+def test_what_a_call_was_recorded_with_goes_with_its_graph(unet, gen, x, text):
+    alive = []
+    with hn.attach(unet, gen) as adapter:
+        with adapter.condition("ink"):
+            alive += [weakref.ref(change.state.a) for change in adapter._changes.values()]
+            y = denoise(unet, x, text)
+        del y
+        gc.collect()
+        assert not any(ref() is not None for ref in alive)
