@@ -333,7 +333,7 @@ def test_another_network_may_take_its_place(unet, x, text):
     other = make_net((WIDTHS[0], TEXT_WIDTH), activation="silu")
     adapter.net = other
     changed = denoise(unet, x, text)
-    with pytest.raises(ValueError, match=r"net must be a Hypernetwork, .* not str"):
+    with pytest.raises(ValueError, match="net must be a Hypernetwork, not str"):
         adapter.net = "style.pt"
     adapter.detach()
     with hn.attach(unet, other):
