@@ -183,6 +183,11 @@ def normalising(tiles: Tiles, target: Target) -> Tiles:
     return replace(tiles, block_m=min(tiles.block_m, 32), block_n=min(tiles.block_n, 32))
 
 
+def beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """A product's tiles where one with low-rank factors runs beside it, and needs registers and shared memory too."""
+    return tiles
+
+
 def splits(M: int, programs: int, block_m: int, target: Target) -> int:
     """Into how many parts a sum over M tokens is cut, given the programs that one part has.
 

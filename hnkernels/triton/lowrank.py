@@ -1,0 +1,705 @@
+"""Linears with low-rank weights of their own for every sample: q, k and v of one x in a launch, or many layers'.
+
+    y_p[s] = x[s] W_pᵀ + bias_p + scale_p[s]·u_p[s] B_p[i]ᵀ    with u_p[s] = x[s] A_p[i]ᵀ and i the set of sample s
+
+A slice p is one such linear. With g_p[s] = dy_p[s] B_p[i] and sums over tokens t, and for a set over its samples s,
+
+    dx = Σ_p dy_p W_p + scale_p·g_p A_p        dA_p[i] = Σ_s scale_p[s]·g_p[s]ᵀ x[s]
+    dscale_p[s] = Σ_t g_p[s]∘u_p[s]            dB_p[i] = Σ_s scale_p[s]·dy_p[s]ᵀ u_p[s]
+
+No tile has tokens of two samples, so a program has one scale and one set of factors. Ranks are filled up to BLOCK_R.
+Up to three slices come as pointers; more of them in a table, [slices, 10] int64, whose columns are named below. A
+scale of 0 leaves the programs of its sample the plain linear alone.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hnkernels.triton._compat import convert, dot
+from hnkernels.triton.tiles import multiply, tile_of
+
+# Addresses of the tensor that goes with a slice (dy, or what is added to), of w, bias (0: none), a and b; widths; and
+# how many columns, ranks and elements of factors the slices before have.
+_SLICE, _W, _BIAS, _A, _B = (tl.constexpr(i) for i in range(5))
+_N, _RANK, _N_BEFORE, _RANKS_BEFORE, _ELEMENTS_BEFORE = (tl.constexpr(i) for i in range(5, 10))
+_COLUMNS = tl.constexpr(10)
+
+
+@triton.jit
+def pick(number, first, second, third):
+    """The one with this number."""
+    return tl.where(number == 1, second, tl.where(number == 2, third, first))
+
+
+@triton.jit
+def before(number, first, second):
+    """The sum of those with lower numbers."""
+    return tl.where(number > 0, first, 0) + tl.where(number > 1, second, 0)
+
+
+@triton.jit
+def pointer(row, COLUMN: tl.constexpr, like_ptr):
+    """An address in the table. Every tensor there begins at a multiple of 16 bytes; the launcher has looked."""
+    return tl.multiple_of(tl.load(row + COLUMN).to(like_ptr.dtype), 16)
+
+
+@triton.jit
+def width(row, ALIGNED: tl.constexpr):
+    """N in the table."""
+    N = tl.load(row + _N).to(tl.int32)
+    if ALIGNED:
+        N = tl.multiple_of(N, 16)
+    return N
+
+
+@triton.jit
+def set_of(sample, index_ptr, each):
+    """Which factors serve a sample: what the index says, or each set as many consecutive samples. int64."""
+    if index_ptr is None:
+        return (sample // each).to(tl.int64)
+    return tl.load(index_ptr + sample).to(tl.int64)
+
+
+@triton.jit
+def scale_of(number, sample, scale_ptr, stride_scale):
+    """A sample's scale in a slice."""
+    if scale_ptr is None:
+        return 1.0
+    return tl.load(scale_ptr + number * stride_scale + sample)
+
+
+@triton.jit
+def expansion(
+    b_ptr,  # [N, r]
+    cols,  # [BLOCK_N]
+    ranks,  # [BLOCK_R]
+    N,
+    r,
+):
+    """bᵀ for these columns, 0 outside. Shape: [BLOCK_R, BLOCK_N]."""
+    mask = (ranks < r)[:, None] & (cols < N)[None, :]
+    return tl.load(b_ptr + cols[None, :].to(tl.int64) * r + ranks[:, None], mask=mask, other=0.0)
+
+
+@triton.jit
+def multiply_both(
+    acc,  # [BLOCK_M, BLOCK_N]
+    u,  # [BLOCK_M, BLOCK_R]
+    x_ptr,  # [M, K]
+    w_ptr,  # [N, K], or [K, N] with TRANSPOSED
+    f_ptr,  # [r, K], or [K, r] with TRANSPOSED
+    rows,  # [BLOCK_M] int64
+    cols,  # [BLOCK_N]
+    ranks,  # [BLOCK_R]
+    M,
+    N,
+    K,
+    r,
+    stride_xm,
+    stride_w,
+    stride_f,
+    TRANSPOSED: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``acc + x wᵀ`` and ``u + x fᵀ``, or ``acc + x w`` and ``u + x f``, by one pass over x; see ``multiply``.
+
+    Columns of u from r on are 0 with TRANSPOSED, else they repeat the first one: nothing may come of them.
+    """
+    depth = tl.arange(0, BLOCK_K)
+    inside = tl.where(rows < M, rows, 0)
+    x_tile = x_ptr + inside[:, None] * stride_xm + depth[None, :]  # [BLOCK_M, BLOCK_K]
+    if TRANSPOSED:
+        w_tile = w_ptr + depth[:, None] * stride_w + cols[None, :]  # [BLOCK_K, BLOCK_N]
+        f_tile = f_ptr + depth[:, None] * stride_f + ranks[None, :]  # [BLOCK_K, BLOCK_R]
+        w_step, f_step = BLOCK_K * stride_w, BLOCK_K * stride_f
+    else:
+        w_tile = w_ptr + depth[:, None] + tl.where(cols < N, cols, 0)[None, :] * stride_w
+        f_tile = f_ptr + depth[:, None] + tl.where(ranks < r, ranks, 0)[None, :] * stride_f
+        w_step, f_step = BLOCK_K, BLOCK_K
+    for k in range(0, K, BLOCK_K):
+        if EVEN:
+            x = tl.load(x_tile)
+            w = tl.load(w_tile)
+            if TRANSPOSED:
+                f = tl.load(f_tile, mask=(ranks < r)[None, :], other=0.0)
+            else:
+                f = tl.load(f_tile)
+        else:
+            deep = depth < K - k
+            x = tl.load(x_tile, mask=deep[None, :], other=0.0)
+            w = tl.load(w_tile, mask=deep[:, None] & (cols < N)[None, :], other=0.0)
+            f = tl.load(f_tile, mask=deep[:, None] & (ranks < r)[None, :], other=0.0)
+        acc = dot(x, w, acc, PRECISION)
+        u = dot(x, f, u, PRECISION)
+        x_tile += BLOCK_K
+        w_tile += w_step
+        f_tile += f_step
+    return acc, u
+
+
+@triton.jit(do_not_specialize=["T", "tiles_n", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+def lowrank_forward_kernel(
+    x_ptr,  # [S, T, K]
+    w_0_ptr,  # [N_p, K]
+    w_1_ptr,
+    w_2_ptr,
+    bias_0_ptr,  # [N_p], or None for all
+    bias_1_ptr,
+    bias_2_ptr,
+    a_0_ptr,  # [G, r_p, K]
+    a_1_ptr,
+    a_2_ptr,
+    b_0_ptr,  # [G, N_p, r_p]
+    b_1_ptr,
+    b_2_ptr,
+    scale_ptr,  # [slices, S], or None
+    index_ptr,  # [S] int64, or None
+    out_0_ptr,  # [S, T, N_p]; with a table flat, the slices behind one another
+    out_1_ptr,
+    out_2_ptr,
+    table_ptr,  # [slices, 10] int64, or None
+    tiles_ptr,  # [tiles_n, 2] int32: slice, tile within it; with a table
+    T,
+    K,
+    N_0,
+    N_1,
+    N_2,
+    r_0,
+    r_1,
+    r_2,
+    tiles_n,  # tiles of columns of all slices
+    samples,
+    each,
+    stride_xs,
+    stride_xm,
+    stride_scale,
+    MULTIPLE: tl.constexpr,  # of it all ranks are multiples
+    ALIGNED: tl.constexpr,  # every N in the table is a multiple of 16
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """``out_p[s] = x[s] w_pᵀ + bias_p + scale_p[s]·(x[s] a_p[i]ᵀ) b_p[i]ᵀ``.
+
+    The tiles of all slices lie side by side in the grid: those that run together share their rows of x.
+    """
+    dtype = x_ptr.dtype.element_ty
+    per_sample = tl.cdiv(T, BLOCK_M) * tiles_n
+    sample = tl.program_id(0) // per_sample
+    tile_m, column = tile_of(tl.program_id(0) % per_sample, T, tiles_n * BLOCK_N, BLOCK_M, BLOCK_N, GROUP_M)
+    if table_ptr is None:
+        first = tl.cdiv(N_0, BLOCK_N)
+        second = tl.cdiv(N_1, BLOCK_N)
+        number = (column >= first).to(tl.int32) + (column >= first + second).to(tl.int32)
+        tile_n = column - before(number, first, second)
+        w_ptr, N = pick(number, w_0_ptr, w_1_ptr, w_2_ptr), pick(number, N_0, N_1, N_2)
+        a_ptr, b_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, b_0_ptr, b_1_ptr, b_2_ptr)
+        out_ptr, r = pick(number, out_0_ptr, out_1_ptr, out_2_ptr), pick(number, r_0, r_1, r_2)
+    else:
+        number, tile_n = tl.load(tiles_ptr + 2 * column), tl.load(tiles_ptr + 2 * column + 1)
+        row = table_ptr + number * _COLUMNS
+        w_ptr, N, r = pointer(row, _W, x_ptr), width(row, ALIGNED), tl.load(row + _RANK).to(tl.int32)
+        a_ptr, b_ptr = pointer(row, _A, x_ptr), pointer(row, _B, x_ptr)
+        start = tl.load(row + _N_BEFORE) * samples * T
+        if ALIGNED:
+            start = tl.multiple_of(start, 16)
+        out_ptr = out_0_ptr + start
+    r = tl.multiple_of(r, MULTIPLE)
+    x_ptr += sample.to(tl.int64) * stride_xs
+    item = set_of(sample, index_ptr, each)
+    scale = scale_of(number, sample, scale_ptr, stride_scale)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    ranks = tl.arange(0, BLOCK_R)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    depth = K
+    if scale_ptr is not None:
+        # One of the two products has no steps. A branch instead would take the shared memory of both.
+        plain = tl.where(scale == 0, K, 0)
+        acc = multiply(acc, x_ptr, w_ptr, rows, cols, T, N, plain, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
+        depth = K - plain
+    u = tl.zeros((BLOCK_M, BLOCK_R), ACC)
+    acc, u = multiply_both(
+        acc, u, x_ptr, w_ptr, a_ptr + item * (r * K), rows, cols, ranks, T, N, depth, r, stride_xm, K, K, False,
+        BLOCK_K, EVEN, PRECISION,
+    )  # fmt: skip
+    if depth > 0:
+        b = expansion(b_ptr + item * N * r, cols, ranks, N, r)
+        acc = dot(convert(u * scale, dtype), b, acc, PRECISION)
+    if table_ptr is None:
+        if bias_0_ptr is not None:
+            bias_ptr = pick(number, bias_0_ptr, bias_1_ptr, bias_2_ptr)
+            acc += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
+    else:
+        bias = tl.load(row + _BIAS)
+        if bias != 0:
+            acc += tl.load(bias.to(x_ptr.dtype) + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
+    mask = (rows < T)[:, None] & (cols < N)[None, :]
+    at = out_ptr + (sample.to(tl.int64) * T + rows[:, None]) * N + cols[None, :]
+    tl.store(at, convert(acc, dtype), mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+def lowrank_add_kernel(
+    base_0_ptr,  # [S, T, N_p]
+    base_1_ptr,
+    base_2_ptr,
+    x_ptr,  # [S, T, K]
+    a_0_ptr,  # [G, r_p, K]
+    a_1_ptr,
+    a_2_ptr,
+    b_0_ptr,  # [G, N_p, r_p]
+    b_1_ptr,
+    b_2_ptr,
+    scale_ptr,  # [slices, S], or None
+    index_ptr,  # [S] int64, or None
+    out_0_ptr,  # [S, T, N_p]; with a table flat, the slices behind one another
+    out_1_ptr,
+    out_2_ptr,
+    table_ptr,  # [slices, 10] int64, or None
+    T,
+    K,
+    N_0,
+    N_1,
+    N_2,
+    r_0,
+    r_1,
+    r_2,
+    samples,
+    each,
+    stride_xs,
+    stride_xm,
+    stride_scale,
+    MULTIPLE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """``out_p[s] = base_p[s] + scale_p[s]·(x[s] a_p[i]ᵀ) b_p[i]ᵀ``. A program goes through all columns of its rows."""
+    dtype = x_ptr.dtype.element_ty
+    tiles_m = tl.cdiv(T, BLOCK_M)
+    sample, number = tl.program_id(0) // tiles_m, tl.program_id(1)
+    if table_ptr is None:
+        base_ptr, N = pick(number, base_0_ptr, base_1_ptr, base_2_ptr), pick(number, N_0, N_1, N_2)
+        a_ptr, b_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, b_0_ptr, b_1_ptr, b_2_ptr)
+        out_ptr, r = pick(number, out_0_ptr, out_1_ptr, out_2_ptr), pick(number, r_0, r_1, r_2)
+    else:
+        row = table_ptr + number * _COLUMNS
+        base_ptr, N, r = pointer(row, _SLICE, x_ptr), width(row, ALIGNED), tl.load(row + _RANK).to(tl.int32)
+        a_ptr, b_ptr = pointer(row, _A, x_ptr), pointer(row, _B, x_ptr)
+        start = tl.load(row + _N_BEFORE) * samples * T
+        if ALIGNED:
+            start = tl.multiple_of(start, 16)
+        out_ptr = out_0_ptr + start
+    r = tl.multiple_of(r, MULTIPLE)
+    item = set_of(sample, index_ptr, each)
+    scale = scale_of(number, sample, scale_ptr, stride_scale)
+    plain = tl.where(scale == 0, N, 0)
+    rows = (tl.program_id(0) % tiles_m).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ranks = tl.arange(0, BLOCK_R)
+    u = tl.zeros((BLOCK_M, BLOCK_R), ACC)
+    u = multiply(
+        u, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + item * (r * K), rows, ranks, T, r,
+        tl.where(scale == 0, 0, K), stride_xm, K, False, BLOCK_K, EVEN, PRECISION,
+    )  # fmt: skip
+    u = convert(u * scale, dtype)
+    b_ptr += item * N * r
+    at = (sample.to(tl.int64) * T + rows[:, None]) * N
+    for n in range(0, plain, BLOCK_N):
+        cols = n + tl.arange(0, BLOCK_N)
+        mask = (rows < T)[:, None] & (cols < N)[None, :]
+        tl.store(out_ptr + at + cols[None, :], tl.load(base_ptr + at + cols[None, :], mask=mask), mask=mask)
+    for n in range(0, N - plain, BLOCK_N):
+        cols = n + tl.arange(0, BLOCK_N)
+        mask = (rows < T)[:, None] & (cols < N)[None, :]
+        base = tl.load(base_ptr + at + cols[None, :], mask=mask, other=0.0).to(ACC)
+        acc = dot(u, expansion(b_ptr, cols, ranks, N, r), base, PRECISION)
+        tl.store(out_ptr + at + cols[None, :], convert(acc, dtype), mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "slices", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+def lowrank_input_gradient_kernel(
+    dy_0_ptr,  # [S, T, N_p]
+    dy_1_ptr,
+    dy_2_ptr,
+    w_0_ptr,  # [N_p, D], with BASE
+    w_1_ptr,
+    w_2_ptr,
+    a_0_ptr,  # [G, r_p, D]
+    a_1_ptr,
+    a_2_ptr,
+    b_0_ptr,  # [G, N_p, r_p]
+    b_1_ptr,
+    b_2_ptr,
+    scale_ptr,  # [slices, S], or None
+    index_ptr,  # [S] int64, or None
+    dx_ptr,  # [S, T, D]
+    g_ptr,  # takes dy_p b_p [S, T, r_p], the slices behind one another; or None
+    table_ptr,  # [slices, 10] int64, or None
+    T,
+    D,
+    N_0,
+    N_1,
+    N_2,
+    r_0,
+    r_1,
+    r_2,
+    slices,
+    samples,
+    each,
+    stride_scale,
+    BASE: tl.constexpr,
+    SCALE_GRADIENT: tl.constexpr,  # g is needed where the scale is 0 too
+    MULTIPLE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # every N is a multiple of BLOCK_K, and D of BLOCK_N
+    EVEN_RANK: tl.constexpr,  # besides every rank is BLOCK_R
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """``dx = Σ_p [dy_p w_p +] scale_p·g_p a_p`` over the slices in their order, and ``g_p = dy_p b_p``."""
+    dtype = dx_ptr.dtype.element_ty
+    per_sample = tl.cdiv(T, BLOCK_M) * tl.cdiv(D, BLOCK_N)
+    sample = tl.program_id(0) // per_sample
+    tile_m, tile_n = tile_of(tl.program_id(0) % per_sample, T, D, BLOCK_M, BLOCK_N, GROUP_M)
+    item = set_of(sample, index_ptr, each)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    ranks = tl.arange(0, BLOCK_R)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    for number in range(slices):
+        if table_ptr is None:
+            dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
+            r, ranks_before = pick(number, r_0, r_1, r_2), before(number, r_0, r_1).to(tl.int64)
+            a_ptr, b_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, b_0_ptr, b_1_ptr, b_2_ptr)
+            if BASE:
+                w_ptr = pick(number, w_0_ptr, w_1_ptr, w_2_ptr)
+        else:
+            row = table_ptr + number * _COLUMNS
+            dy_ptr, N, r = pointer(row, _SLICE, dx_ptr), width(row, ALIGNED), tl.load(row + _RANK).to(tl.int32)
+            a_ptr, b_ptr = pointer(row, _A, dx_ptr), pointer(row, _B, dx_ptr)
+            ranks_before = tl.load(row + _RANKS_BEFORE)
+            if BASE:
+                w_ptr = pointer(row, _W, dx_ptr)
+        r = tl.multiple_of(r, MULTIPLE)
+        dy_ptr += sample.to(tl.int64) * T * N
+        b_ptr += item * N * r
+        scale = scale_of(number, sample, scale_ptr, stride_scale)
+        depth = N
+        if scale_ptr is not None:
+            if not SCALE_GRADIENT:
+                depth = tl.where(scale == 0, 0, N)
+                if BASE:
+                    acc = multiply(
+                        acc, dy_ptr, w_ptr, rows, cols, T, D, N - depth, N, D, True, BLOCK_K, EVEN, PRECISION
+                    )  # fmt: skip
+        g = tl.zeros((BLOCK_M, BLOCK_R), ACC)
+        if BASE:
+            acc, g = multiply_both(
+                acc, g, dy_ptr, w_ptr, b_ptr, rows, cols, ranks, T, D, depth, r, N, D, r, True, BLOCK_K, EVEN,
+                PRECISION,
+            )  # fmt: skip
+        else:
+            g = multiply(g, dy_ptr, b_ptr, rows, ranks, T, r, depth, N, r, True, BLOCK_K, EVEN_RANK, PRECISION)
+        if depth > 0:
+            if g_ptr is not None:
+                if tile_n == 0:
+                    at = g_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r
+                    mask = (rows < T)[:, None] & (ranks < r)[None, :]
+                    tl.store(at + ranks[None, :], convert(g, dtype), mask=mask)
+            mask = (ranks < r)[:, None] & (cols < D)[None, :]
+            a = tl.load(a_ptr + item * (r * D) + ranks[:, None] * D + cols[None, :], mask=mask, other=0.0)
+            acc = dot(convert(g * scale, dtype), a, acc, PRECISION)
+    mask = (rows < T)[:, None] & (cols < D)[None, :]
+    at = dx_ptr + (sample.to(tl.int64) * T + rows[:, None]) * D + cols[None, :]
+    tl.store(at, convert(acc, dtype), mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+def lowrank_shrink_kernel(
+    x_0_ptr,  # [S, T, K_p]
+    x_1_ptr,
+    x_2_ptr,
+    f_0_ptr,  # [G, r_p, K_p], or [G, K_p, r_p] with TRANSPOSED
+    f_1_ptr,
+    f_2_ptr,
+    scale_ptr,  # [slices, S], or None
+    index_ptr,  # [S] int64, or None
+    out_ptr,  # [S, T, r_p], the slices behind one another
+    g_ptr,  # like out, with sums
+    sums_ptr,  # [slices, S, tiles of T]: takes the sums of g∘out; or None
+    table_ptr,  # [slices, 10] int64, or None
+    T,
+    K_0,
+    K_1,
+    K_2,
+    r_0,
+    r_1,
+    r_2,
+    samples,
+    each,
+    stride_xs,
+    stride_xm,
+    stride_scale,
+    TRANSPOSED: tl.constexpr,  # x is dy_p, contiguous; else one x for all slices
+    SCALE_GRADIENT: tl.constexpr,  # out is needed where the scale is 0 too
+    MULTIPLE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # every K is a multiple of BLOCK_K; with TRANSPOSED every rank is BLOCK_R too
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # the ranks, filled up
+    GROUP_M: tl.constexpr,
+):
+    """``u_p[s] = x[s] a_p[i]ᵀ``, or ``g_p[s] = dy_p[s] b_p[i]``; and dscale, a sum per tile."""
+    tiles_m = tl.cdiv(T, BLOCK_M)
+    sample, number = tl.program_id(0) // tiles_m, tl.program_id(1)
+    if scale_ptr is not None:
+        if not SCALE_GRADIENT:
+            if tl.load(scale_ptr + number * stride_scale + sample) == 0:
+                return
+    if table_ptr is None:
+        x_ptr, f_ptr = pick(number, x_0_ptr, x_1_ptr, x_2_ptr), pick(number, f_0_ptr, f_1_ptr, f_2_ptr)
+        K, r = pick(number, K_0, K_1, K_2), pick(number, r_0, r_1, r_2)
+        ranks_before = before(number, r_0, r_1).to(tl.int64)
+    else:
+        row = table_ptr + number * _COLUMNS
+        r, ranks_before = tl.load(row + _RANK).to(tl.int32), tl.load(row + _RANKS_BEFORE)
+        if TRANSPOSED:
+            x_ptr, f_ptr, K = pointer(row, _SLICE, out_ptr), pointer(row, _B, out_ptr), width(row, ALIGNED)
+        else:
+            x_ptr, f_ptr, K = x_0_ptr, pointer(row, _A, out_ptr), K_0
+    r = tl.multiple_of(r, MULTIPLE)
+    tile_m = tl.program_id(0) % tiles_m
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ranks = tl.arange(0, BLOCK_N)
+    f_ptr += set_of(sample, index_ptr, each) * K * r
+    u = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    if TRANSPOSED:
+        x_ptr += sample.to(tl.int64) * T * K
+        u = multiply(u, x_ptr, f_ptr, rows, ranks, T, r, K, K, r, True, BLOCK_K, EVEN, PRECISION)
+    else:
+        x_ptr += sample.to(tl.int64) * stride_xs
+        u = multiply(u, x_ptr, f_ptr, rows, ranks, T, r, K, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
+    at = ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+    mask = (rows < T)[:, None] & (ranks < r)[None, :]
+    tl.store(out_ptr + at, convert(u, out_ptr.dtype.element_ty), mask=mask)
+    if sums_ptr is not None:
+        g = tl.load(g_ptr + at, mask=mask, other=0.0).to(ACC)
+        part = tl.sum(tl.sum(tl.where(mask, g * u, 0.0), axis=1), axis=0)
+        tl.store(sums_ptr + (number * samples + sample) * tiles_m + tile_m, part)
+
+
+@triton.jit(do_not_specialize=["T", "samples", "splits", "tiles_n", "r_0", "r_1", "r_2", "stride_scale"])
+def lowrank_factor_gradient_kernel(
+    x_ptr,  # [S, T, D]
+    dy_0_ptr,  # [S, T, N_p]
+    dy_1_ptr,
+    dy_2_ptr,
+    g_ptr,  # dy_p b_p [S, T, r_p], the slices behind one another
+    u_ptr,  # x a_pᵀ, likewise
+    scale_ptr,  # [slices, S], or None
+    parts_ptr,  # [S, splits, elements] fp32: of every slice da [r_p, D], then db [N_p, r_p]
+    table_ptr,  # [slices, 10] int64, or None
+    T,
+    D,
+    N_0,
+    N_1,
+    N_2,
+    r_0,
+    r_1,
+    r_2,
+    samples,
+    splits,
+    tiles_n,  # of columns, of the widest of D and N
+    rows_per_split,
+    elements,
+    stride_xs,
+    stride_xm,
+    stride_scale,
+    MULTIPLE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # T, D and every N are multiples of their blocks
+    BLOCK_M: tl.constexpr,  # tokens of a step
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # the ranks, filled up
+    GROUP_M: tl.constexpr,
+):
+    """``da_p = scale_p·g_pᵀ x`` and ``db_p = scale_p·dy_pᵀ u_p`` over the tokens of one split of one sample.
+
+    Of a sample with scale 0 nothing is stored: the sum leaves it out.
+    """
+    part = tl.program_id(0) // tiles_n
+    sample, split = part // splits, part % splits
+    number, of_b = tl.program_id(1) // 2, tl.program_id(1) % 2
+    scale = scale_of(number, sample, scale_ptr, stride_scale)
+    if scale_ptr is not None:
+        if scale == 0:
+            return
+    if table_ptr is None:
+        dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
+        r, ranks_before = pick(number, r_0, r_1, r_2), before(number, r_0, r_1).to(tl.int64)
+        elements_before = before(number, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
+    else:
+        row = table_ptr + number * _COLUMNS
+        dy_ptr, N, r = pointer(row, _SLICE, x_ptr), width(row, ALIGNED), tl.load(row + _RANK).to(tl.int32)
+        ranks_before, elements_before = tl.load(row + _RANKS_BEFORE), tl.load(row + _ELEMENTS_BEFORE)
+    r = tl.multiple_of(r, MULTIPLE)
+    tall_ptr, wide, stride_m = x_ptr + sample.to(tl.int64) * stride_xs, D, stride_xm
+    thin_ptr = g_ptr
+    stride_col, stride_rank = 1, D
+    out_ptr = parts_ptr + part.to(tl.int64) * elements + elements_before
+    if of_b == 1:
+        tall_ptr, wide, stride_m = dy_ptr + sample.to(tl.int64) * T * N, N, N
+        thin_ptr = u_ptr
+        stride_col, stride_rank = r, 1
+        out_ptr += r * D
+    tile_n = tl.program_id(0) % tiles_n
+    if tile_n * BLOCK_N >= wide:
+        return  # the grid is as large as the widest needs
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    ranks = tl.arange(0, BLOCK_K)
+    first = split.to(tl.int64) * rows_per_split
+    count = tl.minimum(T - first, rows_per_split).to(tl.int32)
+    steps = tl.arange(0, BLOCK_M)
+    rows = first + steps
+    tall_tile = tall_ptr + rows[None, :] * stride_m + cols[:, None]  # [BLOCK_N, BLOCK_M]
+    thin_tile = thin_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+    col_mask, rank_mask = (cols < wide)[:, None], (ranks < r)[None, :]
+    acc = tl.zeros((BLOCK_N, BLOCK_K), ACC)
+    for step in range(0, count, BLOCK_M):
+        if EVEN:
+            tall = tl.load(tall_tile)
+            thin = tl.load(thin_tile, mask=rank_mask, other=0.0)  # [BLOCK_M, BLOCK_K]
+        else:
+            inside = steps < count - step
+            tall = tl.load(tall_tile, mask=col_mask & inside[None, :], other=0.0)
+            thin = tl.load(thin_tile, mask=inside[:, None] & rank_mask, other=0.0)
+        acc = dot(tall, thin, acc, PRECISION)
+        tall_tile += BLOCK_M * tl.cast(stride_m, tl.int64)
+        thin_tile += BLOCK_M * r
+    at = out_ptr + cols[:, None].to(tl.int64) * stride_col + ranks[None, :] * stride_rank
+    tl.store(at, acc * scale, mask=col_mask & rank_mask)
+
+
+@triton.jit
+def add_rows(
+    acc,  # [P]
+    columns,  # [P] pointers into the first row
+    stride,
+    count,
+    mask,  # [P]
+    BLOCK_R: tl.constexpr,
+):
+    """``acc`` plus the sum of so many rows, in their order by BLOCK_R."""
+    steps = tl.arange(0, BLOCK_R)
+    for row in range(0, count, BLOCK_R):
+        inside = (steps < count - row)[:, None] & mask[None, :]
+        places = columns[None, :] + (row + steps)[:, None].to(tl.int64) * stride
+        acc += tl.sum(tl.load(places, mask=inside, other=0.0), 0)
+    return acc
+
+
+@triton.jit(
+    do_not_specialize=[
+        "T",
+        "blocks",
+        "sets",
+        "samples",
+        "splits",
+        "each",
+        "tiles_m",
+        "r_0",
+        "r_1",
+        "r_2",
+        "stride_scale",
+    ]
+)
+def lowrank_sum_kernel(
+    parts_ptr,  # [S, splits, elements] fp32
+    scale_ptr,  # [slices, S], or None
+    index_ptr,  # [S] int64, or None
+    out_ptr,  # of every slice da [G, r_p, D], then db [G, N_p, r_p]
+    sums_ptr,  # [slices, S, tiles_m], or None
+    dscale_ptr,  # [slices, S]
+    table_ptr,  # [slices, 10] int64, or None
+    T,
+    D,
+    N_0,
+    N_1,
+    N_2,
+    r_0,
+    r_1,
+    r_2,
+    blocks,  # of the elements of a set's factors of the largest slice
+    sets,
+    samples,
+    splits,
+    each,
+    tiles_m,
+    elements,
+    stride_scale,
+    ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The factors' gradients from their parts, over the samples of a set in their order; 0 for a set without any.
+
+    Programs behind those of the sets add up dscale.
+    """
+    number = tl.program_id(1)
+    item = tl.program_id(0) // blocks
+    cols = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
+    acc = tl.zeros((BLOCK_P,), ACC)
+    if item == sets:
+        if sums_ptr is not None:
+            places = (number * samples + cols).to(tl.int64)
+            acc = add_rows(acc, sums_ptr + places * tiles_m, 1, tiles_m, cols < samples, BLOCK_R)
+            tl.store(dscale_ptr + places, acc, mask=cols < samples)
+    elif parts_ptr is not None:
+        if table_ptr is None:
+            N, r = pick(number, N_0, N_1, N_2), pick(number, r_0, r_1, r_2)
+            elements_before = before(number, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
+        else:
+            row = table_ptr + number * _COLUMNS
+            N, r = tl.load(row + _N).to(tl.int32), tl.load(row + _RANK).to(tl.int32)
+            elements_before = tl.load(row + _ELEMENTS_BEFORE)
+        inside = cols < r * (D + N)
+        first, end = item * each, (item + 1) * each
+        if index_ptr is not None:
+            first, end = 0, samples
+        for sample in range(first, end):
+            count = splits
+            if index_ptr is not None:
+                count = tl.where(tl.load(index_ptr + sample) == item, count, 0)
+            if scale_ptr is not None:
+                count = tl.where(tl.load(scale_ptr + number * stride_scale + sample) == 0, 0, count)
+            part = tl.cast(sample, tl.int64) * splits * elements + elements_before
+            acc = add_rows(acc, parts_ptr + part + cols, elements, count, inside, BLOCK_R)
+        of_a = cols < r * D
+        at = tl.where(of_a, item.to(tl.int64) * r * D, (sets.to(tl.int64) - 1) * r * D + item.to(tl.int64) * N * r)
+        tl.store(out_ptr + elements_before * sets + at + cols, convert(acc, out_ptr.dtype.element_ty), mask=inside)
