@@ -59,8 +59,9 @@ class Configuration:
 
     @property
     def product_rows(self) -> int:
-        """Rows of the product of a step: of the weight gradient's, those of the weight."""
-        return self.constant("BLOCK_N" if self.name == "weight_gradient_kernel" else "BLOCK_M")
+        """Rows of the product of a step: of a gradient that is summed over tokens, those of the weight."""
+        summed = self.name in ("weight_gradient_kernel", "lowrank_factor_gradient_kernel")
+        return self.constant("BLOCK_N" if summed else "BLOCK_M")
 
     @property
     def warps(self) -> int:

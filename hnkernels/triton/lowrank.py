@@ -58,16 +58,20 @@ def width(row, ALIGNED: tl.constexpr):
 def set_of(sample, index_ptr, each):
     """Which factors serve a sample: what the index says, or each set as many consecutive samples. int64."""
     if index_ptr is None:
-        return (sample // each).to(tl.int64)
-    return tl.load(index_ptr + sample).to(tl.int64)
+        item = (sample // each).to(tl.int64)
+    else:
+        item = tl.load(index_ptr + sample).to(tl.int64)
+    return item
 
 
 @triton.jit
 def scale_of(number, sample, scale_ptr, stride_scale):
     """A sample's scale in a slice."""
     if scale_ptr is None:
-        return 1.0
-    return tl.load(scale_ptr + number * stride_scale + sample)
+        scale = 1.0
+    else:
+        scale = tl.load(scale_ptr + number * stride_scale + sample)
+    return scale
 
 
 @triton.jit
@@ -88,56 +92,42 @@ def multiply_both(
     acc,  # [BLOCK_M, BLOCK_N]
     u,  # [BLOCK_M, BLOCK_R]
     x_ptr,  # [M, K]
-    w_ptr,  # [N, K], or [K, N] with TRANSPOSED
-    f_ptr,  # [r, K], or [K, r] with TRANSPOSED
+    w_ptr,  # [N, K]
+    a_ptr,  # [r, K]
     rows,  # [BLOCK_M] int64
     cols,  # [BLOCK_N]
     ranks,  # [BLOCK_R]
     M,
     N,
-    K,
     r,
+    K,
+    depth,  # K, or 0
     stride_xm,
-    stride_w,
-    stride_f,
-    TRANSPOSED: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``acc + x wᵀ`` and ``u + x fᵀ``, or ``acc + x w`` and ``u + x f``, by one pass over x; see ``multiply``.
-
-    Columns of u from r on are 0 with TRANSPOSED, else they repeat the first one: nothing may come of them.
-    """
-    depth = tl.arange(0, BLOCK_K)
+    """``acc + x wᵀ`` and ``u + x aᵀ`` by one pass over x; see ``multiply``. Nothing may come of u's columns from r on."""
+    steps = tl.arange(0, BLOCK_K)
     inside = tl.where(rows < M, rows, 0)
-    x_tile = x_ptr + inside[:, None] * stride_xm + depth[None, :]  # [BLOCK_M, BLOCK_K]
-    if TRANSPOSED:
-        w_tile = w_ptr + depth[:, None] * stride_w + cols[None, :]  # [BLOCK_K, BLOCK_N]
-        f_tile = f_ptr + depth[:, None] * stride_f + ranks[None, :]  # [BLOCK_K, BLOCK_R]
-        w_step, f_step = BLOCK_K * stride_w, BLOCK_K * stride_f
-    else:
-        w_tile = w_ptr + depth[:, None] + tl.where(cols < N, cols, 0)[None, :] * stride_w
-        f_tile = f_ptr + depth[:, None] + tl.where(ranks < r, ranks, 0)[None, :] * stride_f
-        w_step, f_step = BLOCK_K, BLOCK_K
-    for k in range(0, K, BLOCK_K):
+    x_tile = x_ptr + inside[:, None] * stride_xm + steps[None, :]  # [BLOCK_M, BLOCK_K]
+    w_tile = w_ptr + steps[:, None] + tl.where(cols < N, cols, 0)[None, :] * K  # [BLOCK_K, BLOCK_N]
+    a_tile = a_ptr + steps[:, None] + tl.where(ranks < r, ranks, 0)[None, :] * K  # [BLOCK_K, BLOCK_R]
+    for k in range(0, depth, BLOCK_K):
         if EVEN:
             x = tl.load(x_tile)
             w = tl.load(w_tile)
-            if TRANSPOSED:
-                f = tl.load(f_tile, mask=(ranks < r)[None, :], other=0.0)
-            else:
-                f = tl.load(f_tile)
+            a = tl.load(a_tile)
         else:
-            deep = depth < K - k
+            deep = steps < depth - k
             x = tl.load(x_tile, mask=deep[None, :], other=0.0)
             w = tl.load(w_tile, mask=deep[:, None] & (cols < N)[None, :], other=0.0)
-            f = tl.load(f_tile, mask=deep[:, None] & (ranks < r)[None, :], other=0.0)
+            a = tl.load(a_tile, mask=deep[:, None] & (ranks < r)[None, :], other=0.0)
         acc = dot(x, w, acc, PRECISION)
-        u = dot(x, f, u, PRECISION)
+        u = dot(x, a, u, PRECISION)
         x_tile += BLOCK_K
-        w_tile += w_step
-        f_tile += f_step
+        w_tile += BLOCK_K
+        a_tile += BLOCK_K
     return acc, u
 
 
@@ -229,8 +219,8 @@ def lowrank_forward_kernel(
         depth = K - plain
     u = tl.zeros((BLOCK_M, BLOCK_R), ACC)
     acc, u = multiply_both(
-        acc, u, x_ptr, w_ptr, a_ptr + item * (r * K), rows, cols, ranks, T, N, depth, r, stride_xm, K, K, False,
-        BLOCK_K, EVEN, PRECISION,
+        acc, u, x_ptr, w_ptr, a_ptr + item * (r * K), rows, cols, ranks, T, N, r, K, depth, stride_xm, BLOCK_K, EVEN,
+        PRECISION,
     )  # fmt: skip
     if depth > 0:
         b = expansion(b_ptr + item * N * r, cols, ranks, N, r)
@@ -332,14 +322,12 @@ def lowrank_add_kernel(
         tl.store(out_ptr + at + cols[None, :], convert(acc, dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=["T", "slices", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
-def lowrank_input_gradient_kernel(
+@triton.jit(do_not_specialize=["T", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+def lowrank_shrink_kernel(
+    x_ptr,  # [S, T, D]
     dy_0_ptr,  # [S, T, N_p]
     dy_1_ptr,
     dy_2_ptr,
-    w_0_ptr,  # [N_p, D], with BASE
-    w_1_ptr,
-    w_2_ptr,
     a_0_ptr,  # [G, r_p, D]
     a_1_ptr,
     a_2_ptr,
@@ -348,8 +336,91 @@ def lowrank_input_gradient_kernel(
     b_2_ptr,
     scale_ptr,  # [slices, S], or None
     index_ptr,  # [S] int64, or None
+    g_ptr,  # [S, T, r_p], the slices behind one another
+    u_ptr,  # likewise, or None
+    table_ptr,  # [slices, 10] int64, or None
+    T,
+    D,
+    N_0,
+    N_1,
+    N_2,
+    r_0,
+    r_1,
+    r_2,
+    samples,
+    each,
+    stride_xs,
+    stride_xm,
+    stride_scale,
+    SCALE_GRADIENT: tl.constexpr,  # which needs them where the scale is 0 too
+    MULTIPLE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # D is a multiple of BLOCK_K
+    EVEN_N: tl.constexpr,  # every N is a multiple of BLOCK_K, and every rank BLOCK_N
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # the ranks, filled up
+    GROUP_M: tl.constexpr,
+):
+    """``g_p[s] = dy_p[s] b_p[i]``, and ``u_p[s] = x[s] a_p[i]ᵀ`` by programs of its own."""
+    tiles_m = tl.cdiv(T, BLOCK_M)
+    sample, tile_m = tl.program_id(0) // tiles_m, tl.program_id(0) % tiles_m
+    number, of_b = tl.program_id(1), tl.program_id(1) >= 0
+    if u_ptr is not None:
+        number, of_b = tl.program_id(1) // 2, tl.program_id(1) % 2 == 1
+    if scale_ptr is not None:
+        if not SCALE_GRADIENT:
+            if tl.load(scale_ptr + number * stride_scale + sample) == 0:
+                return
+    if table_ptr is None:
+        dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
+        r, ranks_before = pick(number, r_0, r_1, r_2), before(number, r_0, r_1).to(tl.int64)
+        a_ptr, b_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, b_0_ptr, b_1_ptr, b_2_ptr)
+    else:
+        row = table_ptr + number * _COLUMNS
+        dy_ptr, N, r = pointer(row, _SLICE, x_ptr), width(row, ALIGNED), tl.load(row + _RANK).to(tl.int32)
+        a_ptr, b_ptr = pointer(row, _A, x_ptr), pointer(row, _B, x_ptr)
+        ranks_before = tl.load(row + _RANKS_BEFORE)
+    r = tl.multiple_of(r, MULTIPLE)
+    ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ranks = tl.arange(0, BLOCK_N)
+    item = set_of(sample, index_ptr, each)
+    # One of the two products has no steps. A branch instead would take the shared memory of both.
+    out = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    out = multiply(
+        out, dy_ptr + sample.to(tl.int64) * T * N, b_ptr + item * N * r, rows, ranks, T, r, tl.where(of_b, N, 0), N, r,
+        True, BLOCK_K, EVEN_N, PRECISION,
+    )  # fmt: skip
+    out_ptr = g_ptr
+    if u_ptr is not None:
+        out = multiply(
+            out, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + item * (r * D), rows, ranks, T, r,
+            tl.where(of_b, 0, D), stride_xm, D, False, BLOCK_K, EVEN, PRECISION,
+        )  # fmt: skip
+        out_ptr = tl.where(of_b, g_ptr, u_ptr)
+    at = out_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+    mask = (rows < T)[:, None] & (ranks < r)[None, :]
+    tl.store(at, convert(out, g_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["T", "slices", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+def lowrank_input_gradient_kernel(
+    dy_0_ptr,  # [S, T, N_p], with BASE
+    dy_1_ptr,
+    dy_2_ptr,
+    w_0_ptr,  # [N_p, D], with BASE
+    w_1_ptr,
+    w_2_ptr,
+    a_0_ptr,  # [G, r_p, D]
+    a_1_ptr,
+    a_2_ptr,
+    g_ptr,  # dy_p b_p [S, T, r_p], the slices behind one another
+    scale_ptr,  # [slices, S], or None
+    index_ptr,  # [S] int64, or None
     dx_ptr,  # [S, T, D]
-    g_ptr,  # takes dy_p b_p [S, T, r_p], the slices behind one another; or None
     table_ptr,  # [slices, 10] int64, or None
     T,
     D,
@@ -364,152 +435,58 @@ def lowrank_input_gradient_kernel(
     each,
     stride_scale,
     BASE: tl.constexpr,
-    SCALE_GRADIENT: tl.constexpr,  # g is needed where the scale is 0 too
     MULTIPLE: tl.constexpr,
     ALIGNED: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,  # every N is a multiple of BLOCK_K, and D of BLOCK_N
-    EVEN_RANK: tl.constexpr,  # besides every rank is BLOCK_R
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """``dx = Σ_p [dy_p w_p +] scale_p·g_p a_p`` over the slices in their order, and ``g_p = dy_p b_p``."""
+    """``dx = Σ_p [dy_p w_p] + Σ_p scale_p·g_p a_p`` over the slices in their order."""
     dtype = dx_ptr.dtype.element_ty
     per_sample = tl.cdiv(T, BLOCK_M) * tl.cdiv(D, BLOCK_N)
     sample = tl.program_id(0) // per_sample
     tile_m, tile_n = tile_of(tl.program_id(0) % per_sample, T, D, BLOCK_M, BLOCK_N, GROUP_M)
-    item = set_of(sample, index_ptr, each)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     ranks = tl.arange(0, BLOCK_R)
+    row_mask, col_mask = (rows < T)[:, None], (cols < D)[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    for number in range(slices):
-        if table_ptr is None:
-            dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
-            r, ranks_before = pick(number, r_0, r_1, r_2), before(number, r_0, r_1).to(tl.int64)
-            a_ptr, b_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, b_0_ptr, b_1_ptr, b_2_ptr)
-            if BASE:
+    if BASE:
+        for number in range(slices):
+            if table_ptr is None:
+                dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
                 w_ptr = pick(number, w_0_ptr, w_1_ptr, w_2_ptr)
-        else:
-            row = table_ptr + number * _COLUMNS
-            dy_ptr, N, r = pointer(row, _SLICE, dx_ptr), width(row, ALIGNED), tl.load(row + _RANK).to(tl.int32)
-            a_ptr, b_ptr = pointer(row, _A, dx_ptr), pointer(row, _B, dx_ptr)
-            ranks_before = tl.load(row + _RANKS_BEFORE)
-            if BASE:
-                w_ptr = pointer(row, _W, dx_ptr)
-        r = tl.multiple_of(r, MULTIPLE)
-        dy_ptr += sample.to(tl.int64) * T * N
-        b_ptr += item * N * r
+            else:
+                row = table_ptr + number * _COLUMNS
+                dy_ptr, w_ptr = pointer(row, _SLICE, dx_ptr), pointer(row, _W, dx_ptr)
+                N = width(row, ALIGNED)
+            dy_ptr += sample.to(tl.int64) * T * N
+            acc = multiply(acc, dy_ptr, w_ptr, rows, cols, T, D, N, N, D, True, BLOCK_K, EVEN, PRECISION)
+    item = set_of(sample, index_ptr, each)
+    for number in range(slices):
         scale = scale_of(number, sample, scale_ptr, stride_scale)
-        depth = N
-        if scale_ptr is not None:
-            if not SCALE_GRADIENT:
-                depth = tl.where(scale == 0, 0, N)
-                if BASE:
-                    acc = multiply(
-                        acc, dy_ptr, w_ptr, rows, cols, T, D, N - depth, N, D, True, BLOCK_K, EVEN, PRECISION
-                    )  # fmt: skip
-        g = tl.zeros((BLOCK_M, BLOCK_R), ACC)
-        if BASE:
-            acc, g = multiply_both(
-                acc, g, dy_ptr, w_ptr, b_ptr, rows, cols, ranks, T, D, depth, r, N, D, r, True, BLOCK_K, EVEN,
-                PRECISION,
-            )  # fmt: skip
-        else:
-            g = multiply(g, dy_ptr, b_ptr, rows, ranks, T, r, depth, N, r, True, BLOCK_K, EVEN_RANK, PRECISION)
-        if depth > 0:
-            if g_ptr is not None:
-                if tile_n == 0:
-                    at = g_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r
-                    mask = (rows < T)[:, None] & (ranks < r)[None, :]
-                    tl.store(at + ranks[None, :], convert(g, dtype), mask=mask)
-            mask = (ranks < r)[:, None] & (cols < D)[None, :]
-            a = tl.load(a_ptr + item * (r * D) + ranks[:, None] * D + cols[None, :], mask=mask, other=0.0)
-            acc = dot(convert(g * scale, dtype), a, acc, PRECISION)
-    mask = (rows < T)[:, None] & (cols < D)[None, :]
+        if scale != 0:
+            if table_ptr is None:
+                a_ptr, r = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, r_0, r_1, r_2)
+                ranks_before = before(number, r_0, r_1).to(tl.int64)
+            else:
+                row = table_ptr + number * _COLUMNS
+                a_ptr, r = pointer(row, _A, dx_ptr), tl.load(row + _RANK).to(tl.int32)
+                ranks_before = tl.load(row + _RANKS_BEFORE)
+            r = tl.multiple_of(r, MULTIPLE)
+            ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
+            at = g_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+            g = tl.load(at, mask=row_mask & (ranks < r)[None, :], other=0.0)  # [BLOCK_M, BLOCK_R]
+            at = a_ptr + item * (r * D) + ranks[:, None] * D + cols[None, :]
+            a = tl.load(at, mask=(ranks < r)[:, None] & col_mask, other=0.0)  # [BLOCK_R, BLOCK_N]
+            acc = dot(convert(g.to(ACC) * scale, dtype), a, acc, PRECISION)
     at = dx_ptr + (sample.to(tl.int64) * T + rows[:, None]) * D + cols[None, :]
-    tl.store(at, convert(acc, dtype), mask=mask)
-
-
-@triton.jit(do_not_specialize=["T", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
-def lowrank_shrink_kernel(
-    x_0_ptr,  # [S, T, K_p]
-    x_1_ptr,
-    x_2_ptr,
-    f_0_ptr,  # [G, r_p, K_p], or [G, K_p, r_p] with TRANSPOSED
-    f_1_ptr,
-    f_2_ptr,
-    scale_ptr,  # [slices, S], or None
-    index_ptr,  # [S] int64, or None
-    out_ptr,  # [S, T, r_p], the slices behind one another
-    g_ptr,  # like out, with sums
-    sums_ptr,  # [slices, S, tiles of T]: takes the sums of g∘out; or None
-    table_ptr,  # [slices, 10] int64, or None
-    T,
-    K_0,
-    K_1,
-    K_2,
-    r_0,
-    r_1,
-    r_2,
-    samples,
-    each,
-    stride_xs,
-    stride_xm,
-    stride_scale,
-    TRANSPOSED: tl.constexpr,  # x is dy_p, contiguous; else one x for all slices
-    SCALE_GRADIENT: tl.constexpr,  # out is needed where the scale is 0 too
-    MULTIPLE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN: tl.constexpr,  # every K is a multiple of BLOCK_K; with TRANSPOSED every rank is BLOCK_R too
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,  # the ranks, filled up
-    GROUP_M: tl.constexpr,
-):
-    """``u_p[s] = x[s] a_p[i]ᵀ``, or ``g_p[s] = dy_p[s] b_p[i]``; and dscale, a sum per tile."""
-    tiles_m = tl.cdiv(T, BLOCK_M)
-    sample, number = tl.program_id(0) // tiles_m, tl.program_id(1)
-    if scale_ptr is not None:
-        if not SCALE_GRADIENT:
-            if tl.load(scale_ptr + number * stride_scale + sample) == 0:
-                return
-    if table_ptr is None:
-        x_ptr, f_ptr = pick(number, x_0_ptr, x_1_ptr, x_2_ptr), pick(number, f_0_ptr, f_1_ptr, f_2_ptr)
-        K, r = pick(number, K_0, K_1, K_2), pick(number, r_0, r_1, r_2)
-        ranks_before = before(number, r_0, r_1).to(tl.int64)
-    else:
-        row = table_ptr + number * _COLUMNS
-        r, ranks_before = tl.load(row + _RANK).to(tl.int32), tl.load(row + _RANKS_BEFORE)
-        if TRANSPOSED:
-            x_ptr, f_ptr, K = pointer(row, _SLICE, out_ptr), pointer(row, _B, out_ptr), width(row, ALIGNED)
-        else:
-            x_ptr, f_ptr, K = x_0_ptr, pointer(row, _A, out_ptr), K_0
-    r = tl.multiple_of(r, MULTIPLE)
-    tile_m = tl.program_id(0) % tiles_m
-    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    ranks = tl.arange(0, BLOCK_N)
-    f_ptr += set_of(sample, index_ptr, each) * K * r
-    u = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    if TRANSPOSED:
-        x_ptr += sample.to(tl.int64) * T * K
-        u = multiply(u, x_ptr, f_ptr, rows, ranks, T, r, K, K, r, True, BLOCK_K, EVEN, PRECISION)
-    else:
-        x_ptr += sample.to(tl.int64) * stride_xs
-        u = multiply(u, x_ptr, f_ptr, rows, ranks, T, r, K, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
-    at = ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
-    mask = (rows < T)[:, None] & (ranks < r)[None, :]
-    tl.store(out_ptr + at, convert(u, out_ptr.dtype.element_ty), mask=mask)
-    if sums_ptr is not None:
-        g = tl.load(g_ptr + at, mask=mask, other=0.0).to(ACC)
-        part = tl.sum(tl.sum(tl.where(mask, g * u, 0.0), axis=1), axis=0)
-        tl.store(sums_ptr + (number * samples + sample) * tiles_m + tile_m, part)
+    tl.store(at, convert(acc, dtype), mask=row_mask & col_mask)
 
 
 @triton.jit(do_not_specialize=["T", "samples", "splits", "tiles_n", "r_0", "r_1", "r_2", "stride_scale"])
@@ -521,7 +498,8 @@ def lowrank_factor_gradient_kernel(
     g_ptr,  # dy_p b_p [S, T, r_p], the slices behind one another
     u_ptr,  # x a_pᵀ, likewise
     scale_ptr,  # [slices, S], or None
-    parts_ptr,  # [S, splits, elements] fp32: of every slice da [r_p, D], then db [N_p, r_p]
+    parts_ptr,  # [S, splits, elements] fp32: of every slice da [r_p, D], then db [N_p, r_p]; or None
+    sums_ptr,  # [slices, S, splits] fp32: takes Σ g_p∘u_p, or None
     table_ptr,  # [slices, 10] int64, or None
     T,
     D,
@@ -549,17 +527,15 @@ def lowrank_factor_gradient_kernel(
     BLOCK_K: tl.constexpr,  # the ranks, filled up
     GROUP_M: tl.constexpr,
 ):
-    """``da_p = scale_p·g_pᵀ x`` and ``db_p = scale_p·dy_pᵀ u_p`` over the tokens of one split of one sample.
+    """``da_p = scale_p·g_pᵀ x``, ``db_p = scale_p·dy_pᵀ u_p`` and ``Σ g_p∘u_p`` over one split of one sample's tokens,
+    by programs of their own.
 
-    Of a sample with scale 0 nothing is stored: the sum leaves it out.
+    With scale 0 there is no part of da and db: the sum leaves it out.
     """
     part = tl.program_id(0) // tiles_n
     sample, split = part // splits, part % splits
-    number, of_b = tl.program_id(1) // 2, tl.program_id(1) % 2
+    number, kind = tl.program_id(1) // 3, tl.program_id(1) % 3
     scale = scale_of(number, sample, scale_ptr, stride_scale)
-    if scale_ptr is not None:
-        if scale == 0:
-            return
     if table_ptr is None:
         dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
         r, ranks_before = pick(number, r_0, r_1, r_2), before(number, r_0, r_1).to(tl.int64)
@@ -569,41 +545,53 @@ def lowrank_factor_gradient_kernel(
         dy_ptr, N, r = pointer(row, _SLICE, x_ptr), width(row, ALIGNED), tl.load(row + _RANK).to(tl.int32)
         ranks_before, elements_before = tl.load(row + _RANKS_BEFORE), tl.load(row + _ELEMENTS_BEFORE)
     r = tl.multiple_of(r, MULTIPLE)
-    tall_ptr, wide, stride_m = x_ptr + sample.to(tl.int64) * stride_xs, D, stride_xm
-    thin_ptr = g_ptr
-    stride_col, stride_rank = 1, D
-    out_ptr = parts_ptr + part.to(tl.int64) * elements + elements_before
-    if of_b == 1:
-        tall_ptr, wide, stride_m = dy_ptr + sample.to(tl.int64) * T * N, N, N
-        thin_ptr = u_ptr
-        stride_col, stride_rank = r, 1
-        out_ptr += r * D
+    ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
     tile_n = tl.program_id(0) % tiles_n
-    if tile_n * BLOCK_N >= wide:
-        return  # the grid is as large as the widest needs
-    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     ranks = tl.arange(0, BLOCK_K)
+    rank_mask = (ranks < r)[None, :]
     first = split.to(tl.int64) * rows_per_split
     count = tl.minimum(T - first, rows_per_split).to(tl.int32)
     steps = tl.arange(0, BLOCK_M)
     rows = first + steps
-    tall_tile = tall_ptr + rows[None, :] * stride_m + cols[:, None]  # [BLOCK_N, BLOCK_M]
-    thin_tile = thin_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
-    col_mask, rank_mask = (cols < wide)[:, None], (ranks < r)[None, :]
-    acc = tl.zeros((BLOCK_N, BLOCK_K), ACC)
-    for step in range(0, count, BLOCK_M):
-        if EVEN:
-            tall = tl.load(tall_tile)
-            thin = tl.load(thin_tile, mask=rank_mask, other=0.0)  # [BLOCK_M, BLOCK_K]
-        else:
-            inside = steps < count - step
-            tall = tl.load(tall_tile, mask=col_mask & inside[None, :], other=0.0)
-            thin = tl.load(thin_tile, mask=inside[:, None] & rank_mask, other=0.0)
-        acc = dot(tall, thin, acc, PRECISION)
-        tall_tile += BLOCK_M * tl.cast(stride_m, tl.int64)
-        thin_tile += BLOCK_M * r
-    at = out_ptr + cols[:, None].to(tl.int64) * stride_col + ranks[None, :] * stride_rank
-    tl.store(at, acc * scale, mask=col_mask & rank_mask)
+    thin_at = ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+    if kind == 2:
+        if sums_ptr is not None:
+            if tile_n == 0:
+                total = tl.zeros((BLOCK_M, BLOCK_K), ACC)
+                for step in range(0, count, BLOCK_M):
+                    mask = (steps < count - step)[:, None] & rank_mask
+                    g = tl.load(g_ptr + thin_at + step * r, mask=mask, other=0.0).to(ACC)
+                    total += g * tl.load(u_ptr + thin_at + step * r, mask=mask, other=0.0).to(ACC)
+                place = sums_ptr + (number * samples + sample).to(tl.int64) * splits + split
+                tl.store(place, tl.sum(tl.sum(total, axis=1), axis=0))
+    elif parts_ptr is not None:
+        tall_ptr, wide, stride_m = x_ptr + sample.to(tl.int64) * stride_xs, D, stride_xm
+        thin_ptr, stride_col, stride_rank = g_ptr, 1, D
+        out_ptr = parts_ptr + part.to(tl.int64) * elements + elements_before
+        if kind == 1:
+            tall_ptr, wide, stride_m = dy_ptr + sample.to(tl.int64) * T * N, N, N
+            thin_ptr, stride_col, stride_rank = u_ptr, r, 1
+            out_ptr += r * D
+        wide = tl.where(scale == 0, 0, wide)
+        count = tl.where(tile_n * BLOCK_N < wide, count, 0)  # the grid is as large as the widest needs
+        cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        col_mask = (cols < wide)[:, None]
+        tall_tile = tall_ptr + rows[None, :] * stride_m + cols[:, None]  # [BLOCK_N, BLOCK_M]
+        thin_tile = thin_ptr + thin_at  # [BLOCK_M, BLOCK_K]
+        acc = tl.zeros((BLOCK_N, BLOCK_K), ACC)
+        for step in range(0, count, BLOCK_M):
+            if EVEN:
+                tall = tl.load(tall_tile)
+                thin = tl.load(thin_tile, mask=rank_mask, other=0.0)
+            else:
+                inside = steps < count - step
+                tall = tl.load(tall_tile, mask=col_mask & inside[None, :], other=0.0)
+                thin = tl.load(thin_tile, mask=inside[:, None] & rank_mask, other=0.0)
+            acc = dot(tall, thin, acc, PRECISION)
+            tall_tile += BLOCK_M * tl.cast(stride_m, tl.int64)
+            thin_tile += BLOCK_M * r
+        at = out_ptr + cols[:, None].to(tl.int64) * stride_col + ranks[None, :] * stride_rank
+        tl.store(at, acc * scale, mask=col_mask & rank_mask)
 
 
 @triton.jit
@@ -644,7 +632,7 @@ def lowrank_sum_kernel(
     scale_ptr,  # [slices, S], or None
     index_ptr,  # [S] int64, or None
     out_ptr,  # of every slice da [G, r_p, D], then db [G, N_p, r_p]
-    sums_ptr,  # [slices, S, tiles_m], or None
+    sums_ptr,  # [slices, S, splits], or None
     dscale_ptr,  # [slices, S]
     table_ptr,  # [slices, 10] int64, or None
     T,
@@ -660,7 +648,6 @@ def lowrank_sum_kernel(
     samples,
     splits,
     each,
-    tiles_m,
     elements,
     stride_scale,
     ACC: tl.constexpr,
@@ -678,7 +665,7 @@ def lowrank_sum_kernel(
     if item == sets:
         if sums_ptr is not None:
             places = (number * samples + cols).to(tl.int64)
-            acc = add_rows(acc, sums_ptr + places * tiles_m, 1, tiles_m, cols < samples, BLOCK_R)
+            acc = add_rows(acc, sums_ptr + places * splits, 1, splits, cols < samples, BLOCK_R)
             tl.store(dscale_ptr + places, acc, mask=cols < samples)
     elif parts_ptr is not None:
         if table_ptr is None:

@@ -317,16 +317,11 @@ def _lowrank_backward(dy, x, w, a, b, scale, index, needs_x, needs_factors, need
     arrange = _aligned if slices.tabled else _contiguous
     dy, w = arrange(dy), arrange(w)
     below = needs_factors or needs_scale
-    outs, g = [], None
-    if needs_x:
-        dx, g = launchers.lowrank_input_gradient(slices, dy, w, with_g=below, scale_gradient=needs_scale)
-        outs.append(dx.view(x.shape))
-    if below:
-        if g is None:
-            g, _ = launchers.lowrank_shrink(slices, dy, scale_gradient=needs_scale)
-        u, sums = launchers.lowrank_shrink(slices, g=g, scale_gradient=needs_scale)
-        parts = launchers.lowrank_factor_gradients(slices, dy, g, u) if needs_factors else None
-        outs += [t for t in launchers.lowrank_sums(slices, parts, sums) if t is not None]
+    g, u = launchers.lowrank_shrink(slices, dy, with_u=below, scale_gradient=needs_scale)
+    outs = [launchers.lowrank_input_gradient(slices, dy, w, g).view(x.shape)] if needs_x else []
+    if u is not None:
+        parts = launchers.lowrank_factor_gradients(slices, dy, g, u, factors=needs_factors, scale=needs_scale)
+        outs += [t for t in launchers.lowrank_sums(slices, *parts) if t is not None]
     return outs
 
 

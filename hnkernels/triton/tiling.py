@@ -185,6 +185,8 @@ def normalising(tiles: Tiles, target: Target) -> Tiles:
 
 def beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     """A product's tiles where one with low-rank factors runs beside it, and needs registers and shared memory too."""
+    if tiles.block_m == 128 and tiles.warps == 4:
+        return replace(tiles, warps=8)
     return tiles
 
 

@@ -88,11 +88,11 @@ class LowRank:
         d = self.x.shape[2]
         return [r * (d + n) for n, r in zip(self.widths, self.ranks, strict=True)]
 
-    def arguments(self, name: str = "N", widths: Sequence[int] = ()) -> dict[str, Any]:
-        """Those that every kernel has; with other widths than n where these are given."""
+    def arguments(self) -> dict[str, Any]:
+        """Those that every kernel has."""
         return {
             "T": self.x.shape[1],
-            **_numbers(name, widths or self.widths),
+            **_numbers("N", self.widths),
             **_numbers("r", self.ranks),
             "scale_ptr": self.scale,
             "stride_scale": 0 if self.scale is None else self.scale.stride(0),
@@ -218,109 +218,97 @@ def lowrank_add(slices: LowRank, bases: Sequence[Tensor]) -> list[Tensor]:
     return outs
 
 
-def lowrank_input_gradient(
-    slices: LowRank, dy: Sequence[Tensor], w: Sequence[Tensor], *, with_g: bool, scale_gradient: bool
+def lowrank_shrink(
+    slices: LowRank, dy: Sequence[Tensor], *, with_u: bool, scale_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """``lowrank_input_gradient_kernel``: dy [S, T, n_p], w [n_p, d] or none at all → dx [S, T, d], and g flat.
+    """``lowrank_shrink_kernel``: dy [S, T, n_p] → g_p = dy_p b_p [S, T, r_p] flat, and u_p = x a_pᵀ likewise.
 
-    ``scale_gradient`` asks for g where the scale is 0 too.
+    ``scale_gradient`` asks for them where the scale is 0 too.
     """
+    x = slices.x
+    samples, tokens, d = x.shape
+    tiles = replace(_shrinking(slices, max(d, *slices.widths)), block_n=slices.block_r)
+    g = x.new_empty(samples * tokens * sum(slices.ranks))
+    u = torch.empty_like(g) if with_u else None
+    elements = slices.elements if with_u else [t.numel() // max(slices.sets, 1) for t in slices.b]
+    launch(
+        lowrank_shrink_kernel,
+        (samples * triton.cdiv(tokens, tiles.block_m), len(slices.a) * (1 + with_u)),
+        tiles=tiles,
+        flops=2 * samples * tokens * sum(elements),
+        reads=[*dy, *slices.b, *([x, *slices.a] if with_u else []), slices.scale, slices.index],
+        writes=[g, u],
+        x_ptr=x, **slices.pointers("dy", dy), **slices.pointers("a", slices.a), **slices.pointers("b", slices.b),
+        g_ptr=g, u_ptr=u, table_ptr=slices.table(dy), **slices.arguments(), **slices.sets_arguments(), D=d,
+        stride_xs=x.stride(0), stride_xm=x.stride(1), SCALE_GRADIENT=scale_gradient, **slices.alignment(),
+        **product(x.dtype), EVEN=d % tiles.block_k == 0,
+        EVEN_N=all(n % tiles.block_k == 0 for n in slices.widths) and all(r == slices.block_r for r in slices.ranks),
+    )  # fmt: skip
+    return g, u
+
+
+def lowrank_input_gradient(slices: LowRank, dy: Sequence[Tensor], w: Sequence[Tensor], g: Tensor) -> Tensor:
+    """``lowrank_input_gradient_kernel``: dy [S, T, n_p], w [n_p, d] or none at all, g flat → dx [S, T, d]."""
     x = slices.x
     samples, tokens, d = x.shape
     target = target_of(x.device)
     tiles = choose("backward", slices.rows, d, max(slices.widths), x.dtype, target)
-    tiles = beside_ranks(tiles, slices.block_r, target)
+    tiles = beside_ranks(tiles, slices.block_r, target) if w else _expanding(tiles)
     dx = x.new_empty(samples, tokens, d)
-    g = x.new_empty(samples * tokens * sum(slices.ranks)) if with_g else None
-    even = all(n % tiles.block_k == 0 for n in slices.widths)
     launch(
         lowrank_input_gradient_kernel,
         (samples * triton.cdiv(tokens, tiles.block_m) * triton.cdiv(d, tiles.block_n),),
         tiles=tiles,
-        flops=2 * samples * tokens * (sum(t.numel() for t in w) + sum(slices.elements)),
-        reads=[*dy, *w, *slices.a, *slices.b, slices.scale, slices.index],
-        writes=[dx, g],
+        flops=2 * samples * tokens * (sum(t.numel() for t in w) + d * sum(slices.ranks)),
+        reads=[*(dy if w else ()), *w, *slices.a, g, slices.scale, slices.index],
+        writes=[dx],
         **slices.pointers("dy", dy), **slices.pointers("w", w or [None]), **slices.pointers("a", slices.a),
-        **slices.pointers("b", slices.b), dx_ptr=dx, g_ptr=g, table_ptr=slices.table(dy, w), **slices.arguments(),
-        **slices.sets_arguments(), D=d, slices=len(slices.a), BASE=len(w) > 0, SCALE_GRADIENT=scale_gradient,
-        BLOCK_R=slices.block_r, **slices.alignment(), **product(x.dtype), EVEN=even and d % tiles.block_n == 0,
-        EVEN_RANK=even and all(r == slices.block_r for r in slices.ranks),
+        g_ptr=g, dx_ptr=dx, table_ptr=slices.table(dy, w), **slices.arguments(), **slices.sets_arguments(), D=d,
+        slices=len(slices.a), BASE=len(w) > 0, BLOCK_R=slices.block_r, **slices.alignment(), **product(x.dtype),
+        EVEN=d % tiles.block_n == 0 and all(n % tiles.block_k == 0 for n in slices.widths),
     )  # fmt: skip
-    return dx, g
+    return dx
 
 
-def lowrank_shrink(
-    slices: LowRank, dy: Sequence[Tensor] | None = None, g: Tensor | None = None, *, scale_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """``lowrank_shrink_kernel``: u_p = x a_pᵀ [S, T, r_p] flat, or with dy [S, T, n_p] g_p = dy_p b_p.
-
-    With g for u and ``scale_gradient`` the sums of g∘u come second, [slices, S, tiles of T].
-    """
-    x = slices.x
-    samples, tokens, d = x.shape
-    depths = [d] * len(slices.a) if dy is None else slices.widths
-    tiles = _shrinking(slices, max(depths))
-    out = x.new_empty(samples * tokens * sum(slices.ranks))
-    tiles_m = triton.cdiv(tokens, tiles.block_m)
-    sums = None
-    if g is not None and scale_gradient:
-        sums = x.new_empty(len(slices.a), samples, tiles_m, dtype=acc_dtype(x.dtype))
-    factors = slices.a if dy is None else slices.b
-    sources = slices.pointers("x", [x] if dy is None else dy)
-    if slices.tabled and dy is None:
-        sources["x_0_ptr"] = x
-    even = all(k % tiles.block_k == 0 for k in depths)
-    launch(
-        lowrank_shrink_kernel,
-        (samples * tiles_m, len(slices.a)),
-        tiles=replace(tiles, block_n=slices.block_r),
-        flops=2 * samples * tokens * sum(k * r for k, r in zip(depths, slices.ranks, strict=True)),
-        reads=[*([x] if dy is None else dy), *factors, slices.scale, slices.index, g if sums is not None else None],
-        writes=[out, sums],
-        **sources, **slices.pointers("f", factors), out_ptr=out, g_ptr=g, sums_ptr=sums,
-        table_ptr=slices.table(dy or (), keep=dy is None), **slices.arguments("K", depths),
-        **slices.sets_arguments(), stride_xs=x.stride(0), stride_xm=x.stride(1),
-        TRANSPOSED=dy is not None, SCALE_GRADIENT=scale_gradient, **slices.alignment(), **product(x.dtype),
-        EVEN=even and (dy is None or all(r == slices.block_r for r in slices.ranks)),
-    )  # fmt: skip
-    return out, sums
-
-
-def lowrank_factor_gradients(slices: LowRank, dy: Sequence[Tensor], g: Tensor, u: Tensor) -> Tensor:
-    """``lowrank_factor_gradient_kernel``: dy [S, T, n_p], g and u flat → the parts [S, splits, elements] fp32."""
+def lowrank_factor_gradients(
+    slices: LowRank, dy: Sequence[Tensor], g: Tensor, u: Tensor, *, factors: bool, scale: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """``lowrank_factor_gradient_kernel``: dy [S, T, n_p], g and u flat → the factors' gradients in parts
+    [S, splits, elements], and those of the scale [slices, S, splits], each if it is asked for. fp32."""
     x = slices.x
     samples, tokens, d = x.shape
     widest = max(d, *slices.widths)
     target = target_of(x.device)
-    tiles = replace(
-        choose("gradient", tokens, widest, slices.block_r, x.dtype, target), block_k=slices.block_r
-    )  # fmt: skip
+    tiles = choose("gradient", tokens, widest, slices.block_r, x.dtype, target)
+    tiles = replace(tiles, block_k=slices.block_r)
     columns = triton.cdiv(widest, tiles.block_n)
     count = splits(tokens, columns * 2 * len(slices.a) * max(samples, 1), tiles.block_m, target)
     per_split = max(triton.cdiv(triton.cdiv(tokens, count), tiles.block_m), 1) * tiles.block_m
     count = triton.cdiv(tokens, per_split)
-    parts = x.new_empty(samples, count, sum(slices.elements), dtype=acc_dtype(x.dtype))
+    acc = acc_dtype(x.dtype)
+    parts = x.new_empty(samples, count, sum(slices.elements), dtype=acc) if factors else None
+    sums = x.new_empty(len(slices.a), samples, count, dtype=acc) if scale else None
     launch(
         lowrank_factor_gradient_kernel,
-        (samples * count * columns, 2 * len(slices.a)),
+        (samples * count * columns, 3 * len(slices.a)),
         tiles=tiles,
-        flops=2 * samples * tokens * sum(slices.elements),
-        reads=[x, *dy, g, u, slices.scale],
-        writes=[parts],
-        x_ptr=x, **slices.pointers("dy", dy), g_ptr=g, u_ptr=u, parts_ptr=parts, table_ptr=slices.table(dy),
-        **slices.arguments(), D=d, splits=count, tiles_n=columns, rows_per_split=per_split,
-        elements=sum(slices.elements), stride_xs=x.stride(0), stride_xm=x.stride(1), **slices.alignment(),
-        **product(x.dtype),
+        flops=2 * samples * tokens * sum(slices.elements) if factors else 0,
+        reads=[*([x, *dy] if factors else []), g, u, slices.scale],
+        writes=[parts, sums],
+        x_ptr=x, **slices.pointers("dy", dy), g_ptr=g, u_ptr=u, parts_ptr=parts, sums_ptr=sums,
+        table_ptr=slices.table(dy), **slices.arguments(), D=d, splits=count, tiles_n=columns,
+        rows_per_split=per_split, elements=sum(slices.elements), stride_xs=x.stride(0), stride_xm=x.stride(1),
+        **slices.alignment(), **product(x.dtype),
         EVEN=tokens % tiles.block_m == d % tiles.block_n == 0 and all(n % tiles.block_n == 0 for n in slices.widths),
     )  # fmt: skip
-    return parts
+    return parts, sums
 
 
 def lowrank_sums(
     slices: LowRank, parts: Tensor | None, sums: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """``lowrank_sum_kernel``: the factors' gradients flat, da [G, r_p, d] and db [G, n_p, r_p] of every slice, from
-    their parts; and dscale [slices, S]."""
+    """``lowrank_sum_kernel``: what ``lowrank_factor_gradients`` made, added up: da [G, r_p, d] and db [G, n_p, r_p] of
+    every slice, flat, and dscale [slices, S]."""
     x = slices.x
     samples = x.shape[0]
     flat = None if parts is None else x.new_empty(slices.sets * sum(slices.elements))
@@ -329,7 +317,9 @@ def lowrank_sums(
     block = 4096 if INTERPRETED else 256
     blocks = triton.cdiv(max(samples, 1) if parts is None else max(*slices.elements, samples), block)
     sets = 0 if parts is None else slices.sets
-    per_sample = 0 if parts is None else parts.shape[1]
+    count = 0 if parts is None else parts.shape[1]
+    if sums is not None:
+        count = sums.shape[2]
     launch(
         lowrank_sum_kernel,
         (blocks * (sets + (sums is not None)), len(slices.a)),
@@ -337,14 +327,20 @@ def lowrank_sums(
         writes=[flat, dscale],
         parts_ptr=parts, out_ptr=flat, sums_ptr=sums, dscale_ptr=dscale,
         table_ptr=slices.table(), **slices.arguments(), **slices.sets_arguments(),
-        D=x.shape[2], blocks=blocks, sets=sets, splits=per_sample, tiles_m=0 if sums is None else sums.shape[2],
+        D=x.shape[2], blocks=blocks, sets=sets, splits=count,
         elements=sum(slices.elements), ACC=tl_dtype(acc_dtype(x.dtype)),
-        BLOCK_R=min(8, triton.next_power_of_2(max(per_sample, 1))), BLOCK_P=block,
+        BLOCK_R=min(8, triton.next_power_of_2(max(count, 1))), BLOCK_P=block,
     )  # fmt: skip
     return flat, dscale
 
 
 def _shrinking(slices: LowRank, depth: int) -> Tiles:
-    """Tiles for [T, depth] × [depth, r], which leave a product few columns: small ones, so that there are enough."""
+    """Tiles for [T, depth] × [depth, r]. With so few columns small ones are needed to fill the device."""
     x = slices.x
-    return choose("forward", slices.rows, slices.block_r, depth, x.dtype, target_of(x.device))
+    tiles = choose("forward", slices.rows, slices.block_r, depth, x.dtype, target_of(x.device))
+    return replace(tiles, block_m=min(tiles.block_m, 64))
+
+
+def _expanding(tiles: Tiles) -> Tiles:
+    """Tiles for [T, r] × [r, d] alone: wide ones, which read the left factor fewer times."""
+    return replace(tiles, block_m=min(tiles.block_m, 64), block_n=128, warps=8)
