@@ -557,13 +557,14 @@ def lowrank_factor_gradient_kernel(
     if kind == 2:
         if sums_ptr is not None:
             if tile_n == 0:
-                total = tl.zeros((BLOCK_M, BLOCK_K), ACC)
+                total = tl.zeros((BLOCK_M,), ACC)
                 for step in range(0, count, BLOCK_M):
                     mask = (steps < count - step)[:, None] & rank_mask
                     g = tl.load(g_ptr + thin_at + step * r, mask=mask, other=0.0).to(ACC)
-                    total += g * tl.load(u_ptr + thin_at + step * r, mask=mask, other=0.0).to(ACC)
+                    u = tl.load(u_ptr + thin_at + step * r, mask=mask, other=0.0).to(ACC)
+                    total += tl.sum(g * u, axis=1)
                 place = sums_ptr + (number * samples + sample).to(tl.int64) * splits + split
-                tl.store(place, tl.sum(tl.sum(total, axis=1), axis=0))
+                tl.store(place, tl.sum(total, axis=0))
     elif parts_ptr is not None:
         tall_ptr, wide, stride_m = x_ptr + sample.to(tl.int64) * stride_xs, D, stride_xm
         thin_ptr, stride_col, stride_rank = g_ptr, 1, D

@@ -185,9 +185,10 @@ def normalising(tiles: Tiles, target: Target) -> Tiles:
 
 def beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     """A product's tiles where one with low-rank factors runs beside it, and needs registers and shared memory too."""
-    if tiles.block_m == 128 and tiles.warps == 4:
-        return replace(tiles, warps=8)
-    return tiles
+    if tiles.block_m < 128:
+        return tiles
+    narrow = block_r > 16 and target.arch not in (90, 100)
+    return replace(tiles, block_n=64 if narrow else tiles.block_n, warps=8)
 
 
 def splits(M: int, programs: int, block_m: int, target: Target) -> int:

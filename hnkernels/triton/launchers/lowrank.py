@@ -343,4 +343,4 @@ def _shrinking(slices: LowRank, depth: int) -> Tiles:
 
 def _expanding(tiles: Tiles) -> Tiles:
     """Tiles for [T, r] × [r, d] alone: wide ones, which read the left factor fewer times."""
-    return replace(tiles, block_m=min(tiles.block_m, 64), block_n=128, warps=8)
+    return replace(tiles, block_m=min(tiles.block_m, 64), block_n=128, warps=4)
