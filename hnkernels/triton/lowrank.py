@@ -107,7 +107,10 @@ def multiply_both(
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``acc + x wᵀ`` and ``u + x aᵀ`` by one pass over x; see ``multiply``. Nothing may come of u's columns from r on."""
+    """``acc + x wᵀ`` and ``u + x aᵀ`` by one pass over x; see ``multiply``.
+
+    Columns of u from r on repeat the first one: nothing may come of them.
+    """
     steps = tl.arange(0, BLOCK_K)
     inside = tl.where(rows < M, rows, 0)
     x_tile = x_ptr + inside[:, None] * stride_xm + steps[None, :]  # [BLOCK_M, BLOCK_K]
@@ -542,7 +545,7 @@ def lowrank_factor_gradient_kernel(
         elements_before = before(number, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
     else:
         row = table_ptr + number * _COLUMNS
-        dy_ptr, N, r = pointer(row, _SLICE, x_ptr), width(row, ALIGNED), tl.load(row + _RANK).to(tl.int32)
+        N, r = width(row, ALIGNED), tl.load(row + _RANK).to(tl.int32)
         ranks_before, elements_before = tl.load(row + _RANKS_BEFORE), tl.load(row + _ELEMENTS_BEFORE)
     r = tl.multiple_of(r, MULTIPLE)
     ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
@@ -566,13 +569,17 @@ def lowrank_factor_gradient_kernel(
                 place = sums_ptr + (number * samples + sample).to(tl.int64) * splits + split
                 tl.store(place, tl.sum(total, axis=0))
     elif parts_ptr is not None:
-        tall_ptr, wide, stride_m = x_ptr + sample.to(tl.int64) * stride_xs, D, stride_xm
-        thin_ptr, stride_col, stride_rank = g_ptr, 1, D
-        out_ptr = parts_ptr + part.to(tl.int64) * elements + elements_before
-        if kind == 1:
-            tall_ptr, wide, stride_m = dy_ptr + sample.to(tl.int64) * T * N, N, N
-            thin_ptr, stride_col, stride_rank = u_ptr, r, 1
-            out_ptr += r * D
+        of_b = kind == 1
+        if table_ptr is None:
+            tall_ptr = tl.where(of_b, dy_ptr, x_ptr)
+        else:  # as numbers: AMD's compiler does not choose between an argument and a pointer from elsewhere
+            address = tl.where(of_b, tl.load(row + _SLICE), x_ptr.to(tl.int64))
+            tall_ptr = tl.multiple_of(address.to(x_ptr.dtype), 16)
+        tall_ptr += sample.to(tl.int64) * tl.where(of_b, tl.cast(T, tl.int64) * N, tl.cast(stride_xs, tl.int64))
+        thin_ptr = tl.where(of_b, u_ptr, g_ptr)
+        wide, stride_m = tl.where(of_b, N, D), tl.where(of_b, N, stride_xm)
+        stride_col, stride_rank = tl.where(of_b, r, 1), tl.where(of_b, 1, D)
+        out_ptr = parts_ptr + part.to(tl.int64) * elements + elements_before + tl.where(of_b, r * D, 0)
         wide = tl.where(scale == 0, 0, wide)
         count = tl.where(tile_n * BLOCK_N < wide, count, 0)  # the grid is as large as the widest needs
         cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -621,7 +628,6 @@ def add_rows(
         "samples",
         "splits",
         "each",
-        "tiles_m",
         "r_0",
         "r_1",
         "r_2",

@@ -247,8 +247,11 @@ def _(dy, w, streams):
 
 def _lowrank(x, a, b, scale, index):
     """The factors of every slice with the samples."""
-    arrange = _aligned if len(a) > launchers.POINTERS else _contiguous
+    tabled = len(a) > launchers.POINTERS
+    arrange = _aligned if tabled else _contiguous
     x = _rows([x])[0]
+    if tabled and x.data_ptr() % 16:
+        x = x.clone(memory_format=torch.contiguous_format)
     sets, (samples, tokens, d) = a[0].shape[0], x.shape
     if index is None and scale is None and 0 < sets < samples and x.stride(0) == tokens * x.stride(1):
         x = x.view(sets, samples // sets * tokens, d)  # nothing tells the samples of a set apart

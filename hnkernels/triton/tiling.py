@@ -185,8 +185,10 @@ def normalising(tiles: Tiles, target: Target) -> Tiles:
 
 def beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     """A product's tiles where one with low-rank factors runs beside it, and needs registers and shared memory too."""
-    if tiles.block_m < 128:
+    if target.backend != "cuda":
         return tiles
+    if tiles.block_m < 128:
+        return replace(tiles, block_k=32) if tiles.block_m == 16 else tiles
     narrow = block_r > 16 and target.arch not in (90, 100)
     return replace(tiles, block_n=64 if narrow else tiles.block_n, warps=8)
 

@@ -31,7 +31,7 @@ POINTERS = 3
 
 @dataclass(frozen=True)
 class LowRank:
-    """The samples and the factors of every slice, all contiguous but x; with a table they begin at 16 bytes.
+    """The samples and the factors of every slice, all contiguous but x. With a table all begin at 16 bytes.
 
     Attributes:
         x: [S, T, d], rows contiguous.
@@ -280,7 +280,8 @@ def lowrank_factor_gradients(
     widest = max(d, *slices.widths)
     target = target_of(x.device)
     tiles = choose("gradient", tokens, widest, slices.block_r, x.dtype, target)
-    tiles = replace(tiles, block_k=slices.block_r)
+    # A thread of four warps runs out of registers where there are many ranks.
+    tiles = replace(tiles, block_k=slices.block_r, warps=8 if slices.block_r > 16 else tiles.warps)
     columns = triton.cdiv(widest, tiles.block_n)
     count = splits(tokens, columns * 2 * len(slices.a) * max(samples, 1), tiles.block_m, target)
     per_split = max(triton.cdiv(triton.cdiv(tokens, count), tiles.block_m), 1) * tiles.block_m
