@@ -449,7 +449,7 @@ def lowrank_input_gradient_kernel(
     BLOCK_R: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """``dx = Σ_p [dy_p w_p] + Σ_p scale_p·g_p a_p`` over the slices in their order."""
+    """``dx = Σ_p scale_p·g_p a_p [+ Σ_p dy_p w_p]`` over the slices in their order; so their loops do not spill."""
     dtype = dx_ptr.dtype.element_ty
     per_sample = tl.cdiv(T, BLOCK_M) * tl.cdiv(D, BLOCK_N)
     sample = tl.program_id(0) // per_sample
@@ -459,17 +459,6 @@ def lowrank_input_gradient_kernel(
     ranks = tl.arange(0, BLOCK_R)
     row_mask, col_mask = (rows < T)[:, None], (cols < D)[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    if BASE:
-        for number in range(slices):
-            if table_ptr is None:
-                dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
-                w_ptr = pick(number, w_0_ptr, w_1_ptr, w_2_ptr)
-            else:
-                row = table_ptr + number * _COLUMNS
-                dy_ptr, w_ptr = pointer(row, _SLICE, dx_ptr), pointer(row, _W, dx_ptr)
-                N = width(row, ALIGNED)
-            dy_ptr += sample.to(tl.int64) * T * N
-            acc = multiply(acc, dy_ptr, w_ptr, rows, cols, T, D, N, N, D, True, BLOCK_K, EVEN, PRECISION)
     item = set_of(sample, index_ptr, each)
     for number in range(slices):
         scale = scale_of(number, sample, scale_ptr, stride_scale)
@@ -488,6 +477,17 @@ def lowrank_input_gradient_kernel(
             at = a_ptr + item * (r * D) + ranks[:, None] * D + cols[None, :]
             a = tl.load(at, mask=(ranks < r)[:, None] & col_mask, other=0.0)  # [BLOCK_R, BLOCK_N]
             acc = dot(convert(g.to(ACC) * scale, dtype), a, acc, PRECISION)
+    if BASE:
+        for number in range(slices):
+            if table_ptr is None:
+                dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
+                w_ptr = pick(number, w_0_ptr, w_1_ptr, w_2_ptr)
+            else:
+                row = table_ptr + number * _COLUMNS
+                dy_ptr, w_ptr = pointer(row, _SLICE, dx_ptr), pointer(row, _W, dx_ptr)
+                N = width(row, ALIGNED)
+            dy_ptr += sample.to(tl.int64) * T * N
+            acc = multiply(acc, dy_ptr, w_ptr, rows, cols, T, D, N, N, D, True, BLOCK_K, EVEN, PRECISION)
     at = dx_ptr + (sample.to(tl.int64) * T + rows[:, None]) * D + cols[None, :]
     tl.store(at, convert(acc, dtype), mask=row_mask & col_mask)
 

@@ -193,6 +193,12 @@ def beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     return replace(tiles, block_n=64 if narrow else tiles.block_n, warps=8)
 
 
+def of_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """A product's tiles where one of its dimensions is a rank: few rows, for there are few programs else."""
+    scarce = target.backend == "hip" and not str(target.arch).startswith("gfx9")  # registers
+    return replace(tiles, block_m=min(tiles.block_m, 32 if scarce and block_r > 16 else 64))
+
+
 def splits(M: int, programs: int, block_m: int, target: Target) -> int:
     """Into how many parts a sum over M tokens is cut, given the programs that one part has.
 

@@ -23,7 +23,7 @@ from hnkernels.triton.lowrank import (
     lowrank_shrink_kernel,
     lowrank_sum_kernel,
 )
-from hnkernels.triton.tiling import Tiles, beside_ranks, choose, splits, target_of
+from hnkernels.triton.tiling import Tiles, beside_ranks, choose, of_ranks, splits, target_of
 
 POINTERS = 3
 """So many slices travel as arguments: q, k and v. More of them go through a table in the device's memory."""
@@ -253,7 +253,10 @@ def lowrank_input_gradient(slices: LowRank, dy: Sequence[Tensor], w: Sequence[Te
     samples, tokens, d = x.shape
     target = target_of(x.device)
     tiles = choose("backward", slices.rows, d, max(slices.widths), x.dtype, target)
-    tiles = beside_ranks(tiles, slices.block_r, target) if w else _expanding(tiles)
+    if w:
+        tiles = beside_ranks(tiles, slices.block_r, target)
+    else:  # wide ones read g fewer times
+        tiles = replace(of_ranks(tiles, slices.block_r, target), block_n=128, warps=4)
     dx = x.new_empty(samples, tokens, d)
     launch(
         lowrank_input_gradient_kernel,
@@ -336,12 +339,7 @@ def lowrank_sums(
 
 
 def _shrinking(slices: LowRank, depth: int) -> Tiles:
-    """Tiles for [T, depth] × [depth, r]. With so few columns small ones are needed to fill the device."""
-    x = slices.x
-    tiles = choose("forward", slices.rows, slices.block_r, depth, x.dtype, target_of(x.device))
-    return replace(tiles, block_m=min(tiles.block_m, 64))
-
-
-def _expanding(tiles: Tiles) -> Tiles:
-    """Tiles for [T, r] × [r, d] alone: wide ones, which read the left factor fewer times."""
-    return replace(tiles, block_m=min(tiles.block_m, 64), block_n=128, warps=4)
+    """Tiles for [T, depth] × [depth, r]."""
+    x, target = slices.x, target_of(slices.x.device)
+    tiles = choose("forward", slices.rows, slices.block_r, depth, x.dtype, target)
+    return of_ranks(tiles, slices.block_r, target)
