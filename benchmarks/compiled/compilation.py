@@ -17,7 +17,10 @@ CACHE = Path(__file__).parents[2] / ".benchmarks" / "triton"
 """Where compiled kernels are kept from one run to the next."""
 
 
-_OPTIONAL = {"pre_ptr": "pre", "rider_w_ptr": "rider", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "rider"}
+_OPTIONAL = {
+    "pre_ptr": "pre", "rider_w_ptr": "rider", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "rider",
+    "scale_ptr": "scale", "index_ptr": "index", "table_ptr": "table",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -461,16 +461,19 @@ def lowrank_input_gradient_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     item = set_of(sample, index_ptr, each)
     for number in range(slices):
+        if table_ptr is None:
+            r = pick(number, r_0, r_1, r_2)
+        else:
+            r = tl.load(table_ptr + number * _COLUMNS + _RANK).to(tl.int32)
+        r = tl.multiple_of(r, MULTIPLE)
         scale = scale_of(number, sample, scale_ptr, stride_scale)
-        if scale != 0:
+        if scale * r != 0:  # without a scale too: where there is no branch LLVM unrolls the loop for AMD
             if table_ptr is None:
-                a_ptr, r = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, r_0, r_1, r_2)
+                a_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr)
                 ranks_before = before(number, r_0, r_1).to(tl.int64)
             else:
                 row = table_ptr + number * _COLUMNS
-                a_ptr, r = pointer(row, _A, dx_ptr), tl.load(row + _RANK).to(tl.int32)
-                ranks_before = tl.load(row + _RANKS_BEFORE)
-            r = tl.multiple_of(r, MULTIPLE)
+                a_ptr, ranks_before = pointer(row, _A, dx_ptr), tl.load(row + _RANKS_BEFORE)
             ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
             at = g_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
             g = tl.load(at, mask=row_mask & (ranks < r)[None, :], other=0.0)  # [BLOCK_M, BLOCK_R]
