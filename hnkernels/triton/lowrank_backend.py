@@ -89,9 +89,11 @@ class _LowRankLinears(torch.autograd.Function):
         dscale, dx, da, db = _gradients(dy, x, w, a, b, scale, index, needs[2], needs[3], any(needs[4 + 2 * count :]))
         dw: list[Tensor | None] = [None] * count
         d_bias: list[Tensor | None] = [None] * count
-        if any(needs_w) or any(needs_bias):
+        if any(needs_w):
             dw, d_bias = _weight_gradients(dy, x, w, any(needs_bias))
-            d_bias = [t if needed else None for t, needed in zip(d_bias, needs_bias, strict=True)]
+        elif any(needs_bias):
+            d_bias = [t.sum((0, 1)) for t in dy]
+        d_bias = [t if needed else None for t, needed in zip(d_bias, needs_bias, strict=True)]
         return (None, None, *once((dscale, dx, *dw, *d_bias, *da, *db), *dy, scale, x, *w, *a, *b))
 
 

@@ -286,7 +286,9 @@ def lowrank_factor_gradients(
     # A thread of four warps runs out of registers where there are many ranks.
     tiles = replace(tiles, block_k=slices.block_r, warps=8 if slices.block_r > 16 else tiles.warps)
     columns = triton.cdiv(widest, tiles.block_n)
-    count = splits(tokens, columns * 2 * len(slices.a) * max(samples, 1), tiles.block_m, target)
+    # The fewer the ranks the less a part costs, and the more of them are worth it.
+    programs = 2 * columns * len(slices.a) * max(samples, 1)
+    count = splits(tokens, triton.cdiv(programs * slices.block_r, 256), tiles.block_m, target)
     per_split = max(triton.cdiv(triton.cdiv(tokens, count), tiles.block_m), 1) * tiles.block_m
     count = triton.cdiv(tokens, per_split)
     acc = acc_dtype(x.dtype)
