@@ -255,8 +255,10 @@ def lowrank_input_gradient(slices: LowRank, dy: Sequence[Tensor], w: Sequence[Te
     tiles = choose("backward", slices.rows, d, max(slices.widths), x.dtype, target)
     if w:
         tiles = beside_ranks(tiles, slices.block_r, target)
-    else:  # wide ones read g fewer times
+    elif slices.block_r > 16:
         tiles = replace(of_ranks(tiles, slices.block_r, target), block_n=128, warps=4)
+    else:  # wide ones read g, whose rows are short, fewer times
+        tiles = replace(tiles, block_m=min(tiles.block_m, 32), block_n=256, warps=4)
     dx = x.new_empty(samples, tokens, d)
     launch(
         lowrank_input_gradient_kernel,
