@@ -206,11 +206,12 @@ def _lowrank(
     dy = [_empty(samples, tokens, n, dtype=dtype) for n in widths]
     launchers.lowrank_linear(slices, w, biases if index else [None] * len(w))
     launchers.lowrank_add(slices, dy)
-    g, u = launchers.lowrank_shrink(slices, dy, with_u=True, scale_gradient=False)
+    table = slices.table(dy, w)
+    g, u = launchers.lowrank_shrink(slices, table, dy, with_u=True, scale_gradient=False)
     for base in (w, []):
-        launchers.lowrank_input_gradient(slices, dy, base, g)
-    parts = launchers.lowrank_factor_gradients(slices, dy, g, u, factors=True, scale=scale)
-    launchers.lowrank_sums(slices, *parts)
+        launchers.lowrank_input_gradient(slices, table, dy, base, g)
+    parts = launchers.lowrank_factor_gradients(slices, table, dy, g, u, factors=True, scale=scale)
+    launchers.lowrank_sums(slices, table, *parts)
 
 
 def _parameters(case: Case, width: int, dtype: torch.dtype, vectors: torch.dtype) -> list[Parameters]:

@@ -320,11 +320,12 @@ def _lowrank_backward(dy, x, w, a, b, scale, index, needs_x, needs_factors, need
     arrange = _aligned if slices.tabled else _contiguous
     dy, w = arrange(dy), arrange(w)
     below = needs_factors or needs_scale
-    g, u = launchers.lowrank_shrink(slices, dy, with_u=below, scale_gradient=needs_scale)
-    outs = [launchers.lowrank_input_gradient(slices, dy, w, g).view(x.shape)] if needs_x else []
+    table = slices.table(dy, w)
+    g, u = launchers.lowrank_shrink(slices, table, dy, with_u=below, scale_gradient=needs_scale)
+    outs = [launchers.lowrank_input_gradient(slices, table, dy, w, g).view(x.shape)] if needs_x else []
     if u is not None:
-        parts = launchers.lowrank_factor_gradients(slices, dy, g, u, factors=needs_factors, scale=needs_scale)
-        outs += [t for t in launchers.lowrank_sums(slices, *parts) if t is not None]
+        parts = launchers.lowrank_factor_gradients(slices, table, dy, g, u, factors=needs_factors, scale=needs_scale)
+        outs += [t for t in launchers.lowrank_sums(slices, table, *parts) if t is not None]
     return outs
 
 

@@ -219,7 +219,7 @@ def lowrank_add(slices: LowRank, bases: Sequence[Tensor]) -> list[Tensor]:
 
 
 def lowrank_shrink(
-    slices: LowRank, dy: Sequence[Tensor], *, with_u: bool, scale_gradient: bool
+    slices: LowRank, table: Tensor | None, dy: Sequence[Tensor], *, with_u: bool, scale_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """``lowrank_shrink_kernel``: dy [S, T, n_p] → g_p = dy_p b_p [S, T, r_p] flat, and u_p = x a_pᵀ likewise.
 
@@ -239,7 +239,7 @@ def lowrank_shrink(
         reads=[*dy, *slices.b, *([x, *slices.a] if with_u else []), slices.scale, slices.index],
         writes=[g, u],
         x_ptr=x, **slices.pointers("dy", dy), **slices.pointers("a", slices.a), **slices.pointers("b", slices.b),
-        g_ptr=g, u_ptr=u, table_ptr=slices.table(dy), **slices.arguments(), **slices.sets_arguments(), D=d,
+        g_ptr=g, u_ptr=u, table_ptr=table, **slices.arguments(), **slices.sets_arguments(), D=d,
         stride_xs=x.stride(0), stride_xm=x.stride(1), SCALE_GRADIENT=scale_gradient, **slices.alignment(),
         **product(x.dtype), EVEN=d % tiles.block_k == 0,
         EVEN_N=all(n % tiles.block_k == 0 for n in slices.widths) and all(r == slices.block_r for r in slices.ranks),
@@ -247,7 +247,9 @@ def lowrank_shrink(
     return g, u
 
 
-def lowrank_input_gradient(slices: LowRank, dy: Sequence[Tensor], w: Sequence[Tensor], g: Tensor) -> Tensor:
+def lowrank_input_gradient(
+    slices: LowRank, table: Tensor | None, dy: Sequence[Tensor], w: Sequence[Tensor], g: Tensor
+) -> Tensor:
     """``lowrank_input_gradient_kernel``: dy [S, T, n_p], w [n_p, d] or none at all, g flat → dx [S, T, d]."""
     x = slices.x
     samples, tokens, d = x.shape
@@ -268,7 +270,7 @@ def lowrank_input_gradient(slices: LowRank, dy: Sequence[Tensor], w: Sequence[Te
         reads=[*(dy if w else ()), *w, *slices.a, g, slices.scale, slices.index],
         writes=[dx],
         **slices.pointers("dy", dy), **slices.pointers("w", w or [None]), **slices.pointers("a", slices.a),
-        g_ptr=g, dx_ptr=dx, table_ptr=slices.table(dy, w), **slices.arguments(), **slices.sets_arguments(), D=d,
+        g_ptr=g, dx_ptr=dx, table_ptr=table, **slices.arguments(), **slices.sets_arguments(), D=d,
         slices=len(slices.a), BASE=len(w) > 0, BLOCK_R=slices.block_r, **slices.alignment(), **product(x.dtype),
         EVEN=d % tiles.block_n == 0 and all(n % tiles.block_k == 0 for n in slices.widths),
     )  # fmt: skip
@@ -276,7 +278,14 @@ def lowrank_input_gradient(slices: LowRank, dy: Sequence[Tensor], w: Sequence[Te
 
 
 def lowrank_factor_gradients(
-    slices: LowRank, dy: Sequence[Tensor], g: Tensor, u: Tensor, *, factors: bool, scale: bool
+    slices: LowRank,
+    table: Tensor | None,
+    dy: Sequence[Tensor],
+    g: Tensor,
+    u: Tensor,
+    *,
+    factors: bool,
+    scale: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """``lowrank_factor_gradient_kernel``: dy [S, T, n_p], g and u flat → the factors' gradients in parts
     [S, splits, elements], and those of the scale [slices, S, splits], each if it is asked for. fp32."""
@@ -304,7 +313,7 @@ def lowrank_factor_gradients(
         reads=[*([x, *dy] if factors else []), g, u, slices.scale],
         writes=[parts, sums],
         x_ptr=x, **slices.pointers("dy", dy), g_ptr=g, u_ptr=u, parts_ptr=parts, sums_ptr=sums,
-        table_ptr=slices.table(dy), **slices.arguments(), D=d, splits=count, tiles_n=columns,
+        table_ptr=table, **slices.arguments(), D=d, splits=count, tiles_n=columns,
         rows_per_split=per_split, elements=sum(slices.elements), stride_xs=x.stride(0), stride_xm=x.stride(1),
         **slices.alignment(), **product(x.dtype),
         EVEN=tokens % tiles.block_m == d % tiles.block_n == 0 and all(n % tiles.block_n == 0 for n in slices.widths),
@@ -313,7 +322,7 @@ def lowrank_factor_gradients(
 
 
 def lowrank_sums(
-    slices: LowRank, parts: Tensor | None, sums: Tensor | None
+    slices: LowRank, table: Tensor | None, parts: Tensor | None, sums: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """``lowrank_sum_kernel``: what ``lowrank_factor_gradients`` made, added up: da [G, r_p, d] and db [G, n_p, r_p] of
     every slice, flat, and dscale [slices, S]."""
@@ -334,7 +343,7 @@ def lowrank_sums(
         reads=[parts, sums, slices.scale, slices.index],
         writes=[flat, dscale],
         parts_ptr=parts, out_ptr=flat, sums_ptr=sums, dscale_ptr=dscale,
-        table_ptr=slices.table(), **slices.arguments(), **slices.sets_arguments(),
+        table_ptr=table, **slices.arguments(), **slices.sets_arguments(),
         D=x.shape[2], blocks=blocks, sets=sets, splits=count,
         elements=sum(slices.elements), ACC=tl_dtype(acc_dtype(x.dtype)),
         BLOCK_R=min(8, triton.next_power_of_2(max(count, 1))), BLOCK_P=block,
