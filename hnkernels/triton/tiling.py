@@ -188,7 +188,7 @@ def beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     if target.backend != "cuda":  # steps of 32 load less at a time than the factors do beside them
         return replace(tiles, block_m=64, block_k=64) if (tiles.block_m, tiles.block_k) == (128, 32) else tiles
     if tiles.block_m < 128:
-        return replace(tiles, block_k=32) if tiles.block_m == 16 and target.arch != 120 else tiles
+        return replace(tiles, block_k=32) if tiles.block_m == 16 and target.arch in (90, 100) else tiles
     narrow = block_r > 16 and target.arch not in (90, 100)
     return replace(tiles, block_n=64 if narrow else tiles.block_n, warps=8)
 

@@ -257,6 +257,8 @@ def lowrank_input_gradient(
     tiles = choose("backward", slices.rows, d, max(slices.widths), x.dtype, target)
     if w:
         tiles = beside_ranks(tiles, slices.block_r, target)
+        if (tiles.block_m, tiles.block_n) == (128, 64):  # the slices' pointers take registers
+            tiles = replace(tiles, block_k=32, stages=4)
     elif slices.block_r > 16:
         tiles = replace(of_ranks(tiles, slices.block_r, target), block_n=128, warps=4)
     else:  # wide ones read g, whose rows are short, fewer times
