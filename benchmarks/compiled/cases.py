@@ -107,6 +107,21 @@ def grouped_calls(width: int, tokens: int, dtype: torch.dtype, target: Target) -
     return captured
 
 
+RANKS = (4, 16, 64)
+"""Of generated factors: HyperDreamBooth's and Text-to-LoRA's are among the low ones."""
+
+_QKV, _LAYERS = (1, 1, 1), (1, 1, 0.5, 0.5, 0.25)
+
+
+def lowrank_calls(width: int, tokens: int, rank: int, dtype: torch.dtype, target: Target) -> list[Call]:
+    """Linears with low-rank weights per sample on four of [tokens, width]: q, k and v, and those of many layers."""
+    with planned_for(target), capturing() as captured:
+        _lowrank(_QKV, width, tokens, rank, dtype, scale=True, index=False)
+        _lowrank(_QKV, width, tokens, rank, dtype, scale=False, index=True)
+        _lowrank(_LAYERS, width, tokens, rank, dtype, scale=True, index=True)
+    return captured
+
+
 def all_calls(
     target: Target,
     dtypes: Sequence[torch.dtype],
@@ -124,6 +139,9 @@ def all_calls(
                         yield f"{case.name}; {shape}", call
                 for call in grouped_calls(width, rows, dtype, target):
                     yield f"grouped; {shape}", call
+                for rank in RANKS:
+                    for call in lowrank_calls(width, rows, rank, dtype, target):
+                        yield f"rank {rank}; {shape}", call
 
 
 def _train(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
@@ -168,6 +186,32 @@ def _infer(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
     hidden, _ = mlps.hidden_layers(x, layers[:-1], parameters[:-1], save=False, rider=rider)
     g = _pair(width, hidden.h[0].shape[1], dtype=dtype)
     launchers.linear(x, w, _pair(width, dtype=dtype), z=hidden.stacked, g=g)
+
+
+def _lowrank(
+    parts: Sequence[float], width: int, tokens: int, rank: int, dtype: torch.dtype, scale: bool, index: bool
+) -> None:
+    """Forward and backward of slices that are such parts of the width wide: with and without their linears' product,
+    with and without a gradient of x and of the scale."""
+    samples = 4
+    x, widths = _empty(samples, tokens, width, dtype=dtype), [int(part * width) for part in parts]
+    w, biases = [_empty(n, width, dtype=dtype) for n in widths], [_empty(n, dtype=dtype) for n in widths]
+    slices = launchers.LowRank(
+        x,
+        [_empty(samples, rank, width, dtype=dtype) for _ in widths],
+        [_empty(samples, n, rank, dtype=dtype) for n in widths],
+        _empty(len(widths), samples, dtype=torch.float32) if scale else None,
+        _empty(samples, dtype=torch.int64) if index else None,
+    )
+    dy = [_empty(samples, tokens, n, dtype=dtype) for n in widths]
+    launchers.lowrank_linear(slices, w, biases if index else [None] * len(w))
+    launchers.lowrank_add(slices, dy)
+    table = slices.table(dy, w)
+    g, u = launchers.lowrank_shrink(slices, table, dy, with_u=True, scale_gradient=False)
+    for base in (w, []):
+        launchers.lowrank_input_gradient(slices, table, dy, base, g)
+    parts = launchers.lowrank_factor_gradients(slices, table, dy, g, u, factors=True, scale=scale)
+    launchers.lowrank_sums(slices, table, *parts)
 
 
 def _parameters(case: Case, width: int, dtype: torch.dtype, vectors: torch.dtype) -> list[Parameters]:

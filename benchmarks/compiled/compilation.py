@@ -17,7 +17,10 @@ CACHE = Path(__file__).parents[2] / ".benchmarks" / "triton"
 """Where compiled kernels are kept from one run to the next."""
 
 
-_OPTIONAL = {"pre_ptr": "pre", "rider_w_ptr": "rider", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "rider"}
+_OPTIONAL = {
+    "pre_ptr": "pre", "rider_w_ptr": "rider", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "rider",
+    "scale_ptr": "scale", "index_ptr": "index", "table_ptr": "table",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ class Configuration:
 
     @property
     def product_rows(self) -> int:
-        """Rows of the product of a step: of the weight gradient's, those of the weight."""
-        return self.constant("BLOCK_N" if self.name == "weight_gradient_kernel" else "BLOCK_M")
+        """Rows of the product of a step: of a gradient that is summed over tokens, those of the weight."""
+        summed = self.name in ("weight_gradient_kernel", "lowrank_factor_gradient_kernel")
+        return self.constant("BLOCK_N" if summed else "BLOCK_M")
 
     @property
     def warps(self) -> int:

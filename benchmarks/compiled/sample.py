@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.compiled.cases import CASES, calls, grouped_calls
+from benchmarks.compiled.cases import CASES, RANKS, calls, grouped_calls, lowrank_calls
 from benchmarks.compiled.compilation import Configuration, distinct
 from hnkernels.triton.tiling import TARGETS
 
 EVERY_KERNEL = ("sm_80", "sm_90", "gfx942")
 """The targets that get every kernel."""
 
-ELSEWHERE = ("mlp_layer_forward_kernel", "hidden_gradient_kernel", "weight_gradient_kernel")
+ELSEWHERE = ("mlp_layer_forward_kernel", "hidden_gradient_kernel", "weight_gradient_kernel", "lowrank_forward_kernel")
 """What the other targets get."""
 
 _WIDTH, _TOKENS = 640, 4096
@@ -25,6 +25,8 @@ def sample() -> list[Configuration]:
         dtype = (torch.float16, torch.bfloat16)[turn % 2]
         captured = [(c.name, call) for c in CASES for call in calls(c, _WIDTH, _TOKENS, dtype, target)]
         captured += [("grouped", call) for call in grouped_calls(_WIDTH, _TOKENS, dtype, target)]
+        for rank in RANKS:
+            captured += [(f"rank {rank}", call) for call in lowrank_calls(_WIDTH, _TOKENS, rank, dtype, target)]
         forms: dict[tuple, list[Configuration]] = {}
         for config in distinct(captured, target):
             if name in EVERY_KERNEL or config.name in ELSEWHERE:
@@ -37,4 +39,5 @@ def _way(config: Configuration) -> tuple:
     """What makes a kernel another program, not only another epilogue."""
     types = dict(config.signature)
     present = tuple(types.get(name, "constexpr") != "constexpr" for name in _OPTIONAL)
-    return config.name, config.constant("TRANSPOSED"), config.constant("SHARED"), present
+    flags = tuple(config.constant(name) for name in ("TRANSPOSED", "SHARED", "BASE"))
+    return config.name, flags, present

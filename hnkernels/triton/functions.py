@@ -48,7 +48,8 @@ class _Once(torch.autograd.Function):
         raise RuntimeError(_NO_SECOND)
 
 
-def _once(gradients: Sequence[Tensor | None], *depends_on: Tensor | None) -> tuple[Tensor | None, ...]:
+def once(gradients: Sequence[Tensor | None], *depends_on: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients, which a second derivative is refused of. They depend on these tensors."""
     if not torch.is_grad_enabled():
         return tuple(gradients)
     return _Once.apply(len(gradients), *gradients, *depends_on)
@@ -113,7 +114,7 @@ class _MLPs(torch.autograd.Function):
             d_rider_w = flat[: n * k].view(n, k)
             at = WeightGradients.layout([[(n, k)]])[0][0][1]
             d_rider_b = flat[at : at + n] if ctx.has_rider_bias else None
-        gradients = _once((d_rider_w, d_rider_b, *dx, *d_parameters), *dy, *x, *parameters, rider_w)
+        gradients = once((d_rider_w, d_rider_b, *dx, *d_parameters), *dy, *x, *parameters, rider_w)
         return (*(None,) * 10, *gradients)
 
 
@@ -172,7 +173,7 @@ class _Linear(torch.autograd.Function):
             dw = [flat[at : at + t.numel()].view(t.shape) for at, t in zip(starts, w, strict=False)]
             if ctx.biases:
                 db = [flat[at : at + t.shape[0]] for at, t in zip(starts[streams:], w, strict=True)]
-        return (None, None, *_once((*dx, *dw, *db), *dy, *w, *x))
+        return (None, None, *once((*dx, *dw, *db), *dy, *w, *x))
 
 
 def run_linear(x: Sequence[Tensor], w: Sequence[Tensor], b: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
@@ -197,7 +198,7 @@ class _Grouped(torch.autograd.Function):
     def backward(ctx, *dy):
         w = ctx.saved_tensors
         dx = torch.ops.hnkernels.grouped_linear_backward(dy, w, ctx.streams)
-        return (None, *_once((*dx, *(None,) * (len(w) + ctx.biases)), *dy, *w))
+        return (None, *once((*dx, *(None,) * (len(w) + ctx.biases)), *dy, *w))
 
 
 def run_grouped_linear(

@@ -243,3 +243,97 @@ def _grouped_linear_backward(dy, w, streams):
 @_shapes("grouped_linear_backward", _grouped_linear_backward)
 def _(dy, w, streams):
     return [dy[0].new_empty(dy[0].shape[0], w[0].shape[1]) for _ in range(2)]
+
+
+def _lowrank(x, a, b, scale, index):
+    """The factors of every slice with the samples."""
+    tabled = len(a) > launchers.POINTERS
+    arrange = _aligned if tabled else _contiguous
+    x = _rows([x])[0]
+    if tabled and x.data_ptr() % 16:
+        x = x.clone(memory_format=torch.contiguous_format)
+    sets, (samples, tokens, d) = a[0].shape[0], x.shape
+    if index is None and scale is None and 0 < sets < samples and x.stride(0) == tokens * x.stride(1):
+        x = x.view(sets, samples // sets * tokens, d)  # nothing tells the samples of a set apart
+    scale = None if scale is None else _rows([scale])[0]
+    return launchers.LowRank(x, arrange(a), arrange(b), scale, None if index is None else index.contiguous())
+
+
+def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.contiguous() for t in tensors]
+
+
+def _sampled(outs: list[Tensor], x: Tensor) -> list[Tensor]:
+    """[S, T, n] for every slice; a flat result stays as it is."""
+    return [t if t.ndim == 1 else t.view(*x.shape[:2], t.shape[2]) for t in outs]
+
+
+@_define(
+    "lowrank_linear",
+    "(Tensor x, Tensor[] w, Tensor?[] biases, Tensor[] a, Tensor[] b, Tensor? scale, Tensor? index) -> Tensor[]",
+)
+def _lowrank_linear(x, w, biases, a, b, scale, index):
+    """``x wᵀ + bias + scale·(x aᵀ) bᵀ`` for every slice, [S, T, n] each; of many slices flat, one behind the other."""
+    slices = _lowrank(x, a, b, scale, index)
+    w = _aligned(w) if slices.tabled else _contiguous(w)
+    biases = [None if t is None else t.contiguous() for t in biases]
+    return _sampled(launchers.lowrank_linear(slices, w, biases), x)
+
+
+@_shapes("lowrank_linear", _lowrank_linear)
+def _(x, w, biases, a, b, scale, index):
+    return _lowrank_outputs(x, b)
+
+
+@_define(
+    "lowrank_add",
+    "(Tensor x, Tensor[] bases, Tensor[] a, Tensor[] b, Tensor? scale, Tensor? index) -> Tensor[]",
+)
+def _lowrank_add(x, bases, a, b, scale, index):
+    """``base + scale·(x aᵀ) bᵀ`` for every slice, like ``lowrank_linear``'s."""
+    slices = _lowrank(x, a, b, scale, index)
+    bases = _aligned(bases) if slices.tabled else _contiguous(bases)
+    return _sampled(launchers.lowrank_add(slices, bases), x)
+
+
+@_shapes("lowrank_add", _lowrank_add)
+def _(x, bases, a, b, scale, index):
+    return _lowrank_outputs(x, b)
+
+
+def _lowrank_outputs(x: Tensor, b: Sequence[Tensor]) -> list[Tensor]:
+    widths = [t.shape[1] for t in b]
+    if len(b) > launchers.POINTERS:
+        return [x.new_empty(x.shape[0] * x.shape[1] * sum(widths))]
+    return [x.new_empty(*x.shape[:2], n) for n in widths]
+
+
+@_define(
+    "lowrank_backward",
+    "(Tensor[] dy, Tensor x, Tensor[] w, Tensor[] a, Tensor[] b, Tensor? scale, Tensor? index, bool needs_x,"
+    " bool needs_factors, bool needs_scale) -> Tensor[]",
+)
+def _lowrank_backward(dy, x, w, a, b, scale, index, needs_x, needs_factors, needs_scale):
+    """The gradients that are needed: dx, without the linears' part if there is no w; da [G, r, d] and db [G, n, r] of
+    every slice, flat; dscale [slices, S]."""
+    slices = _lowrank(x, a, b, scale, index)
+    arrange = _aligned if slices.tabled else _contiguous
+    dy, w = arrange(dy), arrange(w)
+    below = needs_factors or needs_scale
+    table = slices.table(dy, w)
+    g, u = launchers.lowrank_shrink(slices, table, dy, with_u=below, scale_gradient=needs_scale)
+    outs = [launchers.lowrank_input_gradient(slices, table, dy, w, g).view(x.shape)] if needs_x else []
+    if u is not None:
+        parts = launchers.lowrank_factor_gradients(slices, table, dy, g, u, factors=needs_factors, scale=needs_scale)
+        outs += [t for t in launchers.lowrank_sums(slices, table, *parts) if t is not None]
+    return outs
+
+
+@_shapes("lowrank_backward", _lowrank_backward)
+def _(dy, x, w, a, b, scale, index, needs_x, needs_factors, needs_scale):
+    outs = [x.new_empty(x.shape)] if needs_x else []
+    if needs_factors:
+        outs.append(x.new_empty(sum(t.numel() for t in (*a, *b))))
+    if needs_scale:
+        outs.append(scale.new_empty(scale.shape))
+    return outs

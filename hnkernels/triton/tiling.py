@@ -183,6 +183,22 @@ def normalising(tiles: Tiles, target: Target) -> Tiles:
     return replace(tiles, block_m=min(tiles.block_m, 32), block_n=min(tiles.block_n, 32))
 
 
+def beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """A product's tiles where one with low-rank factors runs beside it, and needs registers and shared memory too."""
+    if target.backend != "cuda":  # steps of 32 load less at a time than the factors do beside them
+        return replace(tiles, block_m=64, block_k=64) if (tiles.block_m, tiles.block_k) == (128, 32) else tiles
+    if tiles.block_m < 128:
+        return replace(tiles, block_k=32) if tiles.block_m == 16 and target.arch in (90, 100) else tiles
+    narrow = block_r > 16 and target.arch not in (90, 100)
+    return replace(tiles, block_n=64 if narrow else tiles.block_n, warps=8)
+
+
+def of_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """A product's tiles where one of its dimensions is a rank: few rows, for there are few programs else."""
+    scarce = target.backend == "hip" and not str(target.arch).startswith("gfx9")  # registers
+    return replace(tiles, block_m=min(tiles.block_m, 32 if scarce and block_r > 16 else 64))
+
+
 def splits(M: int, programs: int, block_m: int, target: Target) -> int:
     """Into how many parts a sum over M tokens is cut, given the programs that one part has.
 

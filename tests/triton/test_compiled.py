@@ -35,6 +35,12 @@ KERNELS = {
     "sum_rows_kernel",
     "normed_gradient_kernel",
     "normed_weight_gradient_kernel",
+    "lowrank_forward_kernel",
+    "lowrank_add_kernel",
+    "lowrank_shrink_kernel",
+    "lowrank_input_gradient_kernel",
+    "lowrank_factor_gradient_kernel",
+    "lowrank_sum_kernel",
 }
 GOOD = MachineCode(128, 0, 0, 65536, "HGMMA", 0.04, 16)
 
