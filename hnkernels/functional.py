@@ -13,7 +13,6 @@ from hnkernels.mlp import HypernetworkMLP
 from hnkernels.triton import support
 
 MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
-BACKENDS = ("auto", "triton", "portable")
 
 Strength = float | Tensor | Sequence[float | Tensor]
 """One for all MLPs of a chain, or one each. A tensor of no dimensions is read when the kernels run."""
@@ -45,7 +44,7 @@ def hyper_context(
         ValueError: shapes, dtypes or devices do not fit; the message names them.
     """
     chain = _chain("mlps", mlps, strength)
-    _check_backend(backend)
+    support.check_backend(backend)
     _check_context(context)
     _check_chain("mlps", chain, context)
     if _takes_triton(backend, context, chain):
@@ -69,7 +68,7 @@ def hyper_context_pair(
     Args and errors as those of ``hyper_kv``. Shape: context [..., d] → two of [..., d].
     """
     chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
-    _check_backend(backend)
+    support.check_backend(backend)
     _check_context(context)
     _check_chain("mlp_k", chain_k, context)
     _check_chain("mlp_v", chain_v, context)
@@ -198,13 +197,8 @@ def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
 
 
 def _takes_triton(backend: str, context: Tensor, chain: portable.Chain) -> bool:
-    """Whether the Triton backend is to run; it has to say why if it was asked for and cannot."""
-    if backend == "portable":
-        return False
-    reason = support.why_not(context, [mlp for mlp, m in chain if portable.acts(m)])
-    if reason is not None and backend == "triton":
-        raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'auto' or 'portable'")
-    return reason is None
+    """Whether the Triton backend is to run."""
+    return support.takes_triton(backend, context, [mlp for mlp, m in chain if portable.acts(m)])
 
 
 def _check_all(
@@ -213,17 +207,12 @@ def _check_all(
     projections: dict[str, tuple[Tensor, Tensor | None]],
     backend: str,
 ) -> None:
-    _check_backend(backend)
+    support.check_backend(backend)
     _check_context(context)
     for name, chain in chains.items():
         _check_chain(name, chain, context)
     for suffix, (weight, bias) in projections.items():
         _check_projection(suffix, weight, bias, context)
-
-
-def _check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is unknown; accepted are {', '.join(BACKENDS)}")
 
 
 def _check_context(context: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hnkernels.lowrank_portable import Slice
 from hnkernels.lowrank_portable import lowrank_linears as portable
-from hnkernels.triton.support import compute_dtype
+from hnkernels.triton.support import check_backend, compute_dtype, takes_triton
 
 HIGHEST_RANK = 64
 
@@ -28,11 +28,13 @@ def lowrank_linear(
     bias: Tensor | None = None,
     *,
     index: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """``y[s] = x[s] Wᵀ + bias + scale[s]·(x[s] A[i]ᵀ) B[i]ᵀ`` with i = index[s].
 
-    Differentiable in everything but the index, twice too. What is kept for the backward pass is x and the factors;
-    nothing is copied per token. The factors may have another floating dtype than x (fp32 master weights, say).
+    Differentiable in everything but the index. What is kept for the backward pass is x and the factors; nothing is
+    copied per token; samples of scale 0 cost the plain linear. The factors may have another floating dtype than x (fp32
+    master weights, say).
 
     Args:
         x: [S, ..., d] in a floating dtype, S samples.
@@ -42,17 +44,20 @@ def lowrank_linear(
         bias: [n].
         index: [S] whole numbers below G, which set serves which sample. Without it S is a multiple of G, and every set
             serves as many consecutive samples: what ``num_images_per_prompt`` makes of a batch.
+        backend: ``"portable"`` is plain PyTorch; ``"triton"`` are the fused kernels, one launch with the linear itself,
+            refused with a reason where they cannot run; ``"auto"`` takes these wherever they can, as ``hyper_kv`` does.
 
     Returns:
         [S, ..., n] in x's dtype, or autocast's.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; the message names them.
+        ValueError: shapes, dtypes or devices do not fit, or the backend cannot run; the message names them.
+        RuntimeError: a gradient of the Triton backend is differentiated once more. (The portable one's may be.)
     """
-    _check_x(x)
+    triton = _takes_triton(backend, x)
     _check_weight(x, weight, bias)
     _check_factors(x, weight.shape[0], a, b, scale, index)
-    return _run(x, [Slice(None, weight, bias, a, b, None)], [scale], index)[0]
+    return _run(x, [Slice(None, weight, bias, a, b, None)], [scale], index, triton)[0]
 
 
 def lowrank_linears(
@@ -64,11 +69,14 @@ def lowrank_linears(
     biases: Sequence[Tensor | None] | None = None,
     *,
     index: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, ...]:
     """``lowrank_linear`` for several linears of one x (to_q, to_k and to_v, say), which read it together.
 
+    On the Triton backend up to three are one launch; of more, x is read by one for all factors A and one for the rest.
+
     Args:
-        x, index: as for ``lowrank_linear``.
+        x, index, backend: as for ``lowrank_linear``.
         weights, a, b, biases: one entry per linear, of widths and ranks of their own, but with as many sets G.
         scales: one for all linears, or a list with one each.
 
@@ -81,40 +89,79 @@ def lowrank_linears(
     lengths = {"a": len(a), "b": len(b), "biases": len(biases), "scales": len(each)}
     if not count or set(lengths.values()) != {count}:
         raise ValueError(f"give one entry per weight, of which there are {count} (at least 1), not {lengths}")
-    _check_x(x)
+    triton = _takes_triton(backend, x)
     for number in range(count):
         _check_weight(x, weights[number], biases[number], f"s[{number}]", f"es[{number}]")
         _check_factors(x, weights[number].shape[0], a[number], b[number], each[number], index, f"[{number}]")
     if len({t.shape[0] for t in a}) > 1:
         raise ValueError(f"all linears must have as many sets of factors, not {[t.shape[0] for t in a]}")
     slices = [Slice(None, w, bias, a_i, b_i, None) for w, bias, a_i, b_i in zip(weights, biases, a, b, strict=True)]
-    return _run(x, slices, each, index)
+    return _run(x, slices, each, index, triton)
 
 
 def lowrank_add(
-    base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Scale = None, *, index: Tensor | None = None
+    base: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Scale = None,
+    *,
+    index: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """``base[s] + scale[s]·(x[s] A[i]ᵀ) B[i]ᵀ``: the change alone, for a linear that computes by itself.
 
     Args:
         base: [S, ..., n], the linear's output.
-        x, a, b, scale, index: as for ``lowrank_linear``.
+        x, a, b, scale, index, backend: as for ``lowrank_linear``.
 
     Returns:
         [S, ..., n] in base's dtype.
     """
-    _check_x(x)
+    triton = _takes_triton(backend, x)
     if not isinstance(base, Tensor) or not base.is_floating_point() or base.shape[:-1] != x.shape[:-1]:
         raise ValueError(f"base must be a floating-point tensor {[*x.shape[:-1], 'n']}, not {_describe(base)}")
     _check_device("base", base, x)
     _check_factors(x, base.shape[-1], a, b, scale, index)
-    return _run(x, [Slice(base, None, None, a, b, None)], [scale], index)[0].to(base.dtype)
+    return _run(x, [Slice(base, None, None, a, b, None)], [scale], index, triton)[0].to(base.dtype)
 
 
-def _run(x: Tensor, slices: list[Slice], scales: Sequence[Scale], index: Tensor | None) -> tuple[Tensor, ...]:
-    samples, sets, dtype = x.shape[0], slices[0].a.shape[0], compute_dtype(x)
+def _run(
+    x: Tensor, slices: list[Slice], scales: Sequence[Scale], index: Tensor | None, triton: bool
+) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(x)
+    rows = [_by_sample(scale, x, slices[0].a.shape[0], index) for scale in scales]
+    run = _run_triton if triton else _run_portable
+    if not torch.is_autocast_enabled(x.device.type):
+        return run(x, slices, rows, index, dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, slices, rows, index, dtype)
+
+
+def _run_triton(
+    x: Tensor, slices: list[Slice], scales: list[Tensor | None], index: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    from hnkernels.triton import lowrank_backend
+
+    shape = (x.shape[0], math.prod(x.shape[1:-1]))
+    tokens = _shaped(x, shape).to(dtype)
+    a, b = [s.a.to(dtype) for s in slices], [s.b.to(dtype) for s in slices]
+    index = None if index is None else index.long()
+    bases = [_shaped(s.base, shape).to(dtype) for s in slices if s.base is not None]
+    if bases:
+        results = lowrank_backend.lowrank_add(bases, tokens, a, b, scales, index)
+    else:
+        weights = [s.weight.to(dtype) for s in slices if s.weight is not None]
+        biases = [_to(s.bias, dtype) for s in slices]
+        results = lowrank_backend.lowrank_linears(tokens, weights, biases, a, b, scales, index)
+    return tuple(_shaped(y, x.shape[:-1]) for y in results)
+
+
+def _run_portable(
+    x: Tensor, slices: list[Slice], scales: list[Tensor | None], index: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    samples, sets = x.shape[0], slices[0].a.shape[0]
     each = samples // max(sets, 1)  # samples that a set serves, without an index
-    rows = [_by_sample(scale, x, each, index) for scale in scales]
     if index is not None:
         slices = [s._replace(a=s.a[index], b=s.b[index]) for s in slices]
         sets, each = samples, 1
@@ -129,12 +176,7 @@ def _run(x: Tensor, slices: list[Slice], scales: Sequence[Scale], index: Tensor 
             _to(base, dtype), _to(s.weight, dtype), _to(s.bias, dtype), s.a.to(dtype), s.b.to(dtype), _to(scale, dtype)
         )
 
-    slices = [cast(s, scale) for s, scale in zip(slices, rows, strict=True)]
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            results = portable(tokens, slices)
-    else:
-        results = portable(tokens, slices)
+    results = portable(tokens, [cast(s, scale) for s, scale in zip(slices, scales, strict=True)])
     return tuple(_shaped(y, x.shape[:-1]) for y in results)
 
 
@@ -147,18 +189,21 @@ def _shaped(t: Tensor, shape: Sequence[int]) -> Tensor:
     return t if t.shape[:-1] == tuple(shape) else t.reshape(*shape, t.shape[-1])
 
 
-def _by_sample(scale: Scale, x: Tensor, each: int, index: Tensor | None) -> Tensor | None:
+def _by_sample(scale: Scale, x: Tensor, sets: int, index: Tensor | None) -> Tensor | None:
     """The scale of every sample, [S]."""
     if isinstance(scale, Tensor):
         if scale.shape[0] == x.shape[0]:
             return scale
-        return scale[index] if index is not None else scale.repeat_interleave(each)
+        return scale[index] if index is not None else scale.repeat_interleave(x.shape[0] // max(sets, 1))
     return None if scale is None else x.new_full((x.shape[0],), float(scale))
 
 
-def _check_x(x: Tensor) -> None:
+def _takes_triton(backend: str, x: Tensor) -> bool:
+    """Whether the Triton backend is to run on x, which must be a tensor [S, ..., d]."""
+    check_backend(backend)
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         raise ValueError(f"x must be a floating-point tensor [S, ..., d], not {_describe(x)}")
+    return takes_triton(backend, x)
 
 
 def _check_weight(x: Tensor, weight: Tensor, bias: Tensor | None, weights: str = "", biases: str = "") -> None:

@@ -42,12 +42,15 @@ class Case:
         self.scale = draw(sizes[scale]) if scale in sizes else scale
         self.index = index
         self.upstream = torch.randn(samples, *shape, n, dtype=dtype)
+        self.backend = "auto"
 
     def inputs(self):
         return {k: t for k, t in vars(self).items() if isinstance(t, Tensor) and t.requires_grad}
 
     def ours(self):
-        return lowrank_linear(self.x, self.weight, self.a, self.b, self.scale, self.bias, index=self.index)
+        return lowrank_linear(
+            self.x, self.weight, self.a, self.b, self.scale, self.bias, index=self.index, backend=self.backend
+        )
 
     def _gradients(self, y, inputs):
         return [y, *torch.autograd.grad(y, inputs, self.upstream.to(y.dtype))]
@@ -138,6 +141,7 @@ def test_half_precision_errs_no_more_than_eager(dtype):
 def test_samples_of_scale_zero_are_the_plain_linear_bit_for_bit(scales):
     case = Case(scale=torch.tensor(scales, dtype=torch.float32))
     case.check()
+    case.backend = "portable"  # a kernel adds the plain product up in another order
     plain = torch.nn.functional.linear(case.x, case.weight, case.bias)
     for s, scale in enumerate(scales):
         assert torch.equal(case.ours()[s], plain[s]) == (scale == 0)
@@ -147,7 +151,9 @@ def test_samples_of_scale_zero_cost_nothing(monkeypatch):
     rows = []
     bmm = torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda a, b: rows.append(a.shape[0]) or bmm(a, b))
-    Case(scale=torch.tensor([0.0, 0.0, 0.0, 1.0])).results()
+    case = Case(scale=torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    case.backend = "portable"
+    case.results()
     assert set(rows) == {1}
 
 
@@ -245,6 +251,7 @@ def tensors(**changes):
         ({"index": torch.tensor([0, 1])}, r"index must be \[4\] whole numbers"),
         ({"index": torch.tensor([0, 1, 2, 0])}, "index must be .* below 2"),
         ({"index": torch.tensor([0, 1, -1, 0])}, "index must be .* below 2"),
+        ({"backend": "cuda"}, "backend 'cuda' is unknown; accepted are auto, triton, portable"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
@@ -263,10 +270,10 @@ def together(samples=4, sets=4, tokens=6, d=12, index=None, scales=None, dtype=t
     return cases
 
 
-def call_together(cases):
+def call_together(cases, backend="auto"):
     return lowrank_linears(
         cases[0].x, [c.weight for c in cases], [c.a for c in cases], [c.b for c in cases], [c.scale for c in cases],
-        [c.bias for c in cases], index=cases[0].index,
+        [c.bias for c in cases], index=cases[0].index, backend=backend,
     )  # fmt: skip
 
 
@@ -321,7 +328,7 @@ def test_several_linears_keep_x_once_and_read_it_in_one_product(monkeypatch):
     bmm = torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda a, b: ranks.append(b.shape[2]) or bmm(a, b))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        call_together(cases)
+        call_together(cases, "portable")
     assert ranks == [9]
     own = [cases[0].x, *(t for c in cases for t in (c.weight, c.a, c.b, c.scale))]
     assert sum(kept.values()) == sum(t.untyped_storage().nbytes() for t in own)
@@ -373,6 +380,12 @@ def test_lists_that_do_not_fit_are_refused(changes, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         lowrank_linears(**given)
+
+
+def test_a_backend_that_cannot_run_says_why(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="'triton' cannot run here: .*; use 'auto' or 'portable'"):
+        lowrank_linear(**tensors(backend="triton"))
 
 
 def test_a_base_that_does_not_fit_is_refused():

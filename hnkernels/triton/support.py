@@ -20,6 +20,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the kernels compute in."""
 
 
+BACKENDS = ("auto", "triton", "portable")
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton can be imported."""
 
@@ -32,6 +34,30 @@ def interpreting() -> bool:
 def why_not(context: Tensor, mlps: Sequence[HypernetworkMLP]) -> str | None:
     """Why the kernels cannot run for this context and these MLPs; ``None`` if they can."""
     return _device_fault(context.device) or _dtype_fault(context) or next(filter(None, map(mlp_fault, mlps)), None)
+
+
+def check_backend(backend: str) -> None:
+    """Refuses a backend that is none.
+
+    Raises:
+        ValueError: names what is accepted.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; accepted are {', '.join(BACKENDS)}")
+
+
+def takes_triton(backend: str, context: Tensor, mlps: Sequence[HypernetworkMLP] = ()) -> bool:
+    """Whether the Triton backend is to run.
+
+    Raises:
+        ValueError: it was asked for and cannot; says why.
+    """
+    if backend == "portable":
+        return False
+    reason = why_not(context, mlps)
+    if reason is not None and backend == "triton":
+        raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'auto' or 'portable'")
+    return reason is None
 
 
 def _device_fault(device: torch.device) -> str | None:
