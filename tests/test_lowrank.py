@@ -384,7 +384,7 @@ def test_lists_that_do_not_fit_are_refused(changes, message):
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="'triton' cannot run here: .*; use 'auto' or 'portable'"):
+    with pytest.raises(ValueError, match=r"'triton' cannot run here: .*; use 'auto' or 'portable'"):
         lowrank_linear(**tensors(backend="triton"))
 
 
