@@ -73,7 +73,7 @@ def lowrank_linears(
 ) -> tuple[Tensor, ...]:
     """``lowrank_linear`` for several linears of one x (to_q, to_k and to_v, say), which read it together.
 
-    On the Triton backend up to three are one launch; of more, x is read by one for all factors A and one for the rest.
+    On the Triton backend they are one launch, however many.
 
     Args:
         x, index, backend: as for ``lowrank_linear``.
