@@ -144,6 +144,29 @@ def export_lora(
 
 
 @app.command()
+def generate(
+    network: Annotated[Path, typer.Argument(help="A weight hypernetwork, .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The LoRA to write, .safetensors.")],
+    style: Annotated[list[str], typer.Option(help="A style, or with a weight STYLE:0.7; several are mixed.")],
+    strength: Annotated[float, typer.Option(help="Strength that the LoRA has at weight 1.")] = 1.0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Write what a weight hypernetwork generates for a style as an ordinary LoRA."""
+    import torch
+
+    from hnkernels import WeightHypernetwork
+    from hnkernels.model_files import write_tensors
+
+    if out.suffix.lower() != ".safetensors":
+        raise ValueError(f"a LoRA is written as .safetensors, not {out.name!r}")
+    _check_free(out, force)
+    with torch.no_grad():
+        weights = WeightHypernetwork.load(network).generate_weights(_mixture(style)).scaled(strength)
+    write_tensors(out, weights.to_lora_state_dict())
+    console.print(f"wrote {out}")
+
+
+@app.command()
 def train(
     model: Annotated[Path, typer.Argument(help="Folder of a diffusers Stable Diffusion pipeline.")],
     data: Annotated[Path, typer.Argument(help="Folder of images with .txt captions or a metadata.jsonl.")],
@@ -189,16 +212,24 @@ def sample(
     out: Annotated[Path, typer.Option(help="The image file to write.")] = Path("sample.png"),
     hypernetwork: Annotated[list[Path] | None, typer.Option(help="A hypernetwork; several chain in order.")] = None,
     strength: Annotated[list[float] | None, typer.Option(help="Strength, one per hypernetwork.")] = None,
+    style: Annotated[
+        list[str] | None, typer.Option(help="For weight hypernetworks: a style, or STYLE:0.7; several are mixed.")
+    ] = None,
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
 ) -> None:
-    """Draw a picture with a pipeline and any number of hypernetworks."""
+    """Draw a picture with a pipeline and any number of hypernetworks.
+
+    A weight hypernetwork without --style is conditioned on the prompt.
+    """
     import torch
 
-    from hnkernels import adapters, attach, load_hypernetwork, parse_prompt
+    from hnkernels import WeightAdapter, WeightHypernetwork, adapters, attach, load_hypernetwork, parse_prompt
+    from hnkernels.generator.summary import kind_of
     from hnkernels.pipeline import load_pipeline
+    from hnkernels.training.encoding import TextEncoder
 
     files = hypernetwork or []
     strengths = _one_each(strength, files)
@@ -209,10 +240,18 @@ def sample(
         )
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
-    nets = [load_hypernetwork(file) for file in files]
+    nets: list[Any] = [
+        load_hypernetwork(file) if kind_of(file) is None else WeightHypernetwork.load(file) for file in files
+    ]
+    if style and not any(isinstance(net, WeightHypernetwork) for net in nets):
+        raise ValueError("--style is for weight hypernetworks; give one with --hypernetwork")
     pipeline = load_pipeline(model)
     for file, net, factor in zip(files, nets, strengths, strict=True):
-        attach(pipeline, net, strength=factor, name=file.stem)
+        adapter = attach(pipeline, net, strength=factor, name=file.stem)
+        if isinstance(adapter, WeightAdapter):
+            with torch.no_grad():
+                condition = _mixture(style) if style else TextEncoder(pipeline)([prompt])
+                adapter.weights = net.generate_weights(condition)
     for name, factor in asked.items():
         adapters(pipeline)[name].strength = factor
     image = pipeline(
@@ -230,6 +269,18 @@ def sample(
 def _check_free(path: Path, force: bool) -> None:
     if path.exists() and not force:
         raise ValueError(f"{path} exists already; overwrite it with --force")
+
+
+def _mixture(styles: list[str]) -> dict[str, float]:
+    """Style → weight of ``STYLE`` or ``STYLE:WEIGHT``."""
+    mixture: dict[str, float] = {}
+    for text in styles:
+        name, colon, weight = text.rpartition(":")
+        try:
+            mixture[name if colon else text] = float(weight) if colon else 1.0
+        except ValueError:
+            raise ValueError(f"--style must be STYLE or STYLE:WEIGHT, not {text!r}") from None
+    return mixture
 
 
 def _one_each(strengths: list[float] | None, files: list[Path]) -> list[float]:

@@ -313,3 +313,58 @@ def test_a_hostile_file_is_refused_without_running_it(cli, tmp_path):
     assert code == 1
     assert "refused" in err
     assert not marker.exists()
+
+
+@pytest.fixture
+def styles(tmp_path):
+    """A weight hypernetwork for the embedded pipeline."""
+    pipe = StableDiffusionPipeline.from_pretrained(TINY_SD)
+    width = pipe.unet.config.cross_attention_dim
+    gen = hn.WeightHypernetwork("attn2", embedding_dim=width, hidden_dim=8, styles=("ink", "oil"), model=pipe)
+    for parameter in gen.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    gen.save(tmp_path / "styles.safetensors")
+    return tmp_path / "styles.safetensors"
+
+
+def test_generate_writes_a_lora(cli, styles, tmp_path):
+    out = tmp_path / "lora.safetensors"
+    code, text, _ = cli("generate", styles, out, "--style", "ink:0.25", "--style", "oil", "--strength", "0.5")
+    assert code == 0
+    assert f"wrote {out}" in text.replace("\n", "")
+    gen = hn.WeightHypernetwork.load(styles)
+    expected = gen({"ink": 0.25, "oil": 1.0}).scaled(0.5).to_lora_state_dict()
+    written = safetensors.torch.load_file(out)
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[key], expected[key]) for key in written)
+    code, _, err = cli("generate", styles, out, "--style", "ink")
+    assert code == 1
+    assert "overwrite it with --force" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--style", "chalk"], "there is no style 'chalk'"),
+        (["--style", "ink:much"], "--style must be STYLE or STYLE:WEIGHT, not 'ink:much'"),
+    ],
+)
+def test_generate_of_what_there_is_not(cli, styles, tmp_path, arguments, message):
+    code, _, err = cli("generate", styles, tmp_path / "lora.safetensors", *arguments)
+    assert code == 1
+    assert message in err
+    assert not (tmp_path / "lora.safetensors").exists()
+
+
+def test_sample_with_a_weight_hypernetwork(cli, styles, style, tmp_path):
+    files = []
+    for number, options in enumerate(([], ["--style", "ink"], ["--style", "ink:0.5", "--style", "oil:0.5"], None)):
+        out = tmp_path / f"{number}.png"
+        network = [] if options is None else ["--hypernetwork", styles, *options]
+        code, _, err = cli("sample", TINY_SD, "digit one", "--steps", 2, "--out", out, *network)
+        assert code == 0, err
+        files.append(out.read_bytes())
+    assert len(set(files)) == 4
+    code, _, err = cli("sample", TINY_SD, "digit one", "--hypernetwork", style, "--style", "ink")
+    assert code == 1
+    assert "--style is for weight hypernetworks" in err

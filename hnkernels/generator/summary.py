@@ -13,17 +13,26 @@ from hnkernels.generator.hypernetwork import WeightHypernetwork
 from hnkernels.generator.weights import GeneratedWeights
 
 
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """``files.NETWORK`` or ``files.WEIGHTS``; ``None`` for any other file.
+
+    Raises:
+        CheckpointError: it is called ``.safetensors`` and is none.
+    """
+    if Path(path).suffix.lower() != ".safetensors" or not Path(path).is_file():
+        return None
+    with naming(path):
+        header, _ = read_safetensors_file(Path(path))
+    return files.kind_of(header)
+
+
 def describe(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Reads a file as its ``load`` does and says what is in it; ``None`` if it is of another kind.
 
     Raises:
         CheckpointError: it is of these kinds and cannot be loaded.
     """
-    if Path(path).suffix.lower() != ".safetensors" or not Path(path).is_file():
-        return None
-    with naming(path):
-        header, _ = read_safetensors_file(Path(path))
-    kind = files.kind_of(header)
+    kind = kind_of(path)
     if kind is None:
         return None
     loaded = WeightHypernetwork.load(path) if kind == files.NETWORK else GeneratedWeights.load(path)
