@@ -1,4 +1,4 @@
-"""Pictures of digits in several styles: real handwriting, and print that is slanted, bold or an outline.
+"""Pictures of digits in several styles: real handwriting, and print that leans to either side or is bold.
 
 Like ``glyphs``'s pictures they are dark ink on white, 32x32 RGB uint8, and a function of the seed alone.
 """
@@ -9,17 +9,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageFilter
 
-from hnkernels.demo.glyphs import (
-    CHARACTERS,
-    SUPERSAMPLE,
-    Pictures,
-    caption,
-    draw_mask,
-    handwritten_digits,
-    ink_to_rgb,
-)
+from hnkernels.demo.glyphs import CHARACTERS, SUPERSAMPLE, Pictures, caption, draw_mask, handwritten_digits, ink_to_rgb
+
 
 SLANT = 25.0  # degrees; the most that the base model knows are the 11 of the oblique fonts
 _REGULAR, _BOLD = "DejaVuSans.ttf", "DejaVuSans-Bold.ttf"
@@ -52,16 +45,10 @@ def _bold(rng: np.random.Generator, digit: int) -> Image.Image:
     return thickened(_printed(rng, digit, _BOLD), 0.75)
 
 
-def _outlined(rng: np.random.Generator, digit: int) -> Image.Image:
-    mask = _printed(rng, digit, _BOLD)
-    return ImageChops.subtract(thickened(mask, 0.75), thickened(mask, -0.5))
-
-
 _PRINTED: dict[str, Callable[[np.random.Generator, int], Image.Image]] = {
     "slanted": _slanted,
     "leaning": _leaning,
     "bold": _bold,
-    "outlined": _outlined,
 }
 STYLES = ("handwriting", *_PRINTED)
 
