@@ -22,13 +22,25 @@ console, errors = Console(), Console(stderr=True)
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for pictures, networks and summary.")] = Path("runs/demo"),
+    kind: Annotated[
+        str, typer.Option(help="context: one network learns handwriting; weight: one network learns several styles.")
+    ] = "context",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for pictures, networks and summary; runs/demo or runs/demo-weight.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
-    """Train a hypernetwork on handwritten digits with the embedded model, and show what it does (CPU, minutes)."""
-    from hnkernels.demo.run import run_demo
+    """Train a hypernetwork of either kind with the embedded model, and show what it does (CPU, minutes)."""
+    if kind == "context":
+        from hnkernels.demo.run import run_demo
 
-    run_demo(out, seed)
+        run_demo(out or Path("runs/demo"), seed)
+    elif kind == "weight":
+        from hnkernels.demo.styles import run_styles_demo
+
+        run_styles_demo(out or Path("runs/demo-weight"), seed)
+    else:
+        raise ValueError(f"--kind must be context or weight, not {kind!r}")
 
 
 @app.command()

@@ -287,6 +287,27 @@ def test_a_mistake_ends_in_one_clear_line(cli, style, images, tmp_path, words, m
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "job", "folder"),
+    [
+        ((), "run.run_demo", "runs/demo"),
+        (("--kind", "weight"), "styles.run_styles_demo", "runs/demo-weight"),
+        (("--kind", "weight", "--out", "here"), "styles.run_styles_demo", "here"),
+    ],
+)
+def test_demo_runs_the_job_of_its_kind(cli, monkeypatch, words, job, folder):
+    calls = []
+    monkeypatch.setattr(f"hnkernels.demo.{job}", lambda out, seed: calls.append((str(out), seed)))
+    assert cli("demo", *words, "--seed", 3)[0] == 0
+    assert calls == [(folder, 3)]
+
+
+def test_demo_of_another_kind(cli):
+    code, _, printed = cli("demo", "--kind", "dense")
+    assert code == 1
+    assert "--kind must be context or weight, not 'dense'" in printed
+
+
 def test_a_wrong_option_is_a_usage_error(cli):
     code, _, err = cli("convert")
     assert code == 2

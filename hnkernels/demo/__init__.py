@@ -1,1 +1,1 @@
-"""The demonstration: an embedded model, two picture sets, scores, and the training that moves print to handwriting."""
+"""The demonstrations: an embedded model, picture sets, scores, and the trainings that move print to other styles."""

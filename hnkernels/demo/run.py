@@ -20,7 +20,8 @@ from hnkernels.adapter.sites import find_attention
 from hnkernels.assets import TINY_SD
 from hnkernels.demo.compare import compare_with_a1111_way
 from hnkernels.demo.figures import before_after, loss_curve
-from hnkernels.demo.glyphs import DIGIT_WORDS, Pictures, caption, handwritten_digits
+from hnkernels.demo.glyphs import Pictures, handwritten_digits
+from hnkernels.demo.job import JobSettings, digits_drawn, draw_digits, remove_earlier_run, training_config
 from hnkernels.demo.scores import Judges, train_judges
 from hnkernels.pipeline import load_pipeline
 
@@ -31,17 +32,17 @@ NAME = "handwriting"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(JobSettings):
     """What the demo trains and how it samples; found by trying on the embedded model."""
 
-    layer_structure: tuple[float, ...] = (1, 4, 1)
-    activation: str = "silu"
     learning_rate: str = "1e-3:20, 3e-3:350, 2e-3:550, 1e-3:700, 4e-4:800, 1e-4"
     steps: int = 900
     batch_size: int = 32
     caption_dropout: float = 0.1
     guidance: float = 3.0
     inference_steps: int = 20
+    layer_structure: tuple[float, ...] = (1, 4, 1)
+    activation: str = "silu"
 
 
 def run_demo(out: Path, seed: int = 0, settings: Settings | None = None) -> dict[str, Any]:
@@ -62,8 +63,7 @@ def run_demo(out: Path, seed: int = 0, settings: Settings | None = None) -> dict
     settings = settings or Settings()
     started = time.perf_counter()
     console = Console()
-    for part in ("data", "training"):
-        shutil.rmtree(out / part, ignore_errors=True)
+    remove_earlier_run(out)
     pipeline = load_pipeline(TINY_SD)
     pipeline.set_progress_bar_config(disable=True)
 
@@ -76,7 +76,7 @@ def run_demo(out: Path, seed: int = 0, settings: Settings | None = None) -> dict
     sizes = sorted({spec.width for spec in find_attention(pipeline.unet)})
     net = hn.Hypernetwork(sizes, settings.layer_structure, activation=settings.activation, init="identity", name=NAME)
     console.print(f"training a hypernetwork of widths {sizes} on {len(written)} handwritten digits …")
-    trainer = hn.HypernetworkTrainer(net, pipeline, _training_config(settings, out, seed), out / "data")
+    trainer = hn.HypernetworkTrainer(net, pipeline, training_config(settings, out, seed), out / "data")
     result = trainer.train()
     for file in result.files:
         shutil.copyfile(file, out / file.name)
@@ -121,47 +121,12 @@ def write_image_folder(pictures: Pictures, folder: Path) -> None:
         (folder / f"{index:04d}.txt").write_text(text, encoding="utf-8")
 
 
-def draw_digits(pipeline: Any, settings: Settings, seeds: int, seed: int) -> np.ndarray:
-    """Pictures uint8 [10 · seeds, 32, 32, 3], sorted by digit; the same seeds give the same starting noise."""
-    images = []
-    for digit in range(10):
-        generators = [torch.Generator().manual_seed(1000 * seed + s) for s in range(seeds)]
-        drawn = pipeline(
-            [caption(digit)] * seeds,
-            num_inference_steps=settings.inference_steps,
-            guidance_scale=settings.guidance,
-            generator=generators,
-            output_type="np",
-        ).images
-        images.append((drawn * 255).round().astype(np.uint8))
-    return np.concatenate(images)
-
-
-def _training_config(settings: Settings, out: Path, seed: int) -> dict[str, Any]:
-    return {
-        "learning_rate": settings.learning_rate,
-        "batch_size": settings.batch_size,
-        "max_epochs": settings.steps,
-        "max_steps": settings.steps,
-        "target_layers": ["attn1", "attn2"],
-        "caption_dropout": settings.caption_dropout,
-        "latent_sampling": "deterministic",  # as the embedded model was trained
-        "checkpoint_every": 0,
-        "seed": seed,
-        "output_dir": str(out / "training"),
-    }
-
-
-def _labels(pictures: np.ndarray) -> np.ndarray:
-    return np.repeat(np.arange(len(DIGIT_WORDS)), len(pictures) // len(DIGIT_WORDS))
-
-
 def _style(judges: Judges, pictures: np.ndarray) -> float:
     return round(judges.style_score(pictures), 4)
 
 
 def _content(judges: Judges, pictures: np.ndarray) -> float:
-    return round(judges.content_accuracy(pictures, _labels(pictures)), 4)
+    return round(judges.content_accuracy(pictures, digits_drawn(pictures)), 4)
 
 
 def _table(summary: dict[str, Any]) -> Table:

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from hnkernels.adapter.sites import find_attention
 from hnkernels.assets import TINY_SD
 from hnkernels.demo.glyphs import handwritten_digits, printed_glyphs
-from hnkernels.demo.run import Settings, draw_digits
+from hnkernels.demo.job import draw_digits
+from hnkernels.demo.run import Settings
 from hnkernels.demo.scores import train_judges
 from hnkernels.pipeline import load_pipeline
 
