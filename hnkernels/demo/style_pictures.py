@@ -13,7 +13,6 @@ from PIL import Image, ImageFilter
 
 from hnkernels.demo.glyphs import CHARACTERS, SUPERSAMPLE, Pictures, caption, draw_mask, handwritten_digits, ink_to_rgb
 
-
 SLANT = 25.0  # degrees; the most that the base model knows are the 11 of the oblique fonts
 _REGULAR, _BOLD = "DejaVuSans.ttf", "DejaVuSans-Bold.ttf"
 
