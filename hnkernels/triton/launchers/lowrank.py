@@ -262,7 +262,8 @@ def lowrank_input_gradient(
     elif slices.block_r > 16:
         tiles = replace(of_ranks(tiles, slices.block_r, target), block_n=128, warps=4)
     else:  # wide ones read g, whose rows are short, fewer times
-        tiles = replace(tiles, block_m=min(tiles.block_m, 32), block_n=256, warps=4)
+        rows = 64 if target.arch == 90 else 32  # wgmma takes no fewer
+        tiles = replace(tiles, block_m=min(tiles.block_m, rows), block_n=256, warps=4)
     dx = x.new_empty(samples, tokens, d)
     launch(
         lowrank_input_gradient_kernel,
