@@ -322,7 +322,7 @@ def meta_bytes(add: bool, rank: int) -> tuple[int, int]:
 def test_bytes_beyond_the_linears():
     tokens, weights = 4 * 4096 * 320 * 2, 3 * 320 * 320 * 2
     forward, backward = meta_bytes(add=False, rank=4)
-    assert forward <= 1.05 * (4 * tokens + weights)
+    assert forward <= 1.0015 * (4 * tokens + weights)  # what the README says, and far below the 5 % allowed
     added, _ = meta_bytes(add=True, rank=4)
     assert added <= 1.05 * 7 * tokens
     # Frozen linears read dy and write dx. g and u take dy and x once more, and so do the factors' gradients.
