@@ -63,6 +63,7 @@ class Settings(JobSettings):
     inference_steps: int = 20
     rank: int = 16
     hidden_dim: int = 32
+    depth: int = 0  # of the weight generator: without MLPs, mixtures change evenly from one style to the other
 
 
 def run_styles_demo(out: Path, seed: int = 0, settings: Settings | None = None) -> dict[str, Any]:
@@ -102,6 +103,7 @@ def run_styles_demo(out: Path, seed: int = 0, settings: Settings | None = None) 
         styles=STYLES,
         name=NAME,
     )
+    net.generator = hn.WeightGenerator(settings.hidden_dim, net.layers, depth=settings.depth)
     console.print(f"training one weight hypernetwork on {len(STYLES)} styles: {', '.join(STYLES)} …")
     config = training_config(settings, out, seed)
     result = hn.HypernetworkTrainer(net, pipeline, config, out / "data").train()
