@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from hnkernels.adapter.strength import STREAMS, Level, Place, Strength, resolve
 from hnkernels.triton import derived
 
 if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
+
     from hnkernels.adapter.host import Host
     from hnkernels.adapter.site import Site
 
