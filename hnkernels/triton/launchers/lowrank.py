@@ -15,14 +15,13 @@ from torch import Tensor
 from hnkernels.triton._compat import INTERPRETED
 from hnkernels.triton.launch import launch
 from hnkernels.triton.launchers.arguments import acc_dtype, product, tl_dtype
-from hnkernels.triton.lowrank import (
-    lowrank_add_kernel,
+from hnkernels.triton.lowrank_backward import (
     lowrank_factor_gradient_kernel,
-    lowrank_forward_kernel,
     lowrank_input_gradient_kernel,
     lowrank_shrink_kernel,
     lowrank_sum_kernel,
 )
+from hnkernels.triton.lowrank_forward import lowrank_add_kernel, lowrank_forward_kernel
 from hnkernels.triton.tiling import Tiles, beside_ranks, choose, of_ranks, splits, target_of
 
 POINTERS = 3

@@ -1,0 +1,84 @@
+"""Linears with low-rank weights of their own for every sample: q, k and v of one x in a launch, or many layers'.
+
+    y_p[s] = x[s] W_pᵀ + bias_p + scale_p[s]·u_p[s] B_p[i]ᵀ    with u_p[s] = x[s] A_p[i]ᵀ and i the set of sample s
+
+A slice p is one such linear. With g_p[s] = dy_p[s] B_p[i] and sums over tokens t, and for a set over its samples s,
+
+    dx = Σ_p dy_p W_p + scale_p·g_p A_p        dA_p[i] = Σ_s scale_p[s]·g_p[s]ᵀ x[s]
+    dscale_p[s] = Σ_t g_p[s]∘u_p[s]            dB_p[i] = Σ_s scale_p[s]·dy_p[s]ᵀ u_p[s]
+
+No tile has tokens of two samples, so a program has one scale and one set of factors. Ranks are filled up to BLOCK_R.
+Up to three slices come as pointers; more of them in a table, [slices, 10] int64, whose columns are named below. A
+scale of 0 leaves the programs of its sample the plain linear alone.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Addresses of the tensor that goes with a slice (dy, or what is added to), of w, bias (0: none), a and b; widths; and
+# how many columns, ranks and elements of factors the slices before have.
+AT_SLICE, AT_W, AT_BIAS, AT_A, AT_B = (tl.constexpr(i) for i in range(5))
+AT_N, AT_RANK, AT_N_BEFORE, AT_RANKS_BEFORE, AT_ELEMENTS_BEFORE = (tl.constexpr(i) for i in range(5, 10))
+COLUMNS_IN_TABLE = tl.constexpr(10)
+
+
+@triton.jit
+def pick(number, first, second, third):
+    """The one with this number."""
+    return tl.where(number == 1, second, tl.where(number == 2, third, first))
+
+
+@triton.jit
+def before(number, first, second):
+    """The sum of those with lower numbers."""
+    return tl.where(number > 0, first, 0) + tl.where(number > 1, second, 0)
+
+
+@triton.jit
+def pointer(row, COLUMN: tl.constexpr, like_ptr):
+    """An address in the table. Every tensor there begins at a multiple of 16 bytes; the launcher has looked."""
+    return tl.multiple_of(tl.load(row + COLUMN).to(like_ptr.dtype), 16)
+
+
+@triton.jit
+def width(row, ALIGNED: tl.constexpr):
+    """N in the table."""
+    N = tl.load(row + AT_N).to(tl.int32)
+    if ALIGNED:
+        N = tl.multiple_of(N, 16)
+    return N
+
+
+@triton.jit
+def set_of(sample, index_ptr, each):
+    """Which factors serve a sample: what the index says, or each set as many consecutive samples. int64."""
+    if index_ptr is None:
+        item = (sample // each).to(tl.int64)
+    else:
+        item = tl.load(index_ptr + sample).to(tl.int64)
+    return item
+
+
+@triton.jit
+def scale_of(number, sample, scale_ptr, stride_scale):
+    """A sample's scale in a slice."""
+    if scale_ptr is None:
+        scale = 1.0
+    else:
+        scale = tl.load(scale_ptr + number * stride_scale + sample)
+    return scale
+
+
+@triton.jit
+def expansion(
+    b_ptr,  # [N, r]
+    cols,  # [BLOCK_N]
+    ranks,  # [BLOCK_R]
+    N,
+    r,
+):
+    """bᵀ for these columns, 0 outside. Shape: [BLOCK_R, BLOCK_N]."""
+    mask = (ranks < r)[:, None] & (cols < N)[None, :]
+    return tl.load(b_ptr + cols[None, :].to(tl.int64) * r + ranks[:, None], mask=mask, other=0.0)
