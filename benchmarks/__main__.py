@@ -1,44 +1,89 @@
-"""``python -m benchmarks [name …]``: runs the benchmarks, prints their table, writes it to benchmarks/results/
-and, after a full run, into the README."""
+"""``python -m benchmarks [name …] [--device cuda]``: runs the benchmarks and prints their tables.
+
+A run of all of them also writes benchmarks/results/<machine>/ and brings the README's tables up to date.
+"""
 
 from __future__ import annotations
 
+import argparse
+import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from benchmarks import cross_attention, first_linear, lowrank, self_attention, unet
-from benchmarks.result import markdown, update_readme, write_results
-
-BENCHMARKS = {
-    "cross-attention": cross_attention.run,
-    "cross-attention-xl": cross_attention.run_xl,
-    "self-attention": self_attention.run,
-    "first-linear": first_linear.run,
-    "lowrank": lowrank.run,
-    "sampling": unet.run_sampling,
-    "fused": unet.run_fused,
-    "training": unet.run_training,
-}
+from benchmarks import rows as results
+from benchmarks.ceilings import ceilings
+from benchmarks.measuring import measure
+from benchmarks.place import THREADS, Place, here, today, versions
+from benchmarks.registry import BENCHMARKS, Case, cases
+from benchmarks.report import documents
+from benchmarks.report.__main__ import main as write_reports
+from benchmarks.rows import Row
 
 
-def main(names: list[str]) -> None:
-    """Runs the named benchmarks, or all."""
-    unknown = set(names) - set(BENCHMARKS)
-    if unknown:
-        sys.exit(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
-    torch.set_num_threads(2)
-    results = []
-    for name in names or BENCHMARKS:
-        print(f"running {name} …", file=sys.stderr)
-        results += BENCHMARKS[name]()
-    print("\n".join(markdown(results)))
-    if not names:
-        here = Path(__file__).parent
-        write_results(results, here / "results")
-        update_readme(results, here.parent / "README.md")
+def main(arguments: Sequence[str]) -> int:
+    """Runs what is asked for; 1 if a provider was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help="benchmarks to run; all if none is given")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", help="fp32, fp16 or bf16; fp32 on a CPU and fp16 on a GPU if not given")
+    parser.add_argument("--seconds", type=float, help="to spend on a case; what the benchmark says if not given")
+    parser.add_argument("--rows", type=Path, help="file to write the rows to, and nothing else")
+    options = parser.parse_args(arguments)
+    try:
+        place = here(options.device, options.dtype)
+        chosen = cases(place, options.names)
+    except ValueError as fault:
+        print(fault, file=sys.stderr)
+        return 2
+    if place.kind != "cuda":
+        torch.set_num_threads(THREADS)
+    found, wrong = run(chosen, place, options.seconds)
+    if options.rows:
+        results.write(found, options.rows)
+        return int(wrong)
+    full = not options.names
+    if full and place.kind != "interpreter":
+        found = [*ceilings(place), *found]
+    if full and place.kind == "cpu":
+        found += _interpreted()
+    found = results.stamped(found, place.hardware_and_threads, versions(), today())
+    if full and place.kind != "interpreter":
+        results.write(found, documents.RESULTS / place.name / "results.csv")
+        write_reports([])
+    print(documents.page(documents.RESULTS / place.name, found))
+    return int(wrong)
+
+
+def run(chosen: Sequence[Case], place: Place, seconds: float | None) -> tuple[list[Row], bool]:
+    """The rows of the cases, and whether a provider was wrong: such a one has no time among them."""
+    found: list[Row] = []
+    wrong = False
+    for case in (progress := tqdm(chosen, unit="case")):
+        progress.set_description(case.name)
+        measurement = measure(case, place, seconds)
+        for provider, verdict in measurement.verdicts.items():
+            if not verdict.green:
+                wrong = True
+                tqdm.write(f"RED {case.name}: {provider} has an error of {verdict.error:.1e}, above {verdict.allowed:.1e}")
+        found += measurement.rows(place)
+    return found, wrong
+
+
+def _interpreted() -> list[Row]:
+    """The kernels in Triton's interpreter, at small shapes: another process, since Triton decides that when imported."""
+    import os
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.csv"
+        command = [sys.executable, "-m", "benchmarks", "--seconds", "0", "--rows", str(file)]
+        subprocess.run(command, check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+        return results.read(file)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+Runs = Sequence[Callable[[], object]]
+"""The same call on several copies of its data; a GPU takes them in turn, so that its cache holds none of them."""
+
+WARMUP = 1
+"""Rounds that do not count; the check has run everything once before."""
 
 
 @dataclass(frozen=True)
@@ -22,23 +29,63 @@ class Comparison:
         """Median seconds of a provider."""
         return statistics.median(self.seconds[provider])
 
-    def speedup(self, baseline: str, provider: str) -> float:
-        """How many times as long the baseline takes: the ratio of the medians."""
-        return self.median(baseline) / self.median(provider)
+    def quartiles(self, provider: str) -> tuple[float, float]:
+        """The first and the third; of a single round that one."""
+        seconds = self.seconds[provider]
+        if len(seconds) < 2:
+            return seconds[0], seconds[0]
+        first, _, third = statistics.quantiles(seconds, n=4, method="inclusive")
+        return first, third
 
 
-def interleave(providers: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> Comparison:
+def cpu_seconds(runs: Runs) -> float:
+    """Wall-clock seconds of one call."""
+    started = time.perf_counter()
+    runs[0]()
+    return time.perf_counter() - started
+
+
+def cuda_seconds(runs: Runs) -> float:
+    """Median seconds of a call on the GPU, by events, with the cache emptied before each."""
+    from triton.testing import do_bench
+
+    turns = itertools.cycle(runs)
+    return do_bench(lambda: next(turns)(), return_mode="median") / 1000
+
+
+def interleave(
+    providers: Mapping[str, Runs],
+    seconds: float,
+    least: int = 5,
+    most: int = 60,
+    calls: int = 1,
+    clock: Callable[[Runs], float] = cpu_seconds,
+) -> Comparison:
     """Runs every provider once per round, in turn, so that whatever else the machine does meets them alike.
 
     Every round begins with another one: what a provider leaves in the caches meets all the others alike, too.
+
+    Args:
+        providers: name → what is timed.
+        seconds: to spend, about: as many rounds as fit, between ``least`` and ``most``.
+        calls: calls of every provider in a round, in turn as well; the figure is their sum.
+        clock: seconds of one call.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in providers}
+    found: dict[str, list[float]] = {name: [] for name in providers}
     names = list(providers)
-    for index in range(warmup + rounds):
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
-            started = time.perf_counter()
-            providers[name]()
-            if index >= warmup:
-                seconds[name].append(time.perf_counter() - started)
-    return Comparison(seconds)
+    warmup = WARMUP if calls == 1 else 0
+    rounds, index = most, 0
+    while names and index < warmup + rounds:
+        started = time.perf_counter()
+        totals = dict.fromkeys(names, 0.0)
+        for call in range(calls):
+            first = (index + call) % len(names)
+            for name in names[first:] + names[:first]:
+                totals[name] += clock(providers[name])
+        if index >= warmup:
+            for name in names:
+                found[name].append(totals[name])
+        index += 1
+        if index == 1:
+            rounds = min(max(int(seconds / (time.perf_counter() - started)), least), most)
+    return Comparison(found)

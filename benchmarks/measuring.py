@@ -1,0 +1,136 @@
+"""A case from its ways to its rows: build, check, time what is right, side by side."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks import checking, graphs, modes, resident, timing
+from benchmarks.place import Place
+from benchmarks.registry import Case, Sides
+from benchmarks.rows import Row
+
+COPIES = {"cpu": 1, "interpreter": 1, "cuda": 4}
+"""Of the data, used in turn; a GPU's cache may hold one of them."""
+
+GPU_ROUNDS = 5
+"""Each of them is a median already."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a case came to.
+
+    Attributes:
+        case: which.
+        comparison: the timings, without those of providers that are wrong.
+        verdicts: provider → how wrong it is; providers that do something else have none.
+        absent: provider → why it did not run.
+        peaks: provider → bytes allocated on a GPU while it ran, beyond what was there before; on a CPU, where the
+            benchmark asks for it, the most that a process of its own held.
+    """
+
+    case: Case
+    comparison: timing.Comparison
+    verdicts: Mapping[str, checking.Verdict]
+    absent: Mapping[str, str]
+    peaks: Mapping[str, int]
+
+    def rows(self, place: Place) -> list[Row]:
+        """As rows: times, errors and peaks."""
+        found = []
+
+        def add(provider: str, quantity: str, value: float, unit: str, **statistics: float) -> None:
+            case = self.case
+            what = ("measured", case.benchmark.name, case.mode, str(case.shape), place.dtype, provider)
+            found.append(Row(*what, quantity, value, unit, **statistics))  # type: ignore[arg-type]
+
+        for name, seconds in self.comparison.seconds.items():
+            low, high = self.comparison.quartiles(name)
+            add(name, "time", self.comparison.median(name), "s", low=low, high=high, samples=len(seconds))
+        for name, verdict in self.verdicts.items():
+            add(name, "error", verdict.error, "1")
+        for name, size in self.peaks.items():
+            add(name, "peak", size, "B")
+        return found
+
+
+def measure(case: Case, place: Place, seconds: float | None = None) -> Measurement:
+    """Runs a case.
+
+    Args:
+        case: what to run.
+        place: where.
+        seconds: to spend; what the benchmark says if not given.
+    """
+    torch._dynamo.reset()  # what other shapes have compiled would count against this one's recompilations
+    benchmark = case.benchmark
+    sides: list[Sides] = []
+    calls: dict[str, list[modes.Call]] = {}
+    for copy in range(1 if benchmark.calls > 1 else COPIES[place.kind]):
+        torch.manual_seed(copy)
+        sides.append(benchmark.build(case.shape, place, case.mode))
+        for name in benchmark.providers:
+            if name in sides[-1].ways:
+                calls.setdefault(name, []).append(modes.MODES[case.mode](sides[-1].ways[name], sides[-1].upstream))
+    verdicts, faults = _check(case, place, sides[0], {name: copies[0] for name, copies in calls.items()})
+    absent = {**sides[0].absent, **faults}
+    green: dict[str, timing.Runs] = {
+        name: copies
+        for name, copies in calls.items()
+        if name not in faults and (name not in verdicts or verdicts[name].green)
+    }
+    peaks = {}
+    if place.kind == "cuda":
+        peaks = {name: _peak(runs) for name, runs in green.items()}
+        if benchmark.calls == 1:
+            green, without = graphs.with_graphs(green)
+            absent |= without
+    with torch._functorch.config.patch(donated_buffer=False):  # a graph that is kept is gone through more than once
+        comparison = timing.interleave(
+            green,
+            benchmark.seconds if seconds is None else seconds,
+            least=GPU_ROUNDS if place.kind == "cuda" else benchmark.rounds,
+            most=GPU_ROUNDS if place.kind == "cuda" else 60,
+            calls=benchmark.calls,
+            clock=timing.cuda_seconds if place.kind == "cuda" and benchmark.calls == 1 else timing.cpu_seconds,
+        )
+    del sides, calls
+    if benchmark.resident and place.kind == "cpu":
+        peaks = {name: resident.peak(case, name) for name in green}
+    del green
+    gc.collect()
+    return Measurement(case, comparison, verdicts, absent, peaks)
+
+
+def _check(
+    case: Case, place: Place, sides: Sides, calls: Mapping[str, modes.Call]
+) -> tuple[dict[str, checking.Verdict], dict[str, str]]:
+    """Verdicts on all that claim to do the same, and what went wrong with those that could not run at all."""
+    results, faults = {}, {}
+    with torch._functorch.config.patch(donated_buffer=False):
+        for name, call in calls.items():
+            try:
+                results[name] = call()
+            except Exception as fault:  # a compiler's, say: the others are measured nevertheless
+                faults[name] = f"does not run: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}"
+    baseline = next(name for name in case.benchmark.providers if name in results and name not in sides.unchecked)
+    if sides.truth is not None:
+        truth: Sequence[torch.Tensor] = modes.MODES[case.mode](sides.truth, [t.double() for t in sides.upstream])()
+        least = checking.TOLERANCE[modes.has_backward(case.mode)] if place.dtype == "fp32" else 0.0
+    else:
+        truth, least = results[baseline], checking.MODEL_TOLERANCE[place.dtype]
+    judged = {name: found for name, found in results.items() if name not in sides.unchecked}
+    return checking.check(judged, truth, baseline, least), faults
+
+
+def _peak(runs: timing.Runs) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    runs[0]()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

@@ -1,0 +1,157 @@
+"""The targets that the library is held to, and what the measurements say to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.report.times import Times
+from benchmarks.rows import Row, select
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A target.
+
+    Attributes:
+        text: what was done.
+        against: what it is compared with.
+        unit: of the figure: ``"x"`` is a ratio of medians, above 1 where hnkernels is faster.
+        at_least, at_most: the target; neither where there is only a figure.
+        figure: from the timings and the rows to the figure. ``KeyError`` where they lack something.
+    """
+
+    text: str
+    against: str
+    unit: str
+    figure: Callable[[Times, list[Row]], float]
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def target(self) -> str:
+        if self.at_least is not None:
+            return f"≥ {self.at_least:g}"
+        return "none" if self.at_most is None else f"≤ {self.at_most:g}"
+
+    def met(self, figure: float) -> bool:
+        above = self.at_least is None or figure >= self.at_least
+        return above and (self.at_most is None or figure <= self.at_most)
+
+
+WEB_UI = "the web UIs' way, eager"
+_SD15 = "SD 1.5, 256 px"
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The claims for which the rows have figures, as lines of Markdown."""
+    times = Times(rows)
+    lines = ["| benchmark | against | figure | target | met |", "| --- | --- | --- | --- | --- |"]
+    for claim in CLAIMS:
+        try:
+            figure = claim.figure(times, rows)
+        except KeyError:
+            continue
+        met = "yes" if claim.met(figure) else "no"
+        lines.append(f"| {claim.text} | {claim.against} | {figure:.2f} {claim.unit} | {claim.target} | {met} |")
+    return lines
+
+
+def _speedup(benchmark: str, mode: str, shape: str, baseline: str = "reference"):
+    def figure(times: Times, rows: list[Row]) -> float:
+        ours = times.ours(benchmark, mode, shape)
+        return times.seconds(benchmark, mode, shape, baseline) / times.seconds(benchmark, mode, shape, ours)
+
+    return figure
+
+
+def _share(benchmark: str, mode: str, shape: str, baseline: str):
+    """What ours adds to the bare model's time, as a share of what the baseline adds."""
+
+    def figure(times: Times, rows: list[Row]) -> float:
+        bare = times.seconds(benchmark, mode, shape, "bare")
+        ours = times.seconds(benchmark, mode, shape, times.ours(benchmark, mode, shape))
+        return (ours - bare) / (times.seconds(benchmark, mode, shape, baseline) - bare)
+
+    return figure
+
+
+def _cost(benchmark: str, mode: str, shape: str, provider: str | None = None):
+    """A provider's time as a multiple of the bare model's."""
+
+    def figure(times: Times, rows: list[Row]) -> float:
+        who = provider or times.ours(benchmark, mode, shape)
+        return times.seconds(benchmark, mode, shape, who) / times.seconds(benchmark, mode, shape, "bare")
+
+    return figure
+
+
+def _checkpointed(times: Times, rows: list[Row]) -> float:
+    step = ("training step", "training step", _SD15)
+    return times.seconds(*step, "reference") / times.seconds(*step, "checkpointing")
+
+
+def _memory(provider: str):
+    """Gigabytes less than the reference's peak."""
+
+    def figure(times: Times, rows: list[Row]) -> float:
+        peaks = {r.provider: r.value for r in select(rows, benchmark="training step", shape=_SD15, quantity="peak")}
+        return (peaks["reference"] - peaks[provider]) / 1e9
+
+    return figure
+
+
+def _claims() -> list[Claim]:
+    sd15, xl = "16 layers of SD 1.5", "70 layers of SDXL"
+    claims = [
+        Claim("16 cross-attention layers, forward", WEB_UI, "x",
+              _speedup("cross-attention", "new prompt", sd15), at_least=6),
+        Claim("the same from the second denoising step on", WEB_UI, "x",
+              _speedup("cross-attention, kept", "same prompt", sd15), at_least=50),
+        Claim("16 cross-attention layers, forward + backward", WEB_UI, "x",
+              _speedup("cross-attention", "forward + backward", sd15), at_least=6),
+        Claim("70 cross-attention layers of SDXL, forward", WEB_UI, "x",
+              _speedup("cross-attention, SDXL", "new prompt", xl), at_least=10),
+    ]  # fmt: skip
+    for shape in ("320 x 4096", "1280 x 256"):
+        for mode in ("inference", "forward + backward"):
+            claims.append(
+                Claim(f"self-attention {shape}, {mode}", WEB_UI, "x", _speedup("projection", mode, shape), at_least=1)
+            )
+    for shape in ("320 x 1024, 8 of rank 4", "768 x 77, 8 of rank 4"):
+        text = f"low-rank weights per sample, {shape}: what they add, forward + backward"
+        what = ("lowrank", "forward + backward", shape)
+        claims += [
+            Claim(text, "two einsums", "x its cost", _share(*what, "einsum"), at_most=0.7),
+            Claim(text, "factors copied per token", "x its cost", _share(*what, "token"), at_most=0.2),
+            Claim(text, "a loop over the samples", "x its cost", _share(*what, "loop")),
+        ]
+    for shape in ("320 x 4096", "640 x 1024", "1280 x 256", "768 x 77"):
+        what = ("first linears", "inference", shape)
+        claims.append(
+            Claim(
+                f"both first linears as one GEMM, {shape}", "as two", "x",
+                lambda times, rows, what=what: times.seconds(*what, "two") / times.seconds(*what, "one"),
+            )
+        )  # fmt: skip
+    steps, call = ("20 steps", "new prompt", _SD15), ("UNet call, affine", "same prompt", _SD15)
+    claims += [
+        Claim("20 steps, what a network costs", "what it costs the web UIs' way", "x its cost",
+              _share(*steps, "reference"), at_most=0.7),
+        Claim("20 steps, network for the text alone", "the UNet without one", "x its time",
+              _cost(*steps, "text alone"), at_most=1.01),
+        Claim("UNet call with an affine network, fused", "the UNet without one", "x its time",
+              _cost(*call), at_most=1.02),
+    ]  # fmt: skip
+    step, against = "training step of the UNet, batch 1", "the web UIs' way, base not frozen"
+    claims += [
+        Claim(step, against, "x", _speedup("training step", "training step", _SD15), at_least=1.5),
+        Claim(f"{step}: peak memory saved", against, "GB", _memory("portable"), at_least=3.4),
+        Claim(f"{step}, gradient checkpointing", against, "x", _checkpointed, at_least=1.5),
+        Claim(f"{step}, gradient checkpointing: peak memory saved", against, "GB", _memory("checkpointing"),
+              at_least=3.4),
+    ]  # fmt: skip
+    return claims
+
+
+CLAIMS = _claims()
