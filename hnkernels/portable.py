@@ -53,8 +53,9 @@ def project(y: Tensor, weight: Tensor, bias: Tensor | None, few_rows: bool = Fal
 
 def _residual(x: Tensor, mlp: HypernetworkMLP, m: float | Tensor) -> Tensor:
     once = not isinstance(m, Tensor) and m == 1
-    # Under autocast the linears cast for themselves; otherwise the master weights follow the context.
-    dtype = None if torch.is_autocast_enabled(x.device.type) else x.dtype
+    # Under autocast, which does not know the meta device, the linears cast for themselves; otherwise the master weights
+    # follow the context.
+    dtype = None if not x.is_meta and torch.is_autocast_enabled(x.device.type) else x.dtype
     activation = resolve(mlp.config.activation, mlp.config.allow_legacy_activations)
     layers = mlp.layers()
     h = x

@@ -507,3 +507,9 @@ class TestRefusals:
             hyper_qkv(torch.ones(2, 8), mlp, mlp, torch.ones(6, 9), w, w)
         with pytest.raises(ValueError, match=r"b_q must be \[6\] like w_q, not \[5\]"):
             hyper_qkv(torch.ones(2, 8), mlp, mlp, w, w, w, torch.ones(5))
+
+
+def test_the_portable_backend_plans_on_the_meta_device():
+    mlp, x, w = make_mlp(8).to("meta"), torch.empty(3, 8, device="meta"), torch.empty(6, 8, device="meta")
+    k, v = hyper_kv(x, mlp, mlp, w, w, backend="portable")
+    assert k.shape == v.shape == (3, 6)
