@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         found = [*ceilings(place), *found]
     if full and place.kind == "cpu":
         found += _interpreted()
-    found = results.stamped(found, place.hardware_and_threads, versions(), today())
+    found = results.stamped(found, place.machine, versions(), today())
     if full and place.kind != "interpreter":
         results.write(found, documents.RESULTS / place.name / "results.csv")
         write_reports([])

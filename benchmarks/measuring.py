@@ -117,13 +117,15 @@ def _check(
                 results[name] = call()
             except Exception as fault:  # a compiler's, say: the others are measured nevertheless
                 faults[name] = f"does not run: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}"
-    baseline = next(name for name in case.benchmark.providers if name in results and name not in sides.unchecked)
+    judged = {name: results[name] for name in case.benchmark.providers if name in results.keys() - {*sides.unchecked}}
+    if not judged:
+        raise RuntimeError(f"nothing that can be checked runs in {case.name}: {faults or dict(sides.absent)}")
+    baseline = next(iter(judged))
     if sides.truth is not None:
         truth: Sequence[torch.Tensor] = modes.MODES[case.mode](sides.truth, [t.double() for t in sides.upstream])()
         least = checking.TOLERANCE[modes.has_backward(case.mode)] if place.dtype == "fp32" else 0.0
     else:
         truth, least = results[baseline], checking.MODEL_TOLERANCE[place.dtype]
-    judged = {name: found for name, found in results.items() if name not in sides.unchecked}
     return checking.check(judged, truth, baseline, least), faults
 
 

@@ -42,13 +42,12 @@ class Place:
     @property
     def name(self) -> str:
         """Of the folder for its results: ``"amd-epyc-2-threads"``, ``"nvidia-h100-80gb-hbm3"``."""
-        words = self.hardware.lower() if self.kind == "cuda" else f"{self.hardware} {THREADS} threads".lower()
-        return "-".join("".join(c if c.isalnum() else " " for c in words).split())
+        return "-".join("".join(c if c.isalnum() else " " for c in self.machine.lower()).split())
 
     @property
-    def hardware(self) -> str:
-        """What the maker calls it."""
-        return torch.cuda.get_device_name() if self.kind == "cuda" else _cpu()
+    def machine(self) -> str:
+        """What its maker calls it; of a CPU with the threads that are used."""
+        return torch.cuda.get_device_name() if self.kind == "cuda" else f"{_cpu()}, {THREADS} threads"
 
     def tensor(self, *shape: int, scale: float = 1.0, grad: bool = False) -> Tensor:
         """Normally distributed numbers."""

@@ -61,7 +61,7 @@ class Sides:
 Build = Callable[[Any, Place, str], Sides]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Benchmark:
     """A registered benchmark.
 
@@ -88,7 +88,7 @@ class Benchmark:
     resident: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One mode of a benchmark at one shape."""
 

@@ -1,0 +1,145 @@
+"""A case is built, checked and timed; what is wrong has no time, what cannot run says why."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import registry
+from benchmarks.checking import check
+from benchmarks.measuring import measure
+from benchmarks.modes import MODES, has_backward
+from benchmarks.place import Place, here
+from benchmarks.registry import Benchmark, Case, Sides, Way, benchmark, cases
+from hnkernels.triton.support import interpreting
+
+CPU = Place("cpu", "fp32")
+INTERPRETER = Place("interpreter", "fp32")
+
+
+def case_of(ways: dict[str, Way], mode: str = "inference", **sides) -> Case:
+    """A case that is not registered."""
+    made = Benchmark("test", lambda *_: Sides(ways, **sides), (mode,), tuple(ways), {"cpu": ("shape",)}, rounds=2)
+    return Case(made, mode, "shape")
+
+
+def fails() -> torch.Tensor:
+    raise RuntimeError("no kernel for this\nand much more")
+
+
+def test_a_provider_that_is_wrong_is_not_timed():
+    x = torch.ones(3)
+    ways = {"right": Way(lambda: 2 * x), "also right": Way(lambda: x + x), "wrong": Way(lambda: 2.001 * x)}
+    measurement = measure(case_of(ways, truth=Way(lambda: 2 * x.double())), CPU, seconds=0)
+    assert set(measurement.comparison.seconds) == {"right", "also right"}
+    assert not measurement.verdicts["wrong"].green
+    quantities = {(row.provider, row.quantity) for row in measurement.rows(CPU)}
+    assert ("wrong", "error") in quantities
+    assert ("wrong", "time") not in quantities
+
+
+@pytest.mark.parametrize("bad", [torch.full((3,), float("nan")), torch.ones(2), torch.ones(3, 1)])
+def test_nan_and_other_shapes_are_wrong(bad):
+    verdict = check({"bad": [bad]}, [torch.ones(3)], "bad", 1.0)["bad"]
+    assert not verdict.green
+
+
+def test_half_precision_is_held_to_the_baselines_own_error():
+    truth = [torch.ones(4)]
+    verdicts = check({"base": [torch.full((4,), 1.01)], "ours": [torch.full((4,), 1.011)]}, truth, "base", 0.0)
+    assert verdicts["base"].green
+    assert verdicts["ours"].green  # 1.1 times the baseline's
+    assert not check({"base": [torch.full((4,), 1.01)], "ours": [torch.full((4,), 1.013)]}, truth, "base", 0.0)[
+        "ours"
+    ].green
+
+
+def test_a_way_that_does_something_else_is_timed_and_not_judged():
+    x = torch.ones(3)
+    ways = {"reference": Way(lambda: 2 * x), "bare": Way(lambda: x)}
+    measurement = measure(case_of(ways), CPU, seconds=0)
+    assert set(measurement.comparison.seconds) == {"reference", "bare"}
+    assert set(measurement.verdicts) == {"reference"}
+
+
+def test_a_way_that_cannot_run_says_why_and_the_others_are_timed():
+    ways = {"reference": Way(lambda: torch.ones(3)), "broken": Way(fails)}
+    measurement = measure(case_of(ways), CPU, seconds=0)
+    assert set(measurement.comparison.seconds) == {"reference"}
+    assert measurement.absent["broken"] == "does not run: RuntimeError: no kernel for this"
+
+
+def test_without_any_way_that_runs_the_case_is_an_error():
+    with pytest.raises(RuntimeError, match="test, inference, shape.*broken.*no kernel"):
+        measure(case_of({"broken": Way(fails)}), CPU, seconds=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_gives_results_or_gradients(mode):
+    x = torch.randn(3, requires_grad=True)
+    call = MODES[mode](Way(lambda: x.square(), [x]), [torch.ones(3)])
+    (result,) = call()
+    (again,) = call()
+    torch.testing.assert_close(result, 2 * x if has_backward(mode) else x.square())
+    torch.testing.assert_close(again, result)
+    assert x.grad is None
+
+
+def test_a_name_is_registered_once_and_unknown_names_are_refused():
+    cases(CPU)
+    with pytest.raises(ValueError, match="'projection' already"):
+        benchmark("projection", modes=(), shapes={})(lambda *_: Sides({}))
+    with pytest.raises(ValueError, match="unknown: nonsense; the benchmarks are projection"):
+        cases(CPU, ["nonsense"])
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "interpreter"])
+def test_every_benchmark_names_modes_and_providers_that_exist(kind):
+    place = Place(kind, "fp32")
+    found = cases(place)
+    assert len({case.name for case in found}) == len(found)
+    assert {case.mode for case in found} <= set(MODES)
+
+
+@pytest.mark.skipif(interpreting(), reason="measures the portable backend's shapes")
+@pytest.mark.parametrize("name", ["projection", "recompute", "affine", "lowrank", "cross-attention", "UNet call"])
+def test_all_providers_agree_at_the_smallest_shapes(name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    for case in cases(INTERPRETER, [name]):
+        small = Case(case.benchmark, case.mode, case.shape)
+        measurement = measure(small, CPU, seconds=0)
+        assert not measurement.absent.keys() - {"triton", "compile"}
+        assert all(verdict.green for verdict in measurement.verdicts.values()), measurement.verdicts
+        assert measurement.comparison.seconds.keys() >= {case.benchmark.providers[0], "portable"}
+
+
+def test_the_command_refuses_what_it_does_not_know():
+    for arguments, message in (
+        (["nonsense"], "unknown: nonsense"),
+        (["--device", "tpu"], "device 'tpu' is unknown; accepted are cpu and cuda"),
+        (["--dtype", "fp8"], "dtype 'fp8' is unknown; accepted are fp32, fp16, bf16"),
+    ):
+        done = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_report_without_a_gpu_says_what_to_do():
+    with pytest.raises(ValueError, match="no CUDA or ROCm device here; `make bench` runs on the CPU"):
+        here("cuda")
+
+
+def test_pytest_shows_the_same_figures(tmp_path):
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:xdist", "-p", "no:cacheprovider",
+               "-k", "affine and 768", "-rs", f"--benchmark-json={tmp_path / 'out.json'}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "affine, inference, 768 x 77, affine" in done.stdout
+    for provider in ("reference", "eager", "portable"):
+        assert f"-{provider}]" in done.stdout
+    assert registry.BENCHMARKS

@@ -1,0 +1,57 @@
+"""Timing in turn: every provider once per round, in another order each time, as many rounds as the budget allows."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.timing import WARMUP, Comparison, interleave
+
+
+def watched(names: str, **options) -> tuple[list[str], Comparison]:
+    """The order of the calls of providers a, b, …, and the comparison."""
+    order: list[str] = []
+    providers = {name: [lambda name=name: order.append(name)] for name in names}
+    return order, interleave(providers, seconds=0, **options)
+
+
+def test_every_round_has_every_provider_and_begins_with_another():
+    order, comparison = watched("abc", least=3)
+    rounds = ["".join(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert rounds == ["abc", "bca", "cab", "abc"]
+    assert len(rounds) == WARMUP + 3
+    assert {name: len(seconds) for name, seconds in comparison.seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_figure_may_be_the_sum_of_several_calls_in_turn():
+    order, comparison = watched("ab", least=1, calls=3)
+    assert "".join(order) == "abbaab"  # no warm-up: the first call is part of what is done
+    assert len(comparison.seconds["a"]) == 1
+
+
+def test_the_figure_of_a_round_is_what_the_clock_says():
+    ticks = iter(range(1, 100))
+    comparison = interleave({"a": [], "b": []}, seconds=0, least=2, clock=lambda runs: next(ticks))
+    assert comparison.seconds == {"a": [4, 5], "b": [3, 6]}
+    assert comparison.median("a") == 4.5
+
+
+def test_calls_of_a_round_add_up():
+    comparison = interleave({"a": []}, seconds=0, least=1, calls=20, clock=lambda runs: 0.5)
+    assert comparison.seconds == {"a": [10.0]}
+
+
+def test_the_budget_decides_how_many_rounds():
+    order, _ = watched("a", least=2, most=4)
+    assert len(order) == WARMUP + 2
+    order = []
+    interleave({"a": [lambda: order.append("a")]}, seconds=1e9, most=4)
+    assert len(order) == WARMUP + 4
+
+
+def test_nothing_to_time_is_no_error():
+    assert interleave({}, seconds=1).seconds == {}
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [([3.0], (3.0, 3.0)), ([1.0, 2.0, 3.0, 4.0, 5.0], (2.0, 4.0))])
+def test_quartiles(seconds, expected):
+    assert Comparison({"a": seconds}).quartiles("a") == expected
