@@ -132,7 +132,7 @@ def _run(
     dtype = compute_dtype(x)
     rows = [_by_sample(scale, x, slices[0].a.shape[0], index) for scale in scales]
     run = _run_triton if triton else _run_portable
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # autocast does not know the meta device
         return run(x, slices, rows, index, dtype)
     with torch.autocast(x.device.type, enabled=False):
         return run(x, slices, rows, index, dtype)

@@ -393,3 +393,8 @@ def test_a_base_that_does_not_fit_is_refused():
         ValueError, match=r"base must be a floating-point tensor \[4, 5, 'n'\], not torch.float32 \[4, 9\]"
     ):
         lowrank_add(torch.ones(4, 9), torch.ones(4, 5, 12), torch.ones(2, 3, 12), torch.ones(2, 9, 3))
+
+
+def test_the_portable_backend_plans_on_the_meta_device():
+    x, weight, a, b = (torch.empty(*shape, device="meta") for shape in ((4, 5, 12), (9, 12), (4, 2, 12), (4, 9, 2)))
+    assert lowrank_linear(x, weight, a, b, backend="portable").shape == (4, 5, 9)

@@ -1,0 +1,241 @@
+"""What is counted: which networks, at which shapes, computed by whom.
+
+Everything is in fp16, on the meta device, with base projections that are not trained; a context of text takes no
+gradient. ``"reference"`` is the way of the web UIs on the reference modules, ``"eager"`` the kernels' algebra in eager
+PyTorch, ``"portable"`` and ``"triton"`` are the backends of hnkernels. ``"recompute"`` checkpoints the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import hnkernels as hn
+import reference
+from benchmarks import same_algebra
+from benchmarks.accounting import bound
+from benchmarks.accounting.eager import Account, Counting, inference, training
+from benchmarks.accounting.ours import CountingKernels
+from benchmarks.cross_attention import CHANNELS, XL_CHANNELS
+from hnkernels import portable
+from hnkernels.triton import backend, lowrank_backend
+from hnkernels.triton.tiling import TARGETS, planned_for
+
+TARGET = "sm_80"
+"""For which tiles are chosen unless another target is asked for; partial sums depend on them a little."""
+
+TEXT = 77
+"""Tokens of a prompt."""
+
+Accounts = dict[str, Account]
+"""By mode: ``"inference"``, ``"forward"``, ``"backward"``, ``"forward + backward"``, ``"recompute"``."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A ``[1, 2, 1]`` network; without an activation it is affine, and counted at inference alone."""
+
+    activation: str | None
+    layer_norm: bool = False
+
+    @property
+    def name(self) -> str:
+        """``"silu + LayerNorm"``."""
+        return f"{self.activation or 'affine'}{' + LayerNorm' if self.layer_norm else ''}"
+
+    def references(self, width: int, device: str = "meta") -> list[reference.MLP]:
+        """The reference's MLPs for K and V."""
+        with torch.device(device):
+            return [reference.MLP(width, (1, 2, 1), self.activation, self.layer_norm).half() for _ in "kv"]
+
+    def mlps(self, width: int) -> tuple[hn.HypernetworkMLP, hn.HypernetworkMLP]:
+        """Those of hnkernels."""
+        with torch.device("meta"):
+            net = hn.Hypernetwork((width,), activation=self.activation, layer_norm=self.layer_norm)
+            return net.half()[width]
+
+
+@dataclass(frozen=True)
+class Projections:
+    """K and V of attention layers over one context: of a single one, or of all cross-attention layers of a UNet.
+
+    Attributes:
+        benchmark, shape: as rows have them.
+        network: what rewrites the context.
+        width, tokens: of the context; tokens times batch.
+        outs: n of every layer.
+    """
+
+    benchmark: str
+    shape: str
+    network: Network
+    width: int
+    tokens: int
+    outs: tuple[int, ...]
+
+    providers = ("reference", "eager", "portable", "triton")
+
+    @property
+    def input_gradient(self) -> bool:
+        """Whether the context takes one."""
+        return self.tokens != TEXT
+
+    def bounds(self) -> Accounts:
+        """See ``bound``."""
+        network = self.network
+        return bound.projections(
+            self.tokens, self.width, 2 * self.width, self.outs, layer_norm=network.layer_norm,
+            affine=network.activation is None, input_gradient=self.input_gradient,
+        )  # fmt: skip
+
+    def accounts(self, provider: str, target: str = TARGET) -> Accounts:
+        """What a provider does."""
+        x = _empty(self.tokens, self.width, grad=self.input_gradient)
+        w = [(_empty(n, self.width), _empty(n, self.width)) for n in self.outs]
+        if provider in ("reference", "eager"):
+            mlps: Sequence[Any] = self.network.references(self.width)
+        else:
+            mlps = self.network.mlps(self.width)
+        parameters = [p for mlp in mlps for p in mlp.parameters()] + [t for pair in w for t in pair]
+        ways: dict[str, Callable[..., Sequence[Tensor]]] = {
+            "reference": _by_reference, "eager": _by_same_algebra, "portable": _by_portable, "triton": _by_triton
+        }  # fmt: skip
+        run, counting = ways[provider], CountingKernels if provider == "triton" else Counting
+        with planned_for(TARGETS[target]):
+            for mlp in mlps:
+                mlp.eval()
+            composed = {}
+            if provider == "eager" and not self.network.layer_norm:
+                composed = {"composed": [tuple(map(same_algebra.compose, mlps, pair)) for pair in w]}
+            accounts = {"inference": inference(lambda: run(x, mlps, w, **composed), counting)}
+            if self.network.activation is None:
+                return accounts
+            for mlp in mlps:
+                mlp.train()
+            accounts |= training(lambda: run(x, mlps, w), [x], parameters, counting)
+            again: Callable[[], Sequence[Tensor]] | None = None
+            if provider == "triton":
+                again = lambda: run(x, mlps, w, recompute=True)  # noqa: E731
+            elif provider == "reference":
+                again = lambda: checkpoint(run, x, mlps, w, use_reentrant=False)  # noqa: E731
+            if again is not None:
+                step = training(again, [x], parameters, counting)["forward + backward"]
+                # What checkpointing keeps are its arguments, which autograd's hooks do not see.
+                accounts["recompute"] = replace(step, saved=step.saved or x.nbytes)
+        return accounts
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Linears with low-rank weights of their own for every sample.
+
+    Attributes:
+        shape: as rows have it.
+        width, tokens: d and tokens per sample.
+        outs: n of every linear that reads x.
+    """
+
+    shape: str
+    width: int
+    tokens: int
+    outs: tuple[int, ...]
+    samples: int = 8
+    rank: int = 4
+
+    benchmark = "lowrank"
+    providers = ("einsum", "token", "loop", "portable", "triton")
+
+    def bounds(self) -> Accounts:
+        """See ``bound``."""
+        return bound.lowrank(self.samples, self.tokens, self.width, self.outs, self.rank)
+
+    def accounts(self, provider: str, target: str = TARGET) -> Accounts:
+        """What a provider does; x and the factors take gradients, the scales do not."""
+        x = _empty(self.samples, self.tokens, self.width, grad=True)
+        w = [_empty(n, self.width) for n in self.outs]
+        a = [_empty(self.samples, self.rank, self.width, grad=True) for _ in self.outs]
+        b = [_empty(self.samples, n, self.rank, grad=True) for n in self.outs]
+        # The kernels scale in fp32; the others would be promoted by that.
+        scale = torch.empty(self.samples, device="meta", dtype=torch.float32 if provider == "triton" else torch.float16)
+        none = [None] * len(w)
+
+        def run() -> Sequence[Tensor]:
+            if provider == "triton":
+                return lowrank_backend.lowrank_linears(x, w, none, a, b, [scale] * len(w))
+            if provider == "portable":
+                return hn.lowrank_linears(x, w, a, b, scale, backend="portable")
+            way = {"einsum": reference.by_einsum, "token": reference.by_token, "loop": reference.by_loop}[provider]
+            return [way(x, *slice_, scale) for slice_ in zip(w, a, b, strict=True)]
+
+        counting = CountingKernels if provider == "triton" else Counting
+        with planned_for(TARGETS[target]):
+            return {"inference": inference(run, counting), **training(run, [x, *a, *b], w, counting)}
+
+
+Case = Projections | LowRank
+
+NETWORKS = (
+    Network("relu"), Network("silu"), Network("relu", True), Network("silu", True), Network(None)
+)  # fmt: skip
+
+SHAPES = (
+    (320, 4096, 320), (320, 8192, 320), (640, 1024, 640), (1280, 256, 1280),  # self-attention of SD 1.x at 512 px
+    (640, 4096, 640), (1280, 1024, 1280),  # of SDXL at 1024 px
+    (768, TEXT, 1280), (1024, TEXT, 1280), (2048, TEXT, 1280),  # cross-attention of SD 1.x, SD 2.x, SDXL
+)  # fmt: skip
+"""Width of the context, tokens, and n of ``to_k`` and ``to_v``."""
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    return [
+        *(
+            Projections(f"projection, {network.name}", f"{width} x {tokens}", network, width, tokens, (n,))
+            for network in NETWORKS
+            for width, tokens, n in SHAPES
+        ),
+        Projections("cross attention, relu", "16 layers, 768 x 77", NETWORKS[0], 768, TEXT, CHANNELS),
+        Projections("cross attention, relu", "70 layers, 2048 x 77", NETWORKS[0], 2048, TEXT, XL_CHANNELS),
+        LowRank("320 x 1024", 320, 1024, (320,)),
+        LowRank("320 x 1024, q k v", 320, 1024, (320, 320, 320)),
+        LowRank("768 x 77", 768, TEXT, (640,)),
+        LowRank("768 x 77, k v", 768, TEXT, (640, 640)),
+    ]
+
+
+def _by_reference(x, mlps, w):
+    return [t for pair in w for t in reference.project_kv(x, mlps[:1], mlps[1:], *pair)]
+
+
+def _by_same_algebra(x, mlps, w, composed=None):
+    composed = composed or [None] * len(w)
+    return [t for pair, c in zip(w, composed, strict=True) for t in same_algebra.hyper_kv(x, *mlps, *pair, composed=c)]
+
+
+def _by_portable(x, mlps, w):
+    if len(w) == 1:
+        return hn.hyper_kv(x, *mlps, *w[0], backend="portable")
+    y = portable.transform_pair(x, *_chains(mlps))
+    return [portable.project(t, weight, None, few_rows=True) for pair in w for t, weight in zip(y, pair, strict=True)]
+
+
+def _by_triton(x, mlps, w, recompute=False):
+    """What ``hn.hyper_kv`` does, and for many layers what ``hn.attach`` does; both refuse tensors without a device."""
+    if len(w) == 1:
+        (w_k, w_v), chains = w[0], _chains(mlps)
+        return backend.project_pair(x, *chains, (w_k, None), (w_v, None), recompute=recompute)
+    y = backend.transform_pair(x, *_chains(mlps), recompute)
+    return backend.project_group(*y, [(t, None) for pair in w for t in pair], [0, 1] * len(w))
+
+
+def _chains(mlps: Sequence[hn.HypernetworkMLP]) -> list[portable.Chain]:
+    return [((mlp, mlp.multiplier_at(1.0)),) for mlp in mlps]
+
+
+def _empty(*shape: int, grad: bool = False) -> Tensor:
+    return torch.empty(shape, device="meta", dtype=torch.float16, requires_grad=grad)

@@ -1,0 +1,94 @@
+"""The compulsory lower bound: by hand, and below everything that is counted."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from benchmarks.accounting import bound, inductor
+from benchmarks.accounting.cases import TEXT, Case, LowRank, Network, Projections, cases
+from benchmarks.accounting.figures import count, markdown, quantities
+
+
+def small(network: Network = Network("relu"), tokens: int = 48, outs: tuple[int, ...] = (24,)) -> Projections:
+    return Projections(f"projection, {network.name}", f"32 x {tokens}", network, 32, tokens, outs)
+
+
+SMALL: list[Case] = [
+    *(small(Network(a, norm), t) for a in ("relu", "silu") for norm in (False, True) for t in (48, TEXT)),
+    small(Network(None)),
+    small(outs=(24, 40, 40)),
+    LowRank("32 x 16", 32, 16, (24, 32), samples=3, rank=2),
+]
+
+QUICK = [case for case in cases() if case.shape != "70 layers, 2048 x 77"]
+"""The eager way of that one is thousands of operations, and takes seconds."""
+
+
+@pytest.mark.parametrize("case", [*SMALL, *QUICK], ids=lambda case: f"{case.benchmark}, {case.shape}")
+def test_nobody_goes_below_it(case):
+    bounds = case.bounds()
+    for provider in case.providers:
+        for mode, account in case.accounts(provider).items():
+            least = quantities(bounds[mode], mode)
+            for name, figure in quantities(account, mode).items():
+                assert figure >= least[name], (provider, mode, name)
+
+
+def test_it_is_what_one_counts_by_hand():
+    m, d, h, n = 10, 4, 8, 6
+    bounds = bound.projections(m, d, h, (n,))
+    parameters = 2 * (d * h + h + h * d + d)
+    inference, step = bounds["inference"], bounds["forward + backward"]
+    assert inference.flops == 2 * (2 * m * d * h + 2 * m * h * d + 2 * m * d * n)
+    assert inference.bytes_moved == 2 * (m * d + parameters + 2 * n * d + 2 * m * n)
+    assert step.bytes_moved == 2 * (m * d + parameters + 2 * n * d + 2 * m * n + 2 * m * n + parameters + m * d)
+    assert step.flops == bounds["forward"].flops + bounds["backward"].flops
+    assert step.saved == 2 * m * d
+
+
+def test_composing_lowers_it_where_a_projection_is_narrow():
+    wide, narrow = (bound.projections(10, 8, 16, (n,)) for n in (8, 4))
+    assert wide["inference"].flops == wide["forward"].flops
+    assert narrow["inference"].flops < narrow["forward"].flops
+    normed = bound.projections(10, 8, 16, (4,), layer_norm=True)
+    assert normed["inference"].flops == normed["forward"].flops
+
+
+def test_an_affine_network_leaves_the_projections_alone():
+    assert bound.projections(10, 8, 16, (4,), affine=True)["inference"].flops == 4 * 10 * 8 * 4
+
+
+def test_low_rank_weights_are_added_or_written_into_the_weight_whichever_is_less():
+    few, many = (bound.lowrank(2, tokens, 32, (32,), 4)["forward"].flops for tokens in (4, 400))
+    assert few == 2 * 2 * 4 * 32 * 32 + 2 * 2 * 4 * 4 * (32 + 32)
+    assert many == 2 * 2 * 400 * 32 * 32 + 2 * 2 * 4 * 32 * 32
+
+
+def test_counting_twice_gives_the_same_rows_and_a_table_of_them():
+    chosen = [small(), LowRank("32 x 16", 32, 16, (24,), samples=3, rank=2)]
+    rows = count(chosen, compiled=False)
+    assert rows == count(chosen, compiled=False)
+    text = "\n".join(markdown(rows))
+    assert "not measured" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| 32 x 48 | inference | triton |")]
+    assert line.split("|")[4].strip() == "2 (2.00)"
+    assert {row.provider for row in rows} == {"reference", "eager", "portable", "triton", "bound", *LowRank.providers}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_reference_takes_fewer_launches_for_the_same_products():
+    case = small()
+    eager, compiled, bounds = case.accounts("reference"), inductor.accounts(case), case.bounds()
+    for mode, account in compiled.items():
+        assert account.flops == eager[mode].flops
+        assert len(account.launches) < len(eager[mode].launches)
+        assert bounds[mode].bytes_moved <= account.bytes_moved < eager[mode].bytes_moved
+        assert account.saved <= eager[mode].saved
+
+
+def test_without_a_compiler_there_is_a_warning_and_no_figure(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.warns(UserWarning, match=r"g\+\+ is not installed"):
+        assert inductor.accounts(small()) == {}
