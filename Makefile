@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench counts compile-report clean
+.PHONY: demo test lint bench gpu-report bench-compare counts compile-report report clean
 
 demo: .venv/.demo
 	$(BIN)/hnkernels demo
@@ -17,14 +17,31 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Runs every benchmark on the CPU, checked before it is timed; the figures go to benchmarks/results/ and the README.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
 
+# The same on a GPU.
+gpu-report: .venv/.dev
+	$(BIN)/python -m benchmarks --device cuda
+
+# This version of the library against another: make bench-compare REF=<git revision>
+bench-compare: .venv/.dev
+	@test -n "$(REF)" || { echo "say what to compare with: make bench-compare REF=<git revision>" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.compare $(REF)
+
+# What needs no device: launches, FLOPs, bytes and memory; from these the limits of four GPUs.
 counts: .venv/.dev
-	$(BIN)/python -m benchmarks.counts
+	$(BIN)/python -m benchmarks.accounting
+	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.report
 
 compile-report: .venv/.dev
 	$(BIN)/python -m benchmarks.compiled
+
+# Pages, pictures and the README's tables, from the figures in benchmarks/results/.
+report: .venv/.dev
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf .venv build dist *.egg-info

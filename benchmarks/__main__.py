@@ -69,7 +69,9 @@ def run(chosen: Sequence[Case], place: Place, seconds: float | None) -> tuple[li
         for provider, verdict in measurement.verdicts.items():
             if not verdict.green:
                 wrong = True
-                tqdm.write(f"RED {case.name}: {provider} has an error of {verdict.error:.1e}, above {verdict.allowed:.1e}")
+                tqdm.write(
+                    f"RED {case.name}: {provider} has an error of {verdict.error:.1e}, above {verdict.allowed:.1e}"
+                )
         found += measurement.rows(place)
     return found, wrong
 

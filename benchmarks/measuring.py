@@ -31,6 +31,7 @@ class Measurement:
         absent: provider → why it did not run.
         peaks: provider → bytes allocated on a GPU while it ran, beyond what was there before; on a CPU, where the
             benchmark asks for it, the most that a process of its own held.
+        least: FLOPs and bytes that nobody can do without, where they are known.
     """
 
     case: Case
@@ -38,15 +39,16 @@ class Measurement:
     verdicts: Mapping[str, checking.Verdict]
     absent: Mapping[str, str]
     peaks: Mapping[str, int]
+    least: tuple[int, int] | None = None
 
     def rows(self, place: Place) -> list[Row]:
-        """As rows: times, errors and peaks."""
+        """As rows: times, errors, peaks, and the bound."""
         found = []
+        target = "interpreter" if place.kind == "interpreter" else ""
 
-        def add(provider: str, quantity: str, value: float, unit: str, **statistics: float) -> None:
-            case = self.case
-            what = ("measured", case.benchmark.name, case.mode, str(case.shape), place.dtype, provider)
-            found.append(Row(*what, quantity, value, unit, **statistics))  # type: ignore[arg-type]
+        def add(provider: str, quantity: str, value: float, unit: str, kind: str = "measured", **statistics) -> None:
+            what = (kind, self.case.benchmark.name, self.case.mode, str(self.case.shape), place.dtype, provider)
+            found.append(Row(*what, quantity, value, unit, target=target, **statistics))
 
         for name, seconds in self.comparison.seconds.items():
             low, high = self.comparison.quartiles(name)
@@ -55,6 +57,9 @@ class Measurement:
             add(name, "error", verdict.error, "1")
         for name, size in self.peaks.items():
             add(name, "peak", size, "B")
+        if self.least is not None:
+            add("bound", "flops", self.least[0], "FLOP", "counted")
+            add("bound", "bytes", self.least[1], "B", "counted")
         return found
 
 
@@ -98,12 +103,13 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
             calls=benchmark.calls,
             clock=timing.cuda_seconds if place.kind == "cuda" and benchmark.calls == 1 else timing.cpu_seconds,
         )
+    least = sides[0].least
     del sides, calls
     if benchmark.resident and place.kind == "cpu":
         peaks = {name: resident.peak(case, name) for name in green}
     del green
     gc.collect()
-    return Measurement(case, comparison, verdicts, absent, peaks)
+    return Measurement(case, comparison, verdicts, absent, peaks, least)
 
 
 def _check(
@@ -126,7 +132,7 @@ def _check(
         least = checking.TOLERANCE[modes.has_backward(case.mode)] if place.dtype == "fp32" else 0.0
     else:
         truth, least = results[baseline], checking.MODEL_TOLERANCE[place.dtype]
-    return checking.check(judged, truth, baseline, least), faults
+    return checking.check(judged, truth, baseline, least, checking.AT_MOST[place.dtype]), faults
 
 
 def _peak(runs: timing.Runs) -> int:

@@ -49,6 +49,7 @@ class Sides:
         upstream: the gradients of the results, where there is a backward pass.
         unchecked: ways that are to give something else, such as the model without a hypernetwork.
         absent: provider → why it cannot run here.
+        least: FLOPs and bytes that no way can do without, where they are known.
     """
 
     ways: Mapping[str, Way]
@@ -56,6 +57,7 @@ class Sides:
     upstream: Sequence[Tensor] = ()
     unchecked: Sequence[str] = ("bare",)
     absent: Mapping[str, str] = field(default_factory=dict)
+    least: tuple[int, int] | None = None
 
 
 Build = Callable[[Any, Place, str], Sides]

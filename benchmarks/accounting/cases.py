@@ -21,7 +21,7 @@ from benchmarks import same_algebra
 from benchmarks.accounting import bound
 from benchmarks.accounting.eager import Account, Counting, inference, training
 from benchmarks.accounting.ours import CountingKernels
-from benchmarks.cross_attention import CHANNELS, XL_CHANNELS
+from benchmarks.suites.attention import SD15, SDXL
 from hnkernels import portable
 from hnkernels.triton import backend, lowrank_backend
 from hnkernels.triton.tiling import TARGETS, planned_for
@@ -199,8 +199,8 @@ def cases() -> list[Case]:
             for network in NETWORKS
             for width, tokens, n in SHAPES
         ),
-        Projections("cross attention, relu", "16 layers, 768 x 77", NETWORKS[0], 768, TEXT, CHANNELS),
-        Projections("cross attention, relu", "70 layers, 2048 x 77", NETWORKS[0], 2048, TEXT, XL_CHANNELS),
+        Projections("cross attention, relu", "16 layers, 768 x 77", NETWORKS[0], 768, TEXT, tuple(SD15.channels)),
+        Projections("cross attention, relu", "70 layers, 2048 x 77", NETWORKS[0], 2048, TEXT, tuple(SDXL.channels)),
         LowRank("320 x 1024", 320, 1024, (320,)),
         LowRank("320 x 1024, q k v", 320, 1024, (320, 320, 320)),
         LowRank("768 x 77", 768, TEXT, (640,)),

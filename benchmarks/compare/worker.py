@@ -90,7 +90,7 @@ def main(device: str) -> None:
             compared = {p: r for p, r in results.items() if p not in sides.unchecked}
             wrong = {}
             if chosen[0] in compared:
-                verdicts = checking.check(compared, compared[chosen[0]], chosen[0], least)
+                verdicts = checking.check(compared, compared[chosen[0]], chosen[0], least, most=least)
                 wrong = {p: v.error for p, v in verdicts.items() if not v.green}
             return {"providers": chosen, "fault": f"wrong: {wrong}" if wrong else None}
         except Exception as fault:  # an older version may lack what the benchmark needs

@@ -71,32 +71,23 @@ def memory(rows: Sequence[Row]) -> list[str]:
 
 
 def scaling(rows: Sequence[Row]) -> list[str]:
-    """The exponents that the cost grows with, beside what they should be."""
+    """The exponents that the cost grows with, beside those that the arithmetic grows with."""
     times = Times(rows)
     lines = [
-        "Cost = c · (what is varied)^exponent, fitted to the medians. Where a network is an addition to a model that "
-        "has its own cost, the cost is what it adds.",
+        "Time = c · (what is varied)^exponent, fitted to the medians; the same fitted to the floating-point operations.",
         "",
-        "| varied | from | to | cost | provider | exponent | expected |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| varied | from | to | provider | exponent of time | of operations |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, axis in AXES.items():
         cases = {int(key[2]): found for key, found in times.cases.items() if key[0] == f"scaling: {name}"}
-        for who, expected in axis.expected.items():
-            for provider in ("portable", "triton") if who == "ours" else (who,):
-                points = [(n, cost(found, provider, axis.extra)) for n, found in cases.items() if provider in found]
-                if len(points) > 1:
-                    kind = "added" if axis.extra else "whole"
-                    lines.append(
-                        f"| {axis.what} | {min(cases)} | {max(cases)} | {kind} | {provider} | {slope(points):.2f} "
-                        f"| {expected:g} |"
-                    )
+        for who, provider in (("reference", "reference"), ("ours", "portable"), ("ours", "triton")):
+            points = [(n, found[provider].value) for n, found in cases.items() if provider in found]
+            if len(points) > 1:
+                expected = slope([(n, axis.work[who](n)) for n, _ in points])
+                ends = f"{min(cases)} | {max(cases)}"
+                lines.append(f"| {axis.what} | {ends} | {provider} | {slope(points):.2f} | {expected:.2f} |")
     return lines
-
-
-def cost(found: dict[str, Row], provider: str, extra: bool) -> float:
-    """A provider's seconds, or what of them the bare model does not take."""
-    return found[provider].value - (found["bare"].value if extra else 0.0)
 
 
 def ceilings(rows: Sequence[Row]) -> list[str]:

@@ -11,7 +11,6 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.measured import cost
 from benchmarks.report.times import Times
 from benchmarks.rows import Row, select
 from benchmarks.suites.scaling import AXES
@@ -97,25 +96,21 @@ def _memory_bars(rows: Sequence[Row], plt: Any) -> Any:
 
 def _axis_lines(name: str) -> Callable[[Sequence[Row], Any], Any]:
     def picture(rows: Sequence[Row], plt: Any) -> Any:
-        """Seconds along one axis, each provider with the slope that is expected of the reference."""
+        """Milliseconds along one axis, and what the operations of the first provider grow like."""
         axis = AXES[name]
-        found = {int(key[2]): f for key, f in Times(rows).cases.items() if key[0] == f"scaling: {name}"}
+        found = {int(key[2]): f for key, f in sorted(Times(rows).cases.items()) if key[0] == f"scaling: {name}"}
         if len(found) < 2:
             return None
+        values = sorted(found)
         figure, axes = plt.subplots(figsize=(5, 3.4))
-        providers = [p for p in next(iter(found.values())) if p != "bare" or not axis.extra]
-        colours = _colours(set(providers))
-        for provider in providers:
-            points = [(n, cost(f, provider, axis.extra) * 1e3) for n, f in sorted(found.items()) if provider in f]
-            axes.plot(*zip(*points, strict=True), "o-", color=colours[provider], label=provider)
-        first, last = min(found), max(found)
-        start = cost(found[last], providers[0], axis.extra) * 1e3
-        exponent = axis.expected["reference"]
-        axes.plot([first, last], [start * (first / last) ** exponent, start], ":", color="black",
-                  label=f"exponent {exponent:g}")  # fmt: skip
+        providers = list(found[values[0]])
+        for provider, colour in _colours(set(providers)).items():
+            axes.plot(values, [found[n][provider].value * 1e3 for n in values], "o-", color=colour, label=provider)
+        work, last = axis.work["reference"], found[values[-1]][providers[0]].value * 1e3
+        axes.plot(values, [last * work(n) / work(values[-1]) for n in values], ":", color="black",
+                  label=f"operations of {providers[0]}")  # fmt: skip
         axes.set_xscale("log", base=2), axes.set_yscale("log")
-        axes.set_xlabel(axis.what)
-        axes.set_ylabel(f"ms{', added by the networks' if axis.extra else ''}")
+        axes.set_xlabel(axis.what), axes.set_ylabel("ms")
         axes.set_title(_first(rows), fontsize=8)
         axes.legend(fontsize=7)
         return figure

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import hnkernels as hn
 import reference
 from benchmarks import same_algebra
+from benchmarks.accounting import bound
 from benchmarks.baseline import reference_pair
 from benchmarks.place import Place
 from benchmarks.registry import Sides, Way, benchmark
@@ -54,14 +55,14 @@ SHAPES = {"cpu": (SD15[0], SD15[2], TEXT), "cuda": GPU, "interpreter": TINY}
 
 @benchmark("projection", modes=("inference", "forward", "backward", "forward + backward"), shapes=SHAPES, seconds=4)
 def projection(shape: Layer, place: Place, mode: str) -> Sides:
-    return sides(shape, place, training=mode != "inference")
+    return sides(shape, place, mode)
 
 
 @benchmark("recompute", modes=("recompute",), seconds=4,
            shapes={"cpu": (SD15[0],), "cuda": (*SD15, NORMED), "interpreter": TINY})  # fmt: skip
 def recompute(shape: Layer, place: Place, mode: str) -> Sides:
     """Nothing is kept for the backward pass but the context."""
-    return sides(shape, place, training=True, again=True)
+    return sides(shape, place, mode)
 
 
 @benchmark("affine", modes=("inference",), providers=("reference", "eager", "compile", "portable", "triton", "bare"),
@@ -69,10 +70,11 @@ def recompute(shape: Layer, place: Place, mode: str) -> Sides:
                    for kind, shapes in SHAPES.items()})  # fmt: skip
 def affine(shape: Layer, place: Place, mode: str) -> Sides:
     """Without an activation, A1111's default: the network is folded into the projection."""
-    return sides(shape, place, training=False)
+    return sides(shape, place, mode)
 
 
-def sides(shape: Layer, place: Place, training: bool, again: bool = False) -> Sides:
+def sides(shape: Layer, place: Place, mode: str) -> Sides:
+    training, again = mode != "inference", mode == "recompute"
     x = place.tensor(shape.tokens, shape.width, grad=training and not shape.text)
     w_k, w_v = (place.tensor(shape.n, shape.width, scale=shape.width**-0.5) for _ in "kv")
     net = hn.Hypernetwork((shape.width,), activation=shape.activation, layer_norm=shape.layer_norm)
@@ -93,7 +95,7 @@ def sides(shape: Layer, place: Place, training: bool, again: bool = False) -> Si
     pairs = {name: _copies(net, shape.width, x) for name in ("reference", "eager", "compile")}
     ways = {
         "reference": way(theirs(pairs["reference"]), *pairs["reference"]),
-        "eager": way(_eager(pairs["eager"], w_k, w_v, training), *pairs["eager"]),
+        "eager": way(_eager(pairs["eager"], w_k, w_v, compose=not training and not shape.layer_norm), *pairs["eager"]),
         "compile": way(torch.compile(theirs(pairs["compile"]), dynamic=False), *pairs["compile"]),
         "portable": way(ours("portable"), *mlps),
         "bare": way(lambda x: (x @ w_k.mT, x @ w_v.mT), x=x.detach(), repeats=False),
@@ -107,7 +109,13 @@ def sides(shape: Layer, place: Place, training: bool, again: bool = False) -> Si
     truth_x = x.detach().double().requires_grad_(x.requires_grad)
     truth = way(theirs(exact, w_k.double(), w_v.double()), *exact, x=truth_x, repeats=False)
     upstream = [torch.randn_like(x[:, :1].expand(-1, shape.n).detach()) for _ in "kv"] if training else []
-    return Sides(ways, truth, upstream, absent=absent)
+    passes = bound.projections(
+        shape.tokens, shape.width, 2 * shape.width, [shape.n], layer_norm=shape.layer_norm,
+        affine=shape.activation is None, input_gradient=not shape.text,
+    )  # fmt: skip
+    # The bound counts bytes of two per element.
+    least = (passes[mode].flops, passes[mode].bytes_moved * x.element_size() // bound.ELEMENT)
+    return Sides(ways, truth, upstream, absent=absent, least=least)
 
 
 def _copies(net: hn.Hypernetwork, width: int, like: Tensor) -> tuple[nn.Module, nn.Module]:
@@ -117,9 +125,9 @@ def _copies(net: hn.Hypernetwork, width: int, like: Tensor) -> tuple[nn.Module, 
     return mlp_k.to(like).requires_grad_(trained), mlp_v.to(like).requires_grad_(trained)
 
 
-def _eager(pair: Sequence[nn.Module], w_k: Tensor, w_v: Tensor, training: bool) -> Callable[[Tensor], KV]:
-    """The kernels' algebra; at inference with all in place that is computed once."""
-    if training:
+def _eager(pair: Sequence[nn.Module], w_k: Tensor, w_v: Tensor, compose: bool) -> Callable[[Tensor], KV]:
+    """The kernels' algebra; where they compose, with all in place that is computed once."""
+    if not compose:
         return lambda x: same_algebra.hyper_kv(x, *pair, w_k, w_v)
     composed = [same_algebra.compose(mlp, w) for mlp, w in zip(pair, (w_k, w_v), strict=True)]
     return lambda x: same_algebra.hyper_kv(x, *pair, w_k, w_v, composed=composed)

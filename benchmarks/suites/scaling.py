@@ -1,4 +1,4 @@
-"""How the cost grows: with tokens, width, rows, networks and layers. What it should grow like stands in ``AXES``."""
+"""How the cost grows: with tokens, width, rows, networks and layers, beside how the arithmetic does."""
 
 from __future__ import annotations
 
@@ -19,46 +19,70 @@ class Axis:
         what: how it reads.
         values: on a CPU and on a GPU.
         build: from a value and a place to the ways.
-        expected: provider → exponent of the cost.
-        extra: whether the cost is what is added to the bare model's.
+        work: ``"reference"``, ``"ours"`` → from a value to the arithmetic, in any unit: the cost should grow like it.
+        mode: what is timed.
     """
 
     what: str
     values: Mapping[str, tuple[int, ...]]
     build: Callable[[int, Place], Sides]
-    expected: Mapping[str, float]
-    extra: bool = False
-
-
-def _layer(tokens: int, width: int) -> Callable[[Place], Sides]:
-    return lambda place: projection.sides(projection.Layer(width, tokens, width), place, training=False)
-
-
-def _layers(**changes: Any) -> Callable[[Place], Sides]:
-    shape = attention.Layers(**{"name": "", "channels": attention.SD15.channels, "width": 768, **changes})
-    return lambda place: attention.sides(shape, place, "new prompt", compiled=False)
+    work: Mapping[str, Callable[[int], float]]
+    mode: str = "new prompt"
 
 
 TOKENS = (64, 256, 1024, 4096, 16384)
 WIDTHS = (320, 640, 768, 1024, 1280, 2048)
+WIDTH = 768
+"""Of a text, whose cross-attention layers are 16 where their number is not varied."""
+
+
+def _layer(tokens: int, width: int, place: Place) -> Sides:
+    return projection.sides(projection.Layer(width, tokens, width), place, "inference")
+
+
+def _layers(place: Place, **changes: Any) -> Sides:
+    shape = attention.Layers(**{"name": "", "channels": attention.SD15.channels, "width": WIDTH, **changes})
+    return attention.sides(shape, place, "new prompt", compiled=False)
+
+
+def _work(layers: int, channels: int, networks: int, evaluations: int) -> float:
+    """FLOPs per token and column of the text: ``[1, 2, 1]`` networks for K and V, so often, and the projections."""
+    return 16 * WIDTH * networks * evaluations + 4 * layers * channels
+
+
+_MEAN = sum(attention.SD15.channels) // len(attention.SD15.channels)
+_CHANNELS = 640
+
 AXES = {
-    "tokens": Axis("tokens of a layer 320 wide", {"cpu": TOKENS, "cuda": TOKENS},
-                   lambda n, place: _layer(n, 320)(place), {"reference": 1, "ours": 1}),
-    "width": Axis("width of a layer of 256 tokens (GPU: 4096)", {"cpu": WIDTHS, "cuda": WIDTHS},
-                  lambda n, place: _layer(256 if place.kind == "cpu" else 4096, n)(place), {"reference": 2, "ours": 2}),
-    "rows": Axis("rows of a batch, 16 cross-attention layers", {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8, 16)},
-                 lambda n, place: _layers(rows=n)(place), {"reference": 1, "ours": 1}),
-    "networks": Axis("networks on 16 cross-attention layers", {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8)},
-                     lambda n, place: _layers(networks=n)(place), {"reference": 1, "ours": 1}, extra=True),
-    "layers": Axis("cross-attention layers of 640 channels", {"cpu": (2, 4, 8, 16, 32), "cuda": (4, 8, 16, 32, 64)},
-                   lambda n, place: _layers(channels=(640,) * n)(place), {"reference": 1, "ours": 0}, extra=True),
+    "tokens": Axis(
+        "tokens of a layer 320 wide", {"cpu": TOKENS, "cuda": TOKENS}, lambda n, place: _layer(n, 320, place),
+        {"reference": float, "ours": float}, mode="inference",
+    ),
+    "width": Axis(
+        "width of a layer of 256 tokens (GPU: 4096)", {"cpu": WIDTHS, "cuda": WIDTHS},
+        lambda n, place: _layer(256 if place.kind == "cpu" else 4096, n, place),
+        {"reference": lambda n: n**2, "ours": lambda n: n**2}, mode="inference",
+    ),
+    "rows": Axis(
+        "rows of a batch, 16 cross-attention layers", {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8, 16)},
+        lambda n, place: _layers(place, rows=n), {"reference": float, "ours": float},
+    ),
+    "networks": Axis(
+        "networks on 16 cross-attention layers", {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8)},
+        lambda n, place: _layers(place, networks=n),
+        {"reference": lambda n: _work(16, _MEAN, n, 16), "ours": lambda n: _work(16, _MEAN, n, 1)},
+    ),
+    "layers": Axis(
+        "cross-attention layers of 640 channels", {"cpu": (2, 4, 8, 16, 32), "cuda": (4, 8, 16, 32, 64)},
+        lambda n, place: _layers(place, channels=(_CHANNELS,) * n),
+        {"reference": lambda n: _work(n, _CHANNELS, 1, n), "ours": lambda n: _work(n, _CHANNELS, 1, 1)},
+    ),
 }  # fmt: skip
-"""Sharing the text makes the last of ours 0: further layers add nothing to a network's cost."""
 
 
 def _register(name: str, axis: Axis) -> None:
-    @benchmark(f"scaling: {name}", modes=("new prompt" if axis.extra or name == "rows" else "inference",), seconds=1.5,
-               providers=("reference", "portable", "triton", "bare"), shapes=axis.values)  # fmt: skip
+    @benchmark(f"scaling: {name}", modes=(axis.mode,), providers=("reference", "portable", "triton", "bare"),
+               shapes=axis.values, seconds=1.5)  # fmt: skip
     def scaling(value: int, place: Place, mode: str) -> Sides:
         return axis.build(value, place)
 

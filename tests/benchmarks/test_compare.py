@@ -85,13 +85,15 @@ def test_only_the_library_differs_and_what_is_not_committed_counts(repository, t
 
 
 def test_unknown_versions_and_unknown_files_are_refused(repository, tmp_path):
-    with pytest.raises(VersionError, match="'nonsense' names no commit here"), side_by_side(
-        "nonsense", tmp_path, repository
+    with (
+        pytest.raises(VersionError, match="'nonsense' names no commit here"),
+        side_by_side("nonsense", tmp_path, repository),
     ):
         pass
     (repository / "hnkernels" / "new.py").write_text("")
-    with pytest.raises(VersionError, match=r"git does not know hnkernels/new.py; `git add`"), side_by_side(
-        "first", tmp_path, repository
+    with (
+        pytest.raises(VersionError, match=r"git does not know hnkernels/new.py; `git add`"),
+        side_by_side("first", tmp_path, repository),
     ):
         pass
 
