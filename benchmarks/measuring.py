@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,8 @@ from benchmarks.place import Place
 from benchmarks.registry import Case, Sides
 from benchmarks.rows import Row
 
-COPIES = {"cpu": 1, "interpreter": 1, "cuda": 4}
-"""Of the data, used in turn; a GPU's cache may hold one of them."""
+COPIES, UNCACHED = 4, 1 << 28
+"""Of the data on a GPU, used in turn, as its cache may hold one; unless one has more bytes than any cache."""
 
 GPU_ROUNDS = 5
 """Each of them is a median already."""
@@ -73,14 +73,12 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
     """
     torch._dynamo.reset()  # what other shapes have compiled would count against this one's recompilations
     benchmark = case.benchmark
-    sides: list[Sides] = []
+    sides = _copies(case, place)
     calls: dict[str, list[modes.Call]] = {}
-    for copy in range(1 if benchmark.calls > 1 else COPIES[place.kind]):
-        torch.manual_seed(copy)
-        sides.append(benchmark.build(case.shape, place, case.mode))
+    for copy in sides:
         for name in benchmark.providers:
-            if name in sides[-1].ways:
-                calls.setdefault(name, []).append(modes.MODES[case.mode](sides[-1].ways[name], sides[-1].upstream))
+            if name in copy.ways:
+                calls.setdefault(name, []).append(modes.MODES[case.mode](copy.ways[name], copy.upstream))
     verdicts, faults = _check(case, place, sides[0], {name: copies[0] for name, copies in calls.items()})
     absent = {**sides[0].absent, **faults}
     green: dict[str, timing.Runs] = {
@@ -91,7 +89,7 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
     peaks = {}
     if place.kind == "cuda":
         peaks = {name: _peak(runs) for name, runs in green.items()}
-        if benchmark.calls == 1:
+        if benchmark.calls == 1 and case.mode != "backward":  # whose forward pass ran on another stream than a graph's
             green, without = graphs.with_graphs(green)
             absent |= without
     with torch._functorch.config.patch(donated_buffer=False):  # a graph that is kept is gone through more than once
@@ -101,7 +99,7 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
             least=GPU_ROUNDS if place.kind == "cuda" else benchmark.rounds,
             most=GPU_ROUNDS if place.kind == "cuda" else 60,
             calls=benchmark.calls,
-            clock=timing.cuda_seconds if place.kind == "cuda" and benchmark.calls == 1 else timing.cpu_seconds,
+            clock=_clock(place, benchmark.calls),
         )
     least = sides[0].least
     del sides, calls
@@ -110,6 +108,24 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
     del green
     gc.collect()
     return Measurement(case, comparison, verdicts, absent, peaks, least)
+
+
+def _copies(case: Case, place: Place) -> list[Sides]:
+    """The ways on as many copies of the data as are needed."""
+    before = torch.cuda.memory_allocated() if place.kind == "cuda" else 0
+    sides: list[Sides] = []
+    for seed in range(COPIES):
+        torch.manual_seed(seed)
+        sides.append(case.benchmark.build(case.shape, place, case.mode))
+        if place.kind != "cuda" or torch.cuda.memory_allocated() - before > UNCACHED:
+            break
+    return sides
+
+
+def _clock(place: Place, calls: int) -> Callable[[timing.Runs], float]:
+    if place.kind != "cuda":
+        return timing.cpu_seconds
+    return timing.cuda_seconds if calls == 1 else timing.cuda_wall_seconds
 
 
 def _check(

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 Runs = Sequence[Callable[[], object]]
 """The same call on several copies of its data; a GPU takes them in turn, so that its cache holds none of them."""
 
@@ -51,6 +53,15 @@ def cuda_seconds(runs: Runs) -> float:
 
     turns = itertools.cycle(runs)
     return do_bench(lambda: next(turns)(), return_mode="median") / 1000
+
+
+def cuda_wall_seconds(runs: Runs) -> float:
+    """Wall-clock seconds of one call and of all that it has launched."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    runs[0]()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def interleave(
