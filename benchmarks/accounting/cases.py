@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,14 @@ TEXT = 77
 
 Accounts = dict[str, Account]
 """By mode: ``"inference"``, ``"forward"``, ``"backward"``, ``"forward + backward"``, ``"recompute"``."""
+
+
+class Work(NamedTuple):
+    """Something to run, what it is applied to, and the parameters in it: the arguments of ``training``."""
+
+    run: Callable[[], Sequence[Tensor]]
+    inputs: Sequence[Tensor]
+    parameters: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -93,40 +101,42 @@ class Projections:
             affine=network.activation is None, input_gradient=self.input_gradient,
         )  # fmt: skip
 
-    def accounts(self, provider: str, target: str = TARGET) -> Accounts:
-        """What a provider does."""
+    def work(self, provider: str, training: bool, recompute: bool = False) -> Work:
+        """What a provider has to do, at inference or in a training step, in which it may keep x alone."""
         x = _empty(self.tokens, self.width, grad=self.input_gradient)
         w = [(_empty(n, self.width), _empty(n, self.width)) for n in self.outs]
         if provider in ("reference", "eager"):
             mlps: Sequence[Any] = self.network.references(self.width)
         else:
             mlps = self.network.mlps(self.width)
+        for mlp in mlps:
+            mlp.train(training)
         parameters = [p for mlp in mlps for p in mlp.parameters()] + [t for pair in w for t in pair]
-        ways: dict[str, Callable[..., Sequence[Tensor]]] = {
-            "reference": _by_reference, "eager": _by_same_algebra, "portable": _by_portable, "triton": _by_triton
-        }  # fmt: skip
-        run, counting = ways[provider], CountingKernels if provider == "triton" else Counting
+        if provider == "triton":
+            return Work(lambda: _by_triton(x, mlps, w, recompute), [x], parameters)
+        if provider == "portable":
+            return Work(lambda: _by_portable(x, mlps, w), [x], parameters)
+        if provider == "eager":
+            once = not training and not self.network.layer_norm
+            composed = [tuple(map(same_algebra.compose, mlps, pair)) for pair in w] if once else None
+            return Work(lambda: _by_same_algebra(x, mlps, w, composed), [x], parameters)
+        if recompute:
+            return Work(lambda: checkpoint(_by_reference, x, mlps, w, use_reentrant=False), [x], parameters)
+        return Work(lambda: _by_reference(x, mlps, w), [x], parameters)
+
+    def accounts(self, provider: str, target: str = TARGET) -> Accounts:
+        """What a provider does."""
+        counting = CountingKernels if provider == "triton" else Counting
         with planned_for(TARGETS[target]):
-            for mlp in mlps:
-                mlp.eval()
-            composed = {}
-            if provider == "eager" and not self.network.layer_norm:
-                composed = {"composed": [tuple(map(same_algebra.compose, mlps, pair)) for pair in w]}
-            accounts = {"inference": inference(lambda: run(x, mlps, w, **composed), counting)}
+            accounts = {"inference": inference(self.work(provider, False).run, counting)}
             if self.network.activation is None:
                 return accounts
-            for mlp in mlps:
-                mlp.train()
-            accounts |= training(lambda: run(x, mlps, w), [x], parameters, counting)
-            again: Callable[[], Sequence[Tensor]] | None = None
-            if provider == "triton":
-                again = lambda: run(x, mlps, w, recompute=True)  # noqa: E731
-            elif provider == "reference":
-                again = lambda: checkpoint(run, x, mlps, w, use_reentrant=False)  # noqa: E731
-            if again is not None:
-                step = training(again, [x], parameters, counting)["forward + backward"]
+            accounts |= training(*self.work(provider, True), counting)
+            if provider in ("reference", "triton"):
+                work = self.work(provider, True, recompute=True)
+                step = training(*work, counting)["forward + backward"]
                 # What checkpointing keeps are its arguments, which autograd's hooks do not see.
-                accounts["recompute"] = replace(step, saved=step.saved or x.nbytes)
+                accounts["recompute"] = replace(step, saved=step.saved or sum(t.nbytes for t in work.inputs))
         return accounts
 
 
@@ -154,12 +164,12 @@ class LowRank:
         """See ``bound``."""
         return bound.lowrank(self.samples, self.tokens, self.width, self.outs, self.rank)
 
-    def accounts(self, provider: str, target: str = TARGET) -> Accounts:
-        """What a provider does; x and the factors take gradients, the scales do not."""
-        x = _empty(self.samples, self.tokens, self.width, grad=True)
+    def work(self, provider: str, training: bool) -> Work:
+        """What a provider has to do; x and the factors take gradients, the scales do not."""
+        x = _empty(self.samples, self.tokens, self.width, grad=training)
         w = [_empty(n, self.width) for n in self.outs]
-        a = [_empty(self.samples, self.rank, self.width, grad=True) for _ in self.outs]
-        b = [_empty(self.samples, n, self.rank, grad=True) for n in self.outs]
+        a = [_empty(self.samples, self.rank, self.width, grad=training) for _ in self.outs]
+        b = [_empty(self.samples, n, self.rank, grad=training) for n in self.outs]
         # The kernels scale in fp32; the others would be promoted by that.
         scale = torch.empty(self.samples, device="meta", dtype=torch.float32 if provider == "triton" else torch.float16)
         none = [None] * len(w)
@@ -170,11 +180,16 @@ class LowRank:
             if provider == "portable":
                 return hn.lowrank_linears(x, w, a, b, scale, backend="portable")
             way = {"einsum": reference.by_einsum, "token": reference.by_token, "loop": reference.by_loop}[provider]
-            return [way(x, *slice_, scale) for slice_ in zip(w, a, b, strict=True)]
+            return [way(x, *factors, scale) for factors in zip(w, a, b, strict=True)]
 
+        return Work(run, [x, *a, *b], w)
+
+    def accounts(self, provider: str, target: str = TARGET) -> Accounts:
+        """What a provider does."""
         counting = CountingKernels if provider == "triton" else Counting
         with planned_for(TARGETS[target]):
-            return {"inference": inference(run, counting), **training(run, [x, *a, *b], w, counting)}
+            accounts = {"inference": inference(self.work(provider, False).run, counting)}
+            return accounts | training(*self.work(provider, True), counting)
 
 
 Case = Projections | LowRank
@@ -212,7 +227,7 @@ def _by_reference(x, mlps, w):
     return [t for pair in w for t in reference.project_kv(x, mlps[:1], mlps[1:], *pair)]
 
 
-def _by_same_algebra(x, mlps, w, composed=None):
+def _by_same_algebra(x, mlps, w, composed):
     composed = composed or [None] * len(w)
     return [t for pair, c in zip(w, composed, strict=True) for t in same_algebra.hyper_kv(x, *mlps, *pair, composed=c)]
 
@@ -224,7 +239,7 @@ def _by_portable(x, mlps, w):
     return [portable.project(t, weight, None, few_rows=True) for pair in w for t, weight in zip(y, pair, strict=True)]
 
 
-def _by_triton(x, mlps, w, recompute=False):
+def _by_triton(x, mlps, w, recompute):
     """What ``hn.hyper_kv`` does, and for many layers what ``hn.attach`` does; both refuse tensors without a device."""
     if len(w) == 1:
         (w_k, w_v), chains = w[0], _chains(mlps)

@@ -10,8 +10,10 @@ from benchmarks.accounting import bound, inductor
 from benchmarks.accounting.cases import TEXT, Case, LowRank, Network, Projections, cases
 from benchmarks.accounting.figures import count, markdown, quantities
 
+RELU = Network("relu")
 
-def small(network: Network = Network("relu"), tokens: int = 48, outs: tuple[int, ...] = (24,)) -> Projections:
+
+def small(network: Network = RELU, tokens: int = 48, outs: tuple[int, ...] = (24,)) -> Projections:
     return Projections(f"projection, {network.name}", f"32 x {tokens}", network, 32, tokens, outs)
 
 

@@ -1,0 +1,25 @@
+"""``python -m benchmarks.limits``: writes benchmarks/results/any/modelled.csv, and prints tables.
+
+Takes about a minute, most of it for compiling the reference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import triton
+
+from benchmarks.limits.tables import MODES, READ, chosen, model, read, read_heading, times
+from benchmarks.rows import stamped, write
+
+FILE = Path(__file__).parents[1] / "results" / "any" / "modelled.csv"
+
+if __name__ == "__main__":
+    selected = chosen()
+    modelled = [row for case in selected for row in model(case)]
+    found = [read(case, mode) for case in selected if case.benchmark in READ for mode in MODES]
+    compiled = [row for rows, _ in found for row in rows]
+    versions = f"torch {torch.__version__}, triton {triton.__version__}"
+    write(stamped([*modelled, *compiled], "any", versions, ""), FILE)
+    print("\n".join([*times(modelled), *read_heading(), *(line for _, lines in found for line in lines)]))

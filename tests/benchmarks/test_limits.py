@@ -1,0 +1,143 @@
+"""The model by hand, its order, its sources, and what is read from compiled code."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.accounting.cases import Network, Projections
+from benchmarks.accounting.eager import Account
+from benchmarks.compiled.limits import LIMITS
+from benchmarks.limits import static
+from benchmarks.limits.gpus import GPUS, Gpu, gpu_named
+from benchmarks.limits.roofline import seconds
+from benchmarks.limits.tables import chosen, model, read, times
+from hnkernels.triton.launch import Launch
+from hnkernels.triton.tiling import TARGETS
+
+RELU = Network("relu")
+ROUND = Gpu("round", "sm_80", 10, 100.0, 10.0, 1.0, None, {})
+
+
+def launch(flops: int, read: int, written: int) -> Launch:
+    return Launch("kernel", 1, None, flops, read, written)
+
+
+def case(tokens: int, network: Network = RELU) -> Projections:
+    return Projections(f"projection, {network.name}", f"320 x {tokens}", network, 320, tokens, (320,))
+
+
+def test_a_launch_takes_its_longer_side_and_its_cost():
+    assert seconds(Account((launch(1000, 20, 10),)), ROUND, 1.0) == 10 + 1
+    assert seconds(Account((launch(100, 20, 10),)), ROUND, 1.0) == 3 + 1
+    assert seconds(Account((launch(1000, 20, 10), launch(100, 20, 10))), ROUND, 0.5) == 10 + 3 + 2 * 0.5
+    assert seconds(Account(), ROUND, 1.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("provider", "gpus"),
+    [
+        ("reference", list(GPUS)),
+        ("eager", list(GPUS)),
+        ("portable", list(GPUS)),
+        *(("triton", [name]) for name in GPUS),
+    ],
+)
+def test_more_tokens_are_never_faster(provider, gpus):
+    sizes = [case(tokens).accounts(provider, GPUS[gpus[0]].target) for tokens in (16, 64, 128, 1025, 4096)]
+    for gpu in map(gpu_named, gpus):
+        for mode in ("inference", "forward + backward"):
+            predicted = [seconds(accounts[mode], gpu, gpu.launch_cost) for accounts in sizes]
+            assert predicted == sorted(predicted)
+
+
+@pytest.mark.parametrize("network", [Network("relu"), Network("silu", True), Network(None)], ids=lambda n: n.name)
+@pytest.mark.parametrize("tokens", [77, 256, 4096])
+def test_no_prediction_is_below_the_floor(tokens, network):
+    rows = model(case(tokens, network=network), compiled=False)
+    floors = {(row.target, row.mode, row.quantity): row.value for row in rows if row.provider == "bound"}
+    assert {row.target for row in rows} == set(GPUS)
+    for row in rows:
+        assert row.kind == "modelled"
+        assert row.value >= floors[row.target, row.mode, row.quantity]
+
+
+def test_the_cases_that_are_shown_are_modelled_and_read():
+    assert len(chosen()) > 20
+    text = "\n".join(times(model(case(256), compiled=False)))
+    for gpu in GPUS:
+        assert f"{gpu}: predicted times, modelled, not measured" in text
+    bounds = [line for line in text.splitlines() if "| bound |" in line]
+    assert len(bounds) == 2 * len(GPUS)
+    assert all(line.endswith("| 100% |") for line in bounds)
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=list(GPUS))
+def test_every_figure_of_a_gpu_has_a_source(gpu):
+    for name, figure in vars(gpu).items():
+        if isinstance(figure, (int, float)):
+            assert figure > 0
+            assert gpu.sources[name]
+    assert TARGETS[gpu.target].processors == gpu.processors
+
+
+def test_an_unknown_gpu_is_refused_with_those_that_are_known():
+    assert gpu_named("A100") is GPUS["A100"]
+    with pytest.raises(ValueError, match="GPU 'V100' is unknown; accepted are A100, H100, RTX 4090, MI300X"):
+        gpu_named("V100")
+
+
+def test_the_reading_of_a_launch_is_what_was_compiled(monkeypatch):
+    line = {"registers": "128", "shared_bytes": "49152", "matrix_percent": "30"}
+    monkeypatch.setattr(static, "_compiled", lambda: _Everything([line, {**line, "matrix_percent": "20"}]))
+    gpu = GPUS["A100"]
+    first, second = static.readings(case(4096), "inference", gpu)
+    assert (first.kernel, second.kernel) == ("mlp_layer_forward", "linear_streams")
+    # 49 KiB of 164 leave room for three programs, but 128 registers a thread in eight warps for two; the launch has
+    # 320 programs on 108 multiprocessors.
+    assert first.tiles == "128x128x64 w8 s3"
+    assert first.occupancy == 2 * 8 / 64
+    assert first.matrix_share == 0.2
+    assert first.in_flight == 2 * 2 * (128 + 128) * 64 * 2
+    assert first.covered == first.in_flight * 108 / gpu.bandwidth
+    (few, _) = static.readings(case(64), "inference", gpu)
+    assert few.programs < 108
+    assert few.in_flight == 1 * 3 * (64 + 64) * 64 * 2
+
+
+def test_a_gradients_tiles_are_those_that_its_steps_load(monkeypatch):
+    line = {"registers": "255", "shared_bytes": "98304", "matrix_percent": "30"}
+    monkeypatch.setattr(static, "_compiled", lambda: _Everything([line]))
+    found = static.readings(case(4096), "forward + backward", GPUS["A100"])
+    (gradient, _) = [reading for reading in found if reading.kernel == "weight_gradient"]
+    assert gradient.tiles == "64x64x64 w4 s4"
+    assert gradient.in_flight == 3 * 64 * (64 + 64) * 2
+
+
+def test_what_has_not_been_compiled_is_said_so_and_never_guessed(monkeypatch):
+    monkeypatch.setattr(static, "_compiled", dict)
+    rows, lines = read(case(4096), "inference")
+    assert rows == []
+    assert len(lines) == 2 * len(GPUS)
+    assert all("not compiled" in line for line in lines)
+
+
+def test_the_committed_readings_serve_a_layer_without_layer_norm():
+    rows, lines = read(case(4096), "inference")
+    assert {row.target for row in rows} == set(GPUS)
+    assert {row.kind for row in rows} == {"compiled"}
+    assert not any("not compiled" in line for line in lines)
+    for row in rows:
+        if row.unit == "1":
+            assert 0 < row.value <= 1
+    assert all(gpu.target in LIMITS for gpu in GPUS.values())
+
+
+class _Everything(dict):
+    """The same readings whatever is looked up."""
+
+    def __init__(self, lines):
+        super().__init__()
+        self.lines = lines
+
+    def get(self, key, default=None):
+        return self.lines
