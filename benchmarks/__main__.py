@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     if full and place.kind != "interpreter":
         results.write(found, documents.RESULTS / place.name / "results.csv")
         write_reports([])
-    print(documents.page(documents.RESULTS / place.name, found))
+    print(*documents.pages(documents.RESULTS / place.name, found).values())
     return int(wrong)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.report.times import Times
@@ -24,7 +24,7 @@ class Claim:
     text: str
     against: str
     unit: str
-    figure: Callable[[Times, list[Row]], float]
+    figure: Callable[[Times, Sequence[Row]], float]
     at_least: float | None = None
     at_most: float | None = None
 
@@ -43,7 +43,7 @@ WEB_UI = "the web UIs' way, eager"
 _SD15 = "SD 1.5, 256 px"
 
 
-def table(rows: list[Row]) -> list[str]:
+def table(rows: Sequence[Row]) -> list[str]:
     """The claims for which the rows have figures, as lines of Markdown."""
     times = Times(rows)
     lines = ["| benchmark | against | figure | target | met |", "| --- | --- | --- | --- | --- |"]
@@ -58,7 +58,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def _speedup(benchmark: str, mode: str, shape: str, baseline: str = "reference"):
-    def figure(times: Times, rows: list[Row]) -> float:
+    def figure(times: Times, rows: Sequence[Row]) -> float:
         ours = times.ours(benchmark, mode, shape)
         return times.seconds(benchmark, mode, shape, baseline) / times.seconds(benchmark, mode, shape, ours)
 
@@ -68,7 +68,7 @@ def _speedup(benchmark: str, mode: str, shape: str, baseline: str = "reference")
 def _share(benchmark: str, mode: str, shape: str, baseline: str):
     """What ours adds to the bare model's time, as a share of what the baseline adds."""
 
-    def figure(times: Times, rows: list[Row]) -> float:
+    def figure(times: Times, rows: Sequence[Row]) -> float:
         bare = times.seconds(benchmark, mode, shape, "bare")
         ours = times.seconds(benchmark, mode, shape, times.ours(benchmark, mode, shape))
         return (ours - bare) / (times.seconds(benchmark, mode, shape, baseline) - bare)
@@ -79,14 +79,14 @@ def _share(benchmark: str, mode: str, shape: str, baseline: str):
 def _cost(benchmark: str, mode: str, shape: str, provider: str | None = None):
     """A provider's time as a multiple of the bare model's."""
 
-    def figure(times: Times, rows: list[Row]) -> float:
+    def figure(times: Times, rows: Sequence[Row]) -> float:
         who = provider or times.ours(benchmark, mode, shape)
         return times.seconds(benchmark, mode, shape, who) / times.seconds(benchmark, mode, shape, "bare")
 
     return figure
 
 
-def _checkpointed(times: Times, rows: list[Row]) -> float:
+def _checkpointed(times: Times, rows: Sequence[Row]) -> float:
     step = ("training step", "training step", _SD15)
     return times.seconds(*step, "reference") / times.seconds(*step, "checkpointing")
 
@@ -94,7 +94,7 @@ def _checkpointed(times: Times, rows: list[Row]) -> float:
 def _memory(provider: str):
     """Gigabytes less than the reference's peak."""
 
-    def figure(times: Times, rows: list[Row]) -> float:
+    def figure(times: Times, rows: Sequence[Row]) -> float:
         peaks = {r.provider: r.value for r in select(rows, benchmark="training step", shape=_SD15, quantity="peak")}
         return (peaks["reference"] - peaks[provider]) / 1e9
 

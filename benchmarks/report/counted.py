@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.accounting import figures
 from benchmarks.limits import tables
+from benchmarks.limits.gpus import GPUS
 from benchmarks.rows import Row, select
 
 SHAPE = "320 x 8192"
@@ -17,6 +18,12 @@ NETWORKS = {
     "relu + LayerNorm": "relu, LayerNorm",
     "silu + LayerNorm": "silu, LayerNorm",
 }
+
+SUMMARISED = (
+    ("projection, relu", "320 x 4096"), ("projection, silu + LayerNorm", "320 x 4096"), ("projection, relu", "768 x 77"),
+    ("cross attention, relu", "16 layers, 768 x 77"), ("lowrank", "320 x 1024"),
+)  # fmt: skip
+"""Benchmark and shape of the cases that the README shows."""
 
 
 def heading(rows: Sequence[Row]) -> str:
@@ -58,10 +65,55 @@ def account(rows: Sequence[Row]) -> list[str]:
 
 
 def limits(rows: Sequence[Row]) -> list[str]:
-    """Predicted times on four GPUs."""
-    return tables.predicted(select(rows, kind="modelled"))
+    """Predicted times on four GPUs, by benchmark, shape, mode and provider, and where their figures come from."""
+    lines = tables.times(select(rows, kind="modelled"))
+    lines += ["", "### Sources", "", "| GPU | figure | source |", "| --- | --- | --- |"]
+    for gpu in GPUS.values():
+        lines += [f"| {gpu.name} | {figure.replace('_', ' ')} | {source} |" for figure, source in gpu.sources.items()]
+    return lines
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """How many times as fast as the web UIs' way the model says the others are, and how near they come to the floor."""
+    times: dict[tuple[str, str, str, str], dict[str, float]] = {}
+    for row in select(rows, kind="modelled", quantity="time"):
+        times.setdefault((row.benchmark, row.shape, row.mode, row.target), {})[row.provider] = row.value
+    lines = [
+        "Modelled, not measured: so many times as fast as the reference (low-rank weights: as two einsums); in brackets "
+        "the share of its time that nobody could do without.",
+        "",
+        f"| K and V, fp16 | provider | {' | '.join(GPUS)} |",
+        "| --- | --- | " + "--- | " * len(GPUS),
+    ]
+    lines[-1] = lines[-1].rstrip()
+    for benchmark, shape in SUMMARISED:
+        for mode in ("inference", "forward + backward"):
+            found = [times.get((benchmark, shape, mode, gpu), {}) for gpu in GPUS]
+            for provider in ("eager", "compile", "triton"):
+                if all(provider in figures for figures in found):
+                    # the first one is the way it is usually done
+                    ratios = [(next(iter(f.values())) / f[provider], f["bound"] / f[provider]) for f in found]
+                    cells = [f"{faster:.2f} ({share:.0%})" for faster, share in ratios]
+                    lines.append(f"| {benchmark}, {shape}, {mode} | {provider} | {' | '.join(cells)} |")
+    return lines
 
 
 def code(rows: Sequence[Row]) -> list[str]:
-    """What the compiled kernels of the plan look like."""
-    return tables.compiled(select(rows, kind="compiled"))
+    """What the compiled kernels look like, launch by launch."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in select(rows, kind="compiled"):
+        launch, figure = row.quantity.split(": ")
+        found.setdefault((row.target, row.benchmark, row.shape, row.mode, launch), {})[figure] = row.value
+    lines = [
+        "Share of matrix instructions in the main loop, of the warps that fit at once, bytes that loads keep in flight on "
+        "one multiprocessor, and the latency that these cover at the full bandwidth. Launches whose form is not in "
+        "`compiled.csv` are left out.",
+        "",
+        "| GPU | benchmark | shape | mode | launch | matrix % | occupancy % | KiB in flight | covers ns |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    scales = {"matrix share": 100.0, "occupancy": 100.0, "bytes in flight": 1 / 1024, "latency covered": 1e9}
+    for what, figures in found.items():
+        cells = [f"{figures[name] * scale:.0f}" if name in figures else "–" for name, scale in scales.items()]
+        lines.append(f"| {' | '.join([*what, *cells])} |")
+    return lines

@@ -1,4 +1,4 @@
-"""Puts tables and pictures where they are read: a page per machine, and the README. Says what of it is stale."""
+"""Puts tables and pictures where they are read: pages in the folders, and the README. Says what of it is stale."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ ANY = "any"
 
 Table = Callable[[Sequence[Row]], list[str]]
 
-MEASURED: Mapping[str, tuple[str, Table]] = {
+TABLES: Mapping[str, tuple[str, Table]] = {
     "ceilings": ("Ceilings", measured.ceilings),
-    "targets": ("Targets", lambda rows: claims.table(list(rows))),
+    "targets": ("Targets", claims.table),
     "speed": ("Speed", measured.speed),
     "scaling": ("Scaling", measured.scaling),
     "memory": ("Memory", measured.memory),
     "errors": ("Errors", measured.errors),
-}
-COUNTED: Mapping[str, tuple[str, Table]] = {
-    "launches": ("Launches and bytes", counted.launches),
+    "launches": ("Launches and bytes against the web UIs' way", counted.launches),
     "account": ("Accounting", counted.account),
+    "summary": ("Limits in short", counted.summary),
     "limits": ("Limits", counted.limits),
     "code": ("Compiled code", counted.code),
 }
+"""Name → heading and table."""
+
+MACHINE_PAGES = {"results.md": ("ceilings", "targets", "speed", "scaling", "memory", "errors")}
+ANY_PAGES = {"counted.md": ("launches", "account"), "limits.md": ("summary", "limits"), "code.md": ("code",)}
+PICTURES = {"speed": "speed.svg", "memory": "memory.svg", "ceilings": "roofline.svg", "scaling": "cost-*.svg"}
+"""Table → the pictures that belong to it."""
 
 _MARK = re.compile(r"(<!-- table: ([\w-]+)/([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -44,26 +49,28 @@ def rows_of(folder: Path) -> list[Row]:
     return [row for file in sorted(folder.glob("*.csv")) if file.name != "compiled.csv" for row in read(file)]
 
 
-def page(folder: Path, rows: Sequence[Row]) -> str:
-    """The Markdown page of a folder: all its tables and pictures."""
-    kinds = COUNTED if folder.name == ANY else MEASURED
-    title = "Counted and modelled: the same on any machine" if folder.name == ANY else folder.name
-    lines = [f"# {title}", "", *_heading(folder, rows)]
-    for name, (heading, table) in kinds.items():
-        body = table(rows)
-        if body:
-            lines += ["", f"## {heading}", "", *body]
-            lines += [line for file in _pictures(folder, name) for line in ("", f"![{heading}]({file.name})")]
-    return "\n".join(lines) + "\n"
+def pages(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
+    """The Markdown pages of a folder by file name: tables, and the pictures that there are."""
+    made = {}
+    for file, names in (ANY_PAGES if folder.name == ANY else MACHINE_PAGES).items():
+        lines = [f"# {'On any machine' if folder.name == ANY else folder.name}", "", _heading(folder, rows)]
+        for name in names:
+            heading, table = TABLES[name]
+            body = table(rows)
+            if body:
+                pictures = sorted(folder.glob(PICTURES[name])) if name in PICTURES else []
+                lines += ["", f"## {heading}", "", *body]
+                lines += [line for picture in pictures for line in ("", f"![{heading}]({picture.name})")]
+        made[file] = "\n".join(lines) + "\n"
+    return made
 
 
-def write(folder: Path) -> list[Path]:
-    """Writes the page and the pictures of a folder; returns their files."""
+def write(folder: Path) -> None:
+    """Writes the pictures and the pages of a folder."""
     rows = rows_of(folder)
-    files = plots.draw(rows, folder)
-    file = folder / "results.md"
-    file.write_text(page(folder, rows), encoding="utf-8")
-    return [*files, file]
+    plots.draw(rows, folder)
+    for file, text in pages(folder, rows).items():
+        (folder / file).write_text(text, encoding="utf-8")
 
 
 def readme(text: str) -> str:
@@ -75,11 +82,10 @@ def readme(text: str) -> str:
 
     def filled(mark: re.Match[str]) -> str:
         begin, folder, name, end = mark.groups()
-        kinds = COUNTED if folder == ANY else MEASURED
-        if name not in kinds or RESULTS / folder not in folders():
+        if name not in TABLES or RESULTS / folder not in folders():
             raise ValueError(f"the README asks for the table {folder}/{name}, and there is none")
         rows = rows_of(RESULTS / folder)
-        return "\n".join([begin.rstrip(), *_heading(RESULTS / folder, rows), "", *kinds[name][1](rows), end])
+        return "\n".join([begin.rstrip(), _heading(RESULTS / folder, rows), "", *TABLES[name][1](rows), end])
 
     return _MARK.sub(filled, text)
 
@@ -89,19 +95,14 @@ def stale() -> list[str]:
     found = []
     for folder in folders():
         rows = rows_of(folder)
-        file = folder / "results.md"
-        if not file.exists() or file.read_text(encoding="utf-8") != page(folder, rows):
-            found.append(str(file.relative_to(ROOT)))
+        for name, text in pages(folder, rows).items():
+            file = folder / name
+            if not file.exists() or file.read_text(encoding="utf-8") != text:
+                found.append(str(file.relative_to(ROOT)))
         found += [str((folder / name).relative_to(ROOT)) for name in plots.stale(rows, folder)]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return [*found, "README.md"] if readme(text) != text else found
 
 
-def _heading(folder: Path, rows: Sequence[Row]) -> list[str]:
-    return [counted.heading(rows) if folder.name == ANY else measured.heading(rows)]
-
-
-def _pictures(folder: Path, table: str) -> list[Path]:
-    """Those that belong to a table."""
-    wanted = {"scaling": "cost-*.svg", "ceilings": "roofline.svg", "limits": "roofline.svg"}
-    return sorted(folder.glob(wanted.get(table, f"{table}.svg")))
+def _heading(folder: Path, rows: Sequence[Row]) -> str:
+    return counted.heading(rows) if folder.name == ANY else measured.heading(rows)

@@ -162,7 +162,8 @@ class _Descent:
         weights = self.gradients.total()
         if self.sums is None:
             return weights, None
-        vectors = torch.empty(self.vector_count, device=self.sums.device, dtype=self.sums.dtype)
+        dtype = vector_dtype(self.parameters, self.sums.dtype)
+        vectors = torch.empty(self.vector_count, device=self.sums.device, dtype=dtype)
         for first, end in self._summed_ranges():
             launchers.sum_rows(self.sums[:, first:end], vectors[first:end])
         for index in range(len(self.layers) - 1):
@@ -250,6 +251,13 @@ def gradient_sizes(layers: Sequence[Layer], parameters: Sequence[Parameters]) ->
     """Elements of the two flat gradients, ``weights`` and ``vectors``."""
     weights = WeightGradients.layout([_sizes(p.w) for p in parameters])[1]
     return weights, vector_offsets(layers, parameters)[1]
+
+
+def vector_dtype(parameters: Sequence[Parameters], acc: torch.dtype) -> torch.dtype:
+    """What the flat gradient of the vectors is kept in: their own dtype, so that autograd need not cast each of them;
+    where they have several, that of the sums."""
+    dtypes = {t.dtype for p in parameters for pair in (p.gamma, p.beta, p.alpha) for t in pair or ()}
+    return dtypes.pop() if len(dtypes) == 1 else acc
 
 
 def vector_offsets(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> tuple[list[tuple[int, int]], int]:

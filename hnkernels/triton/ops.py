@@ -163,7 +163,8 @@ def _(
         weights, vectors = mlps_backward.gradient_sizes(layers, unflat)
         outs.append(x[0].new_empty(weights))
         if vectors:
-            outs.append(x[0].new_empty(vectors, dtype=launchers.acc_dtype(x[0].dtype)))
+            dtype = mlps_backward.vector_dtype(unflat, launchers.acc_dtype(x[0].dtype))
+            outs.append(x[0].new_empty(vectors, dtype=dtype))
     if needs_rider:
         outs.append(x[0].new_empty(launchers.WeightGradients.layout([[rider_w.shape]])[1]))
     return outs
