@@ -143,11 +143,12 @@ def _multiplier(mlp: reference.MLP) -> float:
 
 def _parts(mlp: reference.MLP) -> _Parts:
     modules = list(mlp.linear)
-    linears = [i for i, module in enumerate(modules) if isinstance(module, nn.Linear)]
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
     if len(linears) != 2 or any(isinstance(module, nn.Dropout) for module in modules):
         raise ValueError(f"the MLP must have two linears and no dropout, not {mlp.linear}")
-    between, behind = modules[1 : linears[1]], modules[linears[1] + 1 :]
-    return _Parts(modules[0], *_kinds(between), modules[linears[1]], *_kinds(behind))
+    first, last = linears
+    at = modules.index(last)
+    return _Parts(first, *_kinds(modules[1:at]), last, *_kinds(modules[at + 1 :]))
 
 
 def _kinds(modules: list[nn.Module]) -> tuple[nn.Module | None, nn.LayerNorm | None]:

@@ -242,14 +242,15 @@ def _by_portable(x, mlps, w):
 def _by_triton(x, mlps, w, recompute):
     """What ``hn.hyper_kv`` does, and for many layers what ``hn.attach`` does; both refuse tensors without a device."""
     if len(w) == 1:
-        (w_k, w_v), chains = w[0], _chains(mlps)
-        return backend.project_pair(x, *chains, (w_k, None), (w_v, None), recompute=recompute)
-    y = backend.transform_pair(x, *_chains(mlps), recompute)
-    return backend.project_group(*y, [(t, None) for pair in w for t in pair], [0, 1] * len(w))
+        (w_k, w_v), (chain_k, chain_v) = w[0], _chains(mlps)
+        return backend.project_pair(x, chain_k, chain_v, (w_k, None), (w_v, None), recompute=recompute)
+    y_k, y_v = backend.transform_pair(x, *_chains(mlps), recompute)
+    return backend.project_group(y_k, y_v, [(t, None) for pair in w for t in pair], [0, 1] * len(w))
 
 
-def _chains(mlps: Sequence[hn.HypernetworkMLP]) -> list[portable.Chain]:
-    return [((mlp, mlp.multiplier_at(1.0)),) for mlp in mlps]
+def _chains(mlps: Sequence[hn.HypernetworkMLP]) -> tuple[portable.Chain, portable.Chain]:
+    chain_k, chain_v = (((mlp, mlp.multiplier_at(1.0)),) for mlp in mlps)
+    return chain_k, chain_v
 
 
 def _empty(*shape: int, grad: bool = False) -> Tensor:

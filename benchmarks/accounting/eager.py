@@ -184,11 +184,11 @@ def unique_bytes(tensors: Iterable[Tensor]) -> int:
     spans: dict[int, set[tuple[int, int, int]]] = {}
     for t in tensors:
         if t.numel():
-            steps = [(size, stride) for size, stride in zip(t.shape, t.stride(), strict=True) if stride]
             elements, reach = 1, 1
-            for size, stride in steps:
-                elements, reach = elements * size, reach + (size - 1) * stride
-            width, begin = t.element_size(), t.storage_offset()
+            for size, stride in zip(t.shape, t.stride(), strict=True):
+                if stride:
+                    elements, reach = elements * size, reach + (size - 1) * stride
+            width, begin = t.element_size(), int(t.storage_offset())
             span = (begin * width, (begin + reach) * width, min(elements, reach) * width)
             spans.setdefault(_storage(t), set()).add(span)
     return sum(map(_occupied, spans.values()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ SHAPES = ("320 x 4096", "640 x 1024", "768 x 77")
 """The others would tell nothing new, and every one takes seconds to compile."""
 
 
-def countable(case: Case) -> bool:
+def countable(case: Case) -> TypeGuard[Projections]:
     """Whether the case is one of those that are compiled."""
     if not isinstance(case, Projections):
         return False

@@ -1,7 +1,8 @@
 """What the machine code of a case's launches says: read from what was compiled, not measured.
 
 Every launch of the plan is looked up in ``benchmarks/results/compiled.csv``, by target, kernel, form, tiles and dtype;
-of several readings that agree in these the lowest counts. What is not there is ``"not compiled"``.
+of several readings that agree in these the lowest counts. What is not there is ``"not compiled"``. The share of matrix
+instructions says nothing across architectures: one ``wgmma`` does the work of dozens of ``mma``.
 
 Besides, for every product: the bytes that its loads keep in flight on one multiprocessor,
 

@@ -60,6 +60,8 @@ def times(rows: Iterable[Row]) -> list[str]:
             f"Matrix rate {gpu.matrix_rate / 1e12:.4g} TFLOP/s, bandwidth {gpu.bandwidth / 1e12:.4g} TB/s, "
             f"{gpu.launch_cost * 1e6:.1f} µs a launch.",
             "",
+            *(f"- {name.replace('_', ' ')}: {source}" for name, source in gpu.sources.items()),
+            "",
             "| benchmark | shape | mode | provider | µs | in a graph, µs | share of the floor |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
