@@ -19,7 +19,7 @@ CACHE = Path(__file__).parents[2] / ".benchmarks" / "triton"
 
 _OPTIONAL = {
     "pre_ptr": "pre", "rider_w_ptr": "rider", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "rider",
-    "scale_ptr": "scale", "index_ptr": "index", "table_ptr": "table",
+    "scale_ptr": "scale", "index_ptr": "index", "table_ptr": "table", "stats_ptr": "norm",
 }  # fmt: skip
 
 
