@@ -6,6 +6,7 @@ A run of all of them also writes benchmarks/results/<machine>/ and brings the RE
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from benchmarks import rows as results
 from benchmarks.ceilings import ceilings
 from benchmarks.measuring import measure
 from benchmarks.place import THREADS, Place, here, today, versions
-from benchmarks.registry import BENCHMARKS, Case, cases
+from benchmarks.registry import Case, cases
 from benchmarks.report import documents
 from benchmarks.report.__main__ import main as write_reports
 from benchmarks.rows import Row
@@ -77,9 +78,7 @@ def run(chosen: Sequence[Case], place: Place, seconds: float | None) -> tuple[li
 
 
 def _interpreted() -> list[Row]:
-    """The kernels in Triton's interpreter, at small shapes: another process, since Triton decides that when imported."""
-    import os
-
+    """The kernels in Triton's interpreter, at small shapes, in another process: Triton decides that when imported."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.csv"
         command = [sys.executable, "-m", "benchmarks", "--seconds", "0", "--rows", str(file)]

@@ -12,16 +12,11 @@ from benchmarks.rows import Row, select
 SHAPE = "320 x 8192"
 """K and V of one attention layer of Stable Diffusion 1.x, two pictures of 512 pixels at once."""
 
-NETWORKS = {
-    "relu": "relu",
-    "silu": "silu",
-    "relu + LayerNorm": "relu, LayerNorm",
-    "silu + LayerNorm": "silu, LayerNorm",
-}
+NETWORKS = ("relu", "silu", "relu + LayerNorm", "silu + LayerNorm")
 
 SUMMARISED = (
-    ("projection, relu", "320 x 4096"), ("projection, silu + LayerNorm", "320 x 4096"), ("projection, relu", "768 x 77"),
-    ("cross attention, relu", "16 layers, 768 x 77"), ("lowrank", "320 x 1024"),
+    ("projection, relu", "320 x 4096"), ("projection, silu + LayerNorm", "320 x 4096"),
+    ("projection, relu", "768 x 77"), ("cross attention, relu", "16 layers, 768 x 77"), ("lowrank", "320 x 1024"),
 )  # fmt: skip
 """Benchmark and shape of the cases that the README shows."""
 
@@ -38,7 +33,7 @@ def launches(rows: Sequence[Row]) -> list[str]:
         "| bytes saved for backward | most bytes at once |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for network, text in NETWORKS.items():
+    for network in NETWORKS:
         found = {
             (row.provider, row.mode, row.quantity): row.value
             for row in select(rows, benchmark=f"projection, {network}", shape=SHAPE, kind="counted")
@@ -55,7 +50,7 @@ def launches(rows: Sequence[Row]) -> list[str]:
             f"{found['triton', step, q] / found['reference', step, q]:.2f} of eager's"
             for q in ("bytes", "saved", "peak")
         ]
-        lines.append(f"| {text} | {' | '.join([*counts, *ratios])} |")
+        lines.append(f"| {network} | {' | '.join([*counts, *ratios])} |")
     return lines
 
 
@@ -79,8 +74,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
     for row in select(rows, kind="modelled", quantity="time"):
         times.setdefault((row.benchmark, row.shape, row.mode, row.target), {})[row.provider] = row.value
     lines = [
-        "Modelled, not measured: so many times as fast as the reference (low-rank weights: as two einsums); in brackets "
-        "the share of its time that nobody could do without.",
+        "Modelled, not measured: so many times as fast as the reference (low-rank weights: as two einsums); in "
+        "brackets the share of its time that nobody could do without.",
         "",
         f"| K and V, fp16 | provider | {' | '.join(GPUS)} |",
         "| --- | --- | " + "--- | " * len(GPUS),
@@ -90,9 +85,9 @@ def summary(rows: Sequence[Row]) -> list[str]:
         for mode in ("inference", "forward + backward"):
             found = [times.get((benchmark, shape, mode, gpu), {}) for gpu in GPUS]
             for provider in ("eager", "compile", "triton"):
-                if all(provider in figures for figures in found):
+                if all(provider in t for t in found):
                     # the first one is the way it is usually done
-                    ratios = [(next(iter(f.values())) / f[provider], f["bound"] / f[provider]) for f in found]
+                    ratios = [(next(iter(t.values())) / t[provider], t["bound"] / t[provider]) for t in found]
                     cells = [f"{faster:.2f} ({share:.0%})" for faster, share in ratios]
                     lines.append(f"| {benchmark}, {shape}, {mode} | {provider} | {' | '.join(cells)} |")
     return lines
@@ -105,15 +100,15 @@ def code(rows: Sequence[Row]) -> list[str]:
         launch, figure = row.quantity.split(": ")
         found.setdefault((row.target, row.benchmark, row.shape, row.mode, launch), {})[figure] = row.value
     lines = [
-        "Share of matrix instructions in the main loop, of the warps that fit at once, bytes that loads keep in flight on "
-        "one multiprocessor, and the latency that these cover at the full bandwidth. Launches whose form is not in "
-        "`compiled.csv` are left out.",
+        "Compiled, not measured: share of matrix instructions in the main loop, of the warps that fit at once, bytes "
+        "that loads keep in flight on one multiprocessor, and the latency that these cover at the full bandwidth. "
+        "Launches whose form is not in `compiled.csv` are left out.",
         "",
         "| GPU | benchmark | shape | mode | launch | matrix % | occupancy % | KiB in flight | covers ns |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     scales = {"matrix share": 100.0, "occupancy": 100.0, "bytes in flight": 1 / 1024, "latency covered": 1e9}
-    for what, figures in found.items():
-        cells = [f"{figures[name] * scale:.0f}" if name in figures else "–" for name, scale in scales.items()]
+    for what, read in found.items():
+        cells = [f"{read[name] * scale:.0f}" if name in read else "–" for name, scale in scales.items()]
         lines.append(f"| {' | '.join([*what, *cells])} |")
     return lines

@@ -74,7 +74,7 @@ def scaling(rows: Sequence[Row]) -> list[str]:
     """The exponents that the cost grows with, beside those that the arithmetic grows with."""
     times = Times(rows)
     lines = [
-        "Time = c · (what is varied)^exponent, fitted to the medians; the same fitted to the floating-point operations.",
+        "Time = c · (what is varied)^exponent, fitted to the medians; the same fitted to the operations that it takes.",
         "",
         "| varied | from | to | provider | exponent of time | of operations |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -19,7 +19,8 @@ PROVIDERS = ("reference", "compile", "portable", "triton", "bare")
 
 
 @benchmark("UNet call", modes=("new prompt",), providers=PROVIDERS, seconds=10, rounds=3,
-           shapes={"cpu": (sd21(128), sdxl(128)), "cuda": (sd15(512), sd21(768), sdxl(1024)), "interpreter": (TINY,)})  # fmt: skip
+           shapes={"cpu": (sd21(128), sdxl(128)), "cuda": (sd15(512), sd21(768), sdxl(1024)),
+                   "interpreter": (TINY,)})  # fmt: skip
 def call(shape: Model, place: Place, mode: str) -> Sides:
     ways = _sampling(shape, place, "relu", every=1)
     if place.kind == "cuda":
