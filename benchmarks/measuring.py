@@ -16,8 +16,8 @@ from benchmarks.rows import Row
 COPIES, UNCACHED = 4, 1 << 28
 """Of the data on a GPU, used in turn, as its cache may hold one; unless one has more bytes than any cache."""
 
-GPU_ROUNDS = 5
-"""Each of them is a median already."""
+ROUNDS, MOST_ROUNDS = {"cuda": 5, "interpreter": 1}, 60
+"""On a GPU each is a median already; in the interpreter nothing is learnt from times."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,13 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
     benchmark = case.benchmark
     sides = _copies(case, place)
     calls: dict[str, list[modes.Call]] = {}
+    left_out = {"compile": "compiled at a device's shapes only"} if place.kind == "interpreter" else {}
     for copy in sides:
         for name in benchmark.providers:
-            if name in copy.ways:
+            if name in copy.ways and name not in left_out:
                 calls.setdefault(name, []).append(modes.MODES[case.mode](copy.ways[name], copy.upstream))
     verdicts, faults = _check(case, place, sides[0], {name: copies[0] for name, copies in calls.items()})
-    absent = {**sides[0].absent, **faults}
+    absent = {**sides[0].absent, **left_out, **faults}
     green: dict[str, timing.Runs] = {
         name: copies
         for name, copies in calls.items()
@@ -96,8 +97,8 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
         comparison = timing.interleave(
             green,
             benchmark.seconds if seconds is None else seconds,
-            least=GPU_ROUNDS if place.kind == "cuda" else benchmark.rounds,
-            most=GPU_ROUNDS if place.kind == "cuda" else 60,
+            least=ROUNDS.get(place.kind, benchmark.rounds),
+            most=ROUNDS.get(place.kind, MOST_ROUNDS),
             calls=benchmark.calls,
             clock=_clock(place, benchmark.calls),
         )
