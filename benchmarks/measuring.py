@@ -149,6 +149,7 @@ def _check(
         least = checking.TOLERANCE[modes.has_backward(case.mode)] if place.dtype == "fp32" else 0.0
     else:
         truth, least = results[baseline], checking.MODEL_TOLERANCE[place.dtype]
+    least = least if sides.allowed is None else sides.allowed
     return checking.check(judged, truth, baseline, least, checking.AT_MOST[place.dtype]), faults
 
 

@@ -49,6 +49,7 @@ class Sides:
         upstream: the gradients of the results, where there is a backward pass.
         unchecked: ways that are to give something else, such as the model without a hypernetwork.
         absent: provider → why it cannot run here.
+        allowed: relative error, in place of what ``checking.py`` says.
         least: FLOPs and bytes that no way can do without, where they are known.
     """
 
@@ -57,6 +58,7 @@ class Sides:
     upstream: Sequence[Tensor] = ()
     unchecked: Sequence[str] = ("bare",)
     absent: Mapping[str, str] = field(default_factory=dict)
+    allowed: float | None = None
     least: tuple[int, int] | None = None
 
 

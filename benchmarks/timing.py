@@ -13,9 +13,6 @@ import torch
 Runs = Sequence[Callable[[], object]]
 """The same call on several copies of its data; a GPU takes them in turn, so that its cache holds none of them."""
 
-WARMUP = 1
-"""Rounds that do not count; the check has run everything once before."""
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -84,19 +81,20 @@ def interleave(
     """
     found: dict[str, list[float]] = {name: [] for name in providers}
     names = list(providers)
-    warmup = WARMUP if calls == 1 else 0
     rounds, index = most, 0
-    while names and index < warmup + rounds:
+    while names and index < rounds:
         started = time.perf_counter()
         totals = dict.fromkeys(names, 0.0)
         for call in range(calls):
             first = (index + call) % len(names)
             for name in names[first:] + names[:first]:
                 totals[name] += clock(providers[name])
-        if index >= warmup:
-            for name in names:
-                found[name].append(totals[name])
+        for name in names:
+            found[name].append(totals[name])
         index += 1
         if index == 1:
             rounds = min(max(int(seconds / (time.perf_counter() - started)), least), most)
+            if rounds > least and calls == 1:  # such a short round is still warming up; the check was no round
+                found = {name: [] for name in providers}
+                rounds += 1
     return Comparison(found)

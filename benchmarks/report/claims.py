@@ -134,7 +134,8 @@ def _claims() -> list[Claim]:
                 lambda times, rows, what=what: times.seconds(*what, "two") / times.seconds(*what, "one"),
             )
         )  # fmt: skip
-    steps, call = ("20 steps", "new prompt", _SD15), ("UNet call, affine", "same prompt", _SD15)
+    small = "SD 1.5, 128 px"
+    steps, call = ("20 steps", "new prompt", small), ("UNet call, affine", "same prompt", small)
     claims += [
         Claim("20 steps, what a network costs", "what it costs the web UIs' way", "x its cost",
               _share(*steps, "reference"), at_most=0.7),

@@ -33,7 +33,10 @@ TABLES: Mapping[str, tuple[str, Table]] = {
 
 MACHINE_PAGES = {"results.md": ("ceilings", "targets", "speed", "scaling", "memory", "errors")}
 ANY_PAGES = {"counted.md": ("launches", "account"), "limits.md": ("summary", "limits"), "code.md": ("code",)}
-PICTURES = {"speed": "speed.svg", "memory": "memory.svg", "ceilings": "roofline.svg", "scaling": "cost-*.svg"}
+PICTURES = {
+    "speed": "speed.svg", "memory": "memory.svg", "ceilings": "roofline.svg", "scaling": "cost-*.svg",
+    "launches": "memory.svg", "summary": "speed.svg", "limits": "roofline.svg",
+}  # fmt: skip
 """Table → the pictures that belong to it."""
 
 _MARK = re.compile(r"(<!-- table: ([\w-]+)/([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import hnkernels as hn
 from benchmarks.baseline import patch, reference_net
+from benchmarks.checking import AT_MOST
 from benchmarks.place import Place
 from benchmarks.registry import Sides, Way, benchmark
 from benchmarks.suites.models import TINY, Model, sd15, sd21, sdxl
@@ -30,14 +31,14 @@ def call(shape: Model, place: Place, mode: str) -> Sides:
 
 @benchmark("20 steps", modes=("new prompt",), providers=("reference", "portable", "triton", "text alone", "bare"),
            calls=STEPS, rounds=1, seconds=1,
-           shapes={"cpu": (sd15(256),), "cuda": (sd15(512), sd21(768), sdxl(1024))})  # fmt: skip
+           shapes={"cpu": (sd15(128),), "cuda": (sd15(512), sd21(768), sdxl(1024))})  # fmt: skip
 def sampling(shape: Model, place: Place, mode: str) -> Sides:
     """Classifier-free guidance. The first step computes what the later ones find; all ways take each step in turn."""
     return Sides(_sampling(shape, place, "relu", every=STEPS), unchecked=("bare", "text alone"))
 
 
 @benchmark("UNet call, affine", modes=("same prompt",), providers=("reference", "portable", "triton", "bare"),
-           seconds=12, shapes={"cpu": (sd15(256),), "cuda": (sd15(512), sdxl(1024))})  # fmt: skip
+           seconds=10, shapes={"cpu": (sd15(128),), "cuda": (sd15(512), sdxl(1024))})  # fmt: skip
 def fused(shape: Model, place: Place, mode: str) -> Sides:
     """An affine network inside the projections' weights."""
     return Sides(_sampling(shape, place, None, every=0))
@@ -81,7 +82,10 @@ def training(shape: Model, place: Place, mode: str) -> Sides:
             "reference": Way(theirs),
             place.library: Way(lambda: ours(False)),
             "checkpointing": Way(lambda: ours(True)),
-        }
+        },
+        allowed=AT_MOST[
+            place.dtype
+        ],  # gradients through many kinks of relu, which rounding puts a value this side or that
     )
 
 
