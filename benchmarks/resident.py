@@ -1,4 +1,4 @@
-"""Peak memory on a CPU: what a process of its own has held after two calls of one provider. Linux only."""
+"""Peak memory on a CPU: what a process of its own has held after a call of one provider. Linux only."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def peak(case: registry.Case, provider: str) -> int:
 
 
 def main(name: str, mode: str, shape: str, provider: str) -> None:
-    """Prints the peak resident bytes of this process after two calls."""
+    """Prints the peak resident bytes of this process after a call."""
     place = here()
     torch.set_num_threads(THREADS)
     case = next(c for c in registry.cases(place, [name]) if c.mode == mode and str(c.shape) == shape)
     sides = case.benchmark.build(case.shape, place, mode)
     call = modes.MODES[mode](sides.ways[provider], sides.upstream)
-    call(), call()
+    call()
     # Not getrusage: its figure starts from that of the parent process, which may be large.
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(json.dumps(int(line.split()[1]) * 1024))

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.compare.verdict import Pair, Verdict, judge
-from benchmarks.compare.versions import VersionError, side_by_side
+from benchmarks.compare.versions import side_by_side
 from benchmarks.compare.worker import Worker
 from benchmarks.place import here
 from benchmarks.registry import cases
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         names = [case.name for case in cases(here(options.device), options.names or NAMES)]
         with tempfile.TemporaryDirectory() as folder, side_by_side(options.ref, Path(folder)) as sides:
             timings, faults = _run(names, sides, options.device, options.pairs)
-    except (ValueError, VersionError) as fault:
+    except (ValueError, RuntimeError) as fault:
         print(fault, file=sys.stderr)
         return 2
     verdicts = {key: judge(pairs) for key, pairs in timings.items()}

@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,18 @@ class Worker:
     Args:
         folder: to run in.
         device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        RuntimeError: the process ended by itself, with its last word; as all methods do.
     """
 
     def __init__(self, folder: Path, device: str = "cpu"):
+        self._side = folder.name
         environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
+        self._words = tempfile.TemporaryFile("w+")  # of warnings, and of an error if it ends by one
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.compare.worker", device], cwd=folder, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words,
         )  # fmt: skip
         self.library = self._ask()
 
@@ -49,16 +56,20 @@ class Worker:
         """Ends the process."""
         self._process.stdin.close()  # type: ignore[union-attr]
         self._process.wait()
+        self._words.close()
 
     def _ask(self, **request: str) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        if request:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended; its last word is read below
+            if request:
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process of {self._process.args} ended while it was asked for {request}")
+            self._words.seek(0)
+            last = ["without a word", *self._words.read().strip().splitlines()][-1]
+            raise RuntimeError(f"the process of the {self._side} version ended: {last}")
         return json.loads(line)
 
 

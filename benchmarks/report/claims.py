@@ -52,7 +52,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             figure = claim.figure(times, rows)
         except KeyError:
             continue
-        met = "yes" if claim.met(figure) else "no"
+        met = "–" if claim.target == "none" else "yes" if claim.met(figure) else "no"
         lines.append(f"| {claim.text} | {claim.against} | {figure:.2f} {claim.unit} | {claim.target} | {met} |")
     return lines
 

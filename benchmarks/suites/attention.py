@@ -65,7 +65,7 @@ class CrossAttentions(nn.Module):
         return [t for layer in self.layers.values() for t in layer["attn2"](encoder_hidden_states)]
 
 
-@benchmark("cross-attention", modes=("new prompt", "forward + backward"), providers=PROVIDERS, seconds=6,
+@benchmark("cross-attention", modes=("new prompt", "forward + backward"), providers=PROVIDERS, seconds=5,
            shapes={"cpu": (SD15, SD21), "cuda": (SD15, SD21, SDXL), "interpreter": (TINY,)})  # fmt: skip
 def cross_attention(shape: Layers, place: Place, mode: str) -> Sides:
     return sides(shape, place, mode)

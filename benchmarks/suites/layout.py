@@ -10,7 +10,7 @@ from benchmarks.registry import Sides, Way, benchmark
 from benchmarks.suites.projection import SD15, TEXT, Layer
 
 
-@benchmark("first linears", modes=("inference",), providers=("two", "one"), shapes={"cpu": (*SD15, TEXT)}, seconds=3)
+@benchmark("first linears", modes=("inference",), providers=("two", "one"), shapes={"cpu": (*SD15, TEXT)}, seconds=2)
 def first_linears(shape: Layer, place: Place, mode: str) -> Sides:
     """The weights lie side by side already, which favours the one GEMM: nothing is concatenated while it is timed."""
     x, hidden = place.tensor(shape.tokens, shape.width), 2 * shape.width

@@ -53,7 +53,7 @@ TINY = (Layer(16, 24, 16), Layer(24, 7, 16, text=True), Layer(16, 24, 16, activa
 SHAPES = {"cpu": (SD15[0], SD15[2], TEXT), "cuda": GPU, "interpreter": TINY}
 
 
-@benchmark("projection", modes=("inference", "forward", "backward", "forward + backward"), shapes=SHAPES, seconds=4)
+@benchmark("projection", modes=("inference", "forward", "backward", "forward + backward"), shapes=SHAPES, seconds=3)
 def projection(shape: Layer, place: Place, mode: str) -> Sides:
     return sides(shape, place, mode)
 

@@ -82,7 +82,7 @@ AXES = {
 
 def _register(name: str, axis: Axis) -> None:
     @benchmark(f"scaling: {name}", modes=(axis.mode,), providers=("reference", "portable", "triton", "bare"),
-               shapes=axis.values, seconds=1.5)  # fmt: skip
+               shapes=axis.values, seconds=1)  # fmt: skip
     def scaling(value: int, place: Place, mode: str) -> Sides:
         return axis.build(value, place)
 

@@ -19,7 +19,7 @@ STEPS = 20
 PROVIDERS = ("reference", "compile", "portable", "triton", "bare")
 
 
-@benchmark("UNet call", modes=("new prompt",), providers=PROVIDERS, seconds=10, rounds=3,
+@benchmark("UNet call", modes=("new prompt",), providers=PROVIDERS, seconds=10, rounds=2,
            shapes={"cpu": (sd21(128), sdxl(128)), "cuda": (sd15(512), sd21(768), sdxl(1024)),
                    "interpreter": (TINY,)})  # fmt: skip
 def call(shape: Model, place: Place, mode: str) -> Sides:
@@ -45,7 +45,7 @@ def fused(shape: Model, place: Place, mode: str) -> Sides:
 
 
 @benchmark("training step", modes=("training step",), providers=("reference", "portable", "triton", "checkpointing"),
-           seconds=10, rounds=4, resident=True,
+           seconds=10, rounds=3, resident=True,
            shapes={"cpu": (sd15(256, rows=1),), "cuda": (sd15(512, rows=4),)})  # fmt: skip
 def training(shape: Model, place: Place, mode: str) -> Sides:
     """Forward and backward, with and without checkpointing. The web UIs do not freeze the base model."""
@@ -83,9 +83,7 @@ def training(shape: Model, place: Place, mode: str) -> Sides:
             place.library: Way(lambda: ours(False)),
             "checkpointing": Way(lambda: ours(True)),
         },
-        allowed=AT_MOST[
-            place.dtype
-        ],  # gradients through many kinks of relu, which rounding puts a value this side or that
+        allowed=AT_MOST[place.dtype],  # rounding decides on which side of many kinks a value is
     )
 
 

@@ -103,6 +103,16 @@ def test_the_command_explains_a_version_that_is_none(capsys):
     assert "'no-such-version' names no commit here" in capsys.readouterr().err
 
 
+def test_a_version_that_does_not_start_says_why(tmp_path, pytestconfig):
+    side = tmp_path / "old"
+    (side / "hnkernels").mkdir(parents=True)
+    (side / "hnkernels" / "__init__.py").write_text("raise ImportError('nothing here yet')\n")
+    for package in ("benchmarks", "reference"):
+        (side / package).symlink_to(pytestconfig.rootpath / package)
+    with pytest.raises(RuntimeError, match="the process of the old version ended: ImportError: nothing here yet"):
+        Worker(side)
+
+
 def test_a_worker_builds_times_and_says_what_it_cannot(pytestconfig):
     worker = Worker(pytestconfig.rootpath)
     try:
