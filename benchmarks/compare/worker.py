@@ -36,7 +36,7 @@ class Worker:
     def __init__(self, folder: Path, device: str = "cpu"):
         self._side = folder.name
         environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
-        self._words = tempfile.TemporaryFile("w+")  # of warnings, and of an error if it ends by one
+        self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.compare.worker", device], cwd=folder, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words,

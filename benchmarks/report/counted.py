@@ -16,7 +16,8 @@ NETWORKS = ("relu", "silu", "relu + LayerNorm", "silu + LayerNorm")
 
 SUMMARISED = (
     ("projection, relu", "320 x 4096"), ("projection, silu + LayerNorm", "320 x 4096"),
-    ("projection, relu", "768 x 77"), ("cross attention, relu", "16 layers, 768 x 77"), ("lowrank", "320 x 1024"),
+    ("projection, silu + LayerNorm", "1280 x 256"), ("projection, relu", "768 x 77"),
+    ("cross attention, relu", "16 layers, 768 x 77"), ("lowrank", "320 x 1024"),
 )  # fmt: skip
 """Benchmark and shape of the cases that the README shows."""
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from benchmarks.report import counted_plots, measured_plots, style
+from benchmarks.report import counted, counted_plots, measured_plots, style
 from benchmarks.rows import Row
 
-_CODE = (__file__, counted_plots.__file__, measured_plots.__file__, style.__file__)
+_CODE = (__file__, counted.__file__, counted_plots.__file__, measured_plots.__file__, style.__file__)
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
