@@ -63,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(chosen: Sequence[Case], place: Place, seconds: float | None) -> tuple[list[Row], bool]:
     """The rows of the cases, and whether a provider was wrong: such a one has no time among them."""
     found: list[Row] = []
+    absent: dict[tuple[str, str], int] = {}
     wrong = False
     for case in (progress := tqdm(chosen, unit="case")):
         progress.set_description(case.name)
@@ -73,7 +74,11 @@ def run(chosen: Sequence[Case], place: Place, seconds: float | None) -> tuple[li
                 tqdm.write(
                     f"RED {case.name}: {provider} has an error of {verdict.error:.1e}, above {verdict.allowed:.1e}"
                 )
+        for what in measurement.absent.items():
+            absent[what] = absent.get(what, 0) + 1
         found += measurement.rows(place)
+    for (provider, reason), count in absent.items():
+        print(f"not run in {count} of {len(chosen)} cases: {provider}: {reason}", file=sys.stderr)
     return found, wrong
 
 

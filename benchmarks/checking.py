@@ -54,12 +54,13 @@ def check(
         least: error that is allowed in any case.
         most: error that is not.
     """
-    errors = {name: _error(found, truth) for name, found in results.items()}
+    errors = {name: largest_error(found, truth) for name, found in results.items()}
     allowed = max(least, min(AGAINST_EAGER * errors[baseline], most))
     return {name: Verdict(error, allowed) for name, error in errors.items()}
 
 
-def _error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+def largest_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """Of the results, each relative to its norm; infinite where shapes or number differ."""
     if [t.shape for t in found] != [t.shape for t in truth]:
         return float("inf")
     norms = [t.detach().double().norm().item() for t in truth]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from benchmarks.checking import largest_error
+from benchmarks.modes import Call
 from benchmarks.timing import Runs
 
 WARMUP = 3
 
+SAME = 1e-2
+"""Relative error between a call and its replay: a vendor's kernels may add up in another order, nothing more."""
 
-def captured(call: Callable[[], object]) -> Callable[[], None]:
+
+def captured(call: Call) -> Callable[[], None]:
     """Replays the kernels of a call.
 
     Raises:
-        RuntimeError: the call does something that a graph cannot hold.
+        RuntimeError: the call does something that a graph cannot hold, or its replay gives something else.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -25,18 +30,23 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = call()
+        results = call()  # computes nothing yet
+    graph.replay()
+    error = largest_error(results, call())
+    if not error <= SAME:
+        raise RuntimeError(f"its replay is wrong by {error:.1e}")
 
     def replay() -> None:
-        assert results is not None  # its memory is the graph's to write, as long as there is a graph
+        assert results  # their memory is the graph's to write, as long as there is a graph
         graph.replay()
 
     return replay
 
 
-def with_graphs(providers: Mapping[str, Runs]) -> tuple[dict[str, Runs], dict[str, str]]:
+def with_graphs(providers: Mapping[str, Sequence[Call]]) -> tuple[dict[str, Runs], dict[str, str]]:
     """The providers with ``"<name>, graph"`` for each that can be captured, and why the others cannot."""
-    both, absent = dict(providers), {}
+    both: dict[str, Runs] = dict(providers)
+    absent = {}
     for name, runs in providers.items():
         try:
             both[f"{name}, graph"] = [captured(run) for run in runs]

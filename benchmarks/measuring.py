@@ -82,20 +82,21 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
                 calls.setdefault(name, []).append(modes.MODES[case.mode](copy.ways[name], copy.upstream))
     verdicts, faults = _check(case, place, sides[0], {name: copies[0] for name, copies in calls.items()})
     absent = {**sides[0].absent, **left_out, **faults}
-    green: dict[str, timing.Runs] = {
+    right = {
         name: copies
         for name, copies in calls.items()
         if name not in faults and (name not in verdicts or verdicts[name].green)
     }
+    timed: dict[str, timing.Runs] = dict(right)
     peaks = {}
     if place.kind == "cuda":
-        peaks = {name: _peak(runs) for name, runs in green.items()}
+        peaks = {name: _peak(runs) for name, runs in right.items()}
         if benchmark.calls == 1 and case.mode != "backward":  # whose forward pass ran on another stream than a graph's
-            green, without = graphs.with_graphs(green)
+            timed, without = graphs.with_graphs(right)
             absent |= without
     with torch._functorch.config.patch(donated_buffer=False):  # a graph that is kept is gone through more than once
         comparison = timing.interleave(
-            green,
+            timed,
             benchmark.seconds if seconds is None else seconds,
             least=ROUNDS.get(place.kind, benchmark.rounds),
             most=ROUNDS.get(place.kind, MOST_ROUNDS),
@@ -103,11 +104,10 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
             clock=_clock(place, benchmark.calls),
         )
     least = sides[0].least
-    del sides, calls
-    if benchmark.resident and place.kind == "cpu":
-        peaks = {name: resident.peak(case, name) for name in green}
-    del green
+    del sides, calls, right, timed
     gc.collect()
+    if benchmark.resident and place.kind == "cpu":
+        peaks = {name: resident.peak(case, name) for name in comparison.seconds}
     return Measurement(case, comparison, verdicts, absent, peaks, least)
 
 

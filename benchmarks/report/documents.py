@@ -44,12 +44,12 @@ _MARK = re.compile(r"(<!-- table: ([\w-]+)/([\w-]+) -->\n).*?(<!-- /table -->)",
 
 def folders() -> list[Path]:
     """Those of the machines, and of what is the same on all."""
-    return sorted({file.parent for file in RESULTS.glob("*/*.csv") if file.name != "compiled.csv"})
+    return sorted({file.parent for file in RESULTS.glob("*/*.csv")})
 
 
 def rows_of(folder: Path) -> list[Row]:
     """Every row in a folder."""
-    return [row for file in sorted(folder.glob("*.csv")) if file.name != "compiled.csv" for row in read(file)]
+    return [row for file in sorted(folder.glob("*.csv")) for row in read(file)]
 
 
 def pages(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
