@@ -10,7 +10,7 @@ demo: .venv/.demo
 # The second run takes the CPU tensors through the Triton kernels, in Triton's interpreter.
 test: .venv/.dev
 	$(BIN)/python -m pytest -n auto
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/triton tests/test_functional.py tests/test_lowrank.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/triton tests/ops/test_hyper.py tests/ops/test_lowrank.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -18,35 +18,35 @@ _HOME = {
     "adapters": "hnkernels.adapter",
     "CheckpointError": "hnkernels.checkpoint",
     "GeneratedWeights": "hnkernels.generator",
-    "Hypernetwork": "hnkernels.hypernetwork",
+    "Hypernetwork": "hnkernels.network.hypernetwork",
     "HypernetworkDecoder": "hnkernels.generator",
     "HypernetworkEncoder": "hnkernels.generator",
-    "HypernetworkMLP": "hnkernels.mlp",
+    "HypernetworkMLP": "hnkernels.network.mlp",
     "HypernetworkTrainer": "hnkernels.training",
-    "LoraLayer": "hnkernels.lora_export",
-    "LoraReport": "hnkernels.lora_export",
-    "MLPConfig": "hnkernels.mlp",
+    "LoraLayer": "hnkernels.convert.lora_export",
+    "LoraReport": "hnkernels.convert.lora_export",
+    "MLPConfig": "hnkernels.network.mlp",
     "TrainingConfig": "hnkernels.training",
     "WeightGenerator": "hnkernels.generator",
     "WeightAdapter": "hnkernels.adapter",
     "WeightHypernetwork": "hnkernels.generator",
     "attach": "hnkernels.adapter",
-    "average": "hnkernels.mixing",
-    "Explanation": "hnkernels.explanation",
-    "explain": "hnkernels.explanation",
-    "hyper_context": "hnkernels.functional",
-    "hyper_kv": "hnkernels.functional",
-    "hyper_qkv": "hnkernels.functional",
-    "interpolate": "hnkernels.mixing",
+    "average": "hnkernels.convert.mixing",
+    "Explanation": "hnkernels.ops.explanation",
+    "explain": "hnkernels.ops.explanation",
+    "hyper_context": "hnkernels.ops.hyper",
+    "hyper_kv": "hnkernels.ops.hyper",
+    "hyper_qkv": "hnkernels.ops.hyper",
+    "interpolate": "hnkernels.convert.mixing",
     "load_hypernetwork": "hnkernels.checkpoint",
-    "lowrank_add": "hnkernels.lowrank",
-    "lowrank_linear": "hnkernels.lowrank",
-    "lowrank_linears": "hnkernels.lowrank",
+    "lowrank_add": "hnkernels.ops.lowrank",
+    "lowrank_linear": "hnkernels.ops.lowrank",
+    "lowrank_linears": "hnkernels.ops.lowrank",
     "parse_prompt": "hnkernels.prompt",
-    "merge": "hnkernels.merging",
-    "merge_state_dict": "hnkernels.merging",
+    "merge": "hnkernels.convert.merging",
+    "merge_state_dict": "hnkernels.convert.merging",
     "save_hypernetwork": "hnkernels.checkpoint",
-    "to_lora": "hnkernels.lora_export",
+    "to_lora": "hnkernels.convert.lora_export",
     "train_hypernetwork": "hnkernels.training",
 }
 
@@ -55,8 +55,9 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from hnkernels.adapter import Adapter, AdapterError, Adapters, PerRow, WeightAdapter, adapters, attach
     from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
-    from hnkernels.explanation import Explanation, explain
-    from hnkernels.functional import hyper_context, hyper_kv, hyper_qkv
+    from hnkernels.convert.lora_export import LoraLayer, LoraReport, to_lora
+    from hnkernels.convert.merging import merge, merge_state_dict
+    from hnkernels.convert.mixing import average, interpolate
     from hnkernels.generator import (
         GeneratedWeights,
         HypernetworkDecoder,
@@ -64,12 +65,11 @@ if TYPE_CHECKING:
         WeightGenerator,
         WeightHypernetwork,
     )
-    from hnkernels.hypernetwork import Hypernetwork
-    from hnkernels.lora_export import LoraLayer, LoraReport, to_lora
-    from hnkernels.lowrank import lowrank_add, lowrank_linear, lowrank_linears
-    from hnkernels.merging import merge, merge_state_dict
-    from hnkernels.mixing import average, interpolate
-    from hnkernels.mlp import HypernetworkMLP, MLPConfig
+    from hnkernels.network.hypernetwork import Hypernetwork
+    from hnkernels.network.mlp import HypernetworkMLP, MLPConfig
+    from hnkernels.ops.explanation import Explanation, explain
+    from hnkernels.ops.hyper import hyper_context, hyper_kv, hyper_qkv
+    from hnkernels.ops.lowrank import lowrank_add, lowrank_linear, lowrank_linears
     from hnkernels.prompt import parse_prompt
     from hnkernels.training import HypernetworkTrainer, TrainingConfig, train_hypernetwork
 

@@ -52,8 +52,8 @@ def info(
 ) -> None:
     """Show what a hypernetwork file holds, which context widths a model has, or with both whether they fit."""
     from hnkernels.checkpoint import describe, load_hypernetwork
+    from hnkernels.convert.survey import attention_on_disk, widths_table
     from hnkernels.generator.summary import describe as describe_weights
-    from hnkernels.survey import attention_on_disk, widths_table
 
     if file is None and model is None:
         raise ValueError("give a hypernetwork file, or a model with --model, or both")
@@ -114,7 +114,7 @@ def merge(
 ) -> None:
     """Merge affine hypernetworks into a copy of a model, exactly."""
     from hnkernels import load_hypernetwork
-    from hnkernels.model_files import merge_files
+    from hnkernels.convert.model_files import merge_files
 
     strengths = _one_each(strength, hypernetwork)
     _check_free(out, force)
@@ -136,7 +136,7 @@ def export_lora(
 ) -> None:
     """Write an affine hypernetwork as a LoRA, and how close it comes."""
     from hnkernels import load_hypernetwork, to_lora
-    from hnkernels.model_files import read_unet, write_tensors
+    from hnkernels.convert.model_files import read_unet, write_tensors
 
     if out.suffix.lower() != ".safetensors":
         raise ValueError(f"a LoRA is written as .safetensors, not {out.name!r}")
@@ -167,7 +167,7 @@ def generate(
     import torch
 
     from hnkernels import WeightHypernetwork
-    from hnkernels.model_files import write_tensors
+    from hnkernels.convert.model_files import write_tensors
 
     if out.suffix.lower() != ".safetensors":
         raise ValueError(f"a LoRA is written as .safetensors, not {out.name!r}")

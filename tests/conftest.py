@@ -20,7 +20,7 @@ settings.load_profile("hnkernels")
 
 @pytest.fixture(autouse=True)
 def _onednn_at_test_sizes(monkeypatch):
-    monkeypatch.setattr("hnkernels.onednn.LEAST_ELEMENTS", 0)
+    monkeypatch.setattr("hnkernels.ops.onednn.LEAST_ELEMENTS", 0)
 
 
 @pytest.fixture(autouse=True)

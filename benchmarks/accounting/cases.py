@@ -22,7 +22,7 @@ from benchmarks.accounting import bound
 from benchmarks.accounting.eager import Account, Counting, inference, training
 from benchmarks.accounting.ours import CountingKernels
 from benchmarks.suites.attention import SD15, SDXL
-from hnkernels import portable
+from hnkernels.ops import portable
 from hnkernels.triton import backend, lowrank_backend
 from hnkernels.triton.tiling import TARGETS, planned_for
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hnkernels.triton import launchers, mlps, mlps_backward
+from hnkernels.triton import mlps, mlps_backward
+from hnkernels.triton.kernels.grouped import grouped_input_gradient, grouped_linear, groups
+from hnkernels.triton.kernels.linear import linear
+from hnkernels.triton.kernels.lowrank_add import lowrank_add
+from hnkernels.triton.kernels.lowrank_arguments import LowRank
+from hnkernels.triton.kernels.lowrank_factor_gradient import lowrank_factor_gradients, lowrank_sums
+from hnkernels.triton.kernels.lowrank_input_gradient import lowrank_input_gradient
+from hnkernels.triton.kernels.lowrank_linear import lowrank_linear
+from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink
+from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.launch import Call, capturing
 from hnkernels.triton.mlps import Layer, Parameters
 from hnkernels.triton.tiling import Target, planned_for
@@ -101,9 +110,9 @@ def grouped_calls(width: int, tokens: int, dtype: torch.dtype, target: Target) -
     biases = [None if i % 2 else _empty(w.shape[0], dtype=dtype) for i, w in enumerate(weights)]
     x = (_empty(tokens, width, dtype=dtype), _empty(tokens, width, dtype=dtype))
     with planned_for(target), capturing() as captured:
-        groups = launchers.groups(weights, biases, [i % 2 for i in range(len(weights))], tokens)
-        launchers.grouped_linear(x, groups, _empty(tokens * sum(groups.widths), dtype=dtype))
-        launchers.grouped_input_gradient([_empty(tokens, n, dtype=dtype) for n in groups.widths], groups)
+        gathered = groups(weights, biases, [i % 2 for i in range(len(weights))], tokens)
+        grouped_linear(x, gathered, _empty(tokens * sum(gathered.widths), dtype=dtype))
+        grouped_input_gradient([_empty(tokens, n, dtype=dtype) for n in gathered.widths], gathered)
     return captured
 
 
@@ -157,11 +166,11 @@ def _train(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
     )  # fmt: skip
     y = tuple(t.to(dtype) for t in result.y)
     w = _pair(width, width, dtype=dtype)
-    launchers.linear(y, w, _pair(width, dtype=dtype))
+    linear(y, w, _pair(width, dtype=dtype))
     dp = _pair(tokens, width, dtype=dtype)
-    dy = launchers.linear(dp, w, transposed=True)
+    dy = linear(dp, w, transposed=True)
     if case.trained_projection:
-        gradients = launchers.WeightGradients([[(width, width)] * 2], tokens, dtype, dp[0].device, biases=False)
+        gradients = WeightGradients([[(width, width)] * 2], tokens, dtype, dp[0].device, biases=False)
         gradients.add(0, dp, y)
         gradients.total()
     mlps_backward.backward(
@@ -181,11 +190,11 @@ def _infer(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
         y = mlps.forward(
             x, layers, parameters, (1.0, 1.0), out_dtype=dtype, save=False, rider=rider, strength=strength
         ).y  # fmt: skip
-        launchers.linear(y, w)
+        linear(y, w)
         return
     hidden, _ = mlps.hidden_layers(x, layers[:-1], parameters[:-1], save=False, rider=rider)
     g = _pair(width, hidden.h[0].shape[1], dtype=dtype)
-    launchers.linear(x, w, _pair(width, dtype=dtype), z=hidden.stacked, g=g)
+    linear(x, w, _pair(width, dtype=dtype), z=hidden.stacked, g=g)
 
 
 def _lowrank(
@@ -196,7 +205,7 @@ def _lowrank(
     samples = 4
     x, widths = _empty(samples, tokens, width, dtype=dtype), [int(part * width) for part in parts]
     w, biases = [_empty(n, width, dtype=dtype) for n in widths], [_empty(n, dtype=dtype) for n in widths]
-    slices = launchers.LowRank(
+    slices = LowRank(
         x,
         [_empty(samples, rank, width, dtype=dtype) for _ in widths],
         [_empty(samples, n, rank, dtype=dtype) for n in widths],
@@ -204,14 +213,14 @@ def _lowrank(
         _empty(samples, dtype=torch.int64) if index else None,
     )
     dy = [_empty(samples, tokens, n, dtype=dtype) for n in widths]
-    launchers.lowrank_linear(slices, w, biases if index else [None] * len(w))
-    launchers.lowrank_add(slices, dy)
+    lowrank_linear(slices, w, biases if index else [None] * len(w))
+    lowrank_add(slices, dy)
     table = slices.table(dy, w)
-    g, u = launchers.lowrank_shrink(slices, table, dy, with_u=True, scale_gradient=False)
+    g, u = lowrank_shrink(slices, table, dy, with_u=True, scale_gradient=False)
     for base in (w, []):
-        launchers.lowrank_input_gradient(slices, table, dy, base, g)
-    parts = launchers.lowrank_factor_gradients(slices, table, dy, g, u, factors=True, scale=scale)
-    launchers.lowrank_sums(slices, table, *parts)
+        lowrank_input_gradient(slices, table, dy, base, g)
+    parts = lowrank_factor_gradients(slices, table, dy, g, u, factors=True, scale=scale)
+    lowrank_sums(slices, table, *parts)
 
 
 def _parameters(case: Case, width: int, dtype: torch.dtype, vectors: torch.dtype) -> list[Parameters]:

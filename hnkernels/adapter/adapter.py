@@ -12,8 +12,8 @@ from hnkernels.adapter.links import Link
 from hnkernels.adapter.site import Action, Site
 from hnkernels.adapter.sites import AdapterError, AttentionSpec, accepted_targets, check_reach
 from hnkernels.adapter.strength import Level, Place, Strength
-from hnkernels.folding import is_affine
-from hnkernels.hypernetwork import Hypernetwork
+from hnkernels.network.hypernetwork import Hypernetwork
+from hnkernels.ops.folding import is_affine
 
 
 class Adapter(Handle):

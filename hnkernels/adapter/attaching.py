@@ -14,7 +14,7 @@ from hnkernels.adapter.projections import find_projections
 from hnkernels.adapter.sites import TARGETS, AdapterError, accepted_targets, check_reach, denoiser, find_attention
 from hnkernels.adapter.strength import Strength
 from hnkernels.adapter.weight_adapter import WeightAdapter
-from hnkernels.hypernetwork import Hypernetwork
+from hnkernels.network.hypernetwork import Hypernetwork
 
 if TYPE_CHECKING:
     from hnkernels.generator import GeneratedWeights, WeightHypernetwork

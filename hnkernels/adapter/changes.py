@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hnkernels.adapter.sites import AdapterError
 from hnkernels.adapter.strength import Level, parts
-from hnkernels.lowrank import lowrank_add, lowrank_linear, lowrank_linears
-from hnkernels.portable import project
+from hnkernels.ops.lowrank import lowrank_add, lowrank_linear, lowrank_linears
+from hnkernels.ops.portable import project
 
 if TYPE_CHECKING:
     from hnkernels.adapter.weight_adapter import WeightAdapter

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hnkernels.adapter.changes import Replay
 from hnkernels.adapter.links import Link, Links, rewrite
-from hnkernels.memo import Memo
+from hnkernels.ops.memo import Memo
 
 T = TypeVar("T")
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hnkernels import onednn
 from hnkernels.adapter.contexts import CacheStats
 from hnkernels.adapter.sites import AdapterError
 from hnkernels.adapter.strength import STREAMS, Level, Place, Strength, resolve
+from hnkernels.ops import onednn
 from hnkernels.triton import derived
 
 if TYPE_CHECKING:

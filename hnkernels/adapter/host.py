@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from hnkernels import onednn
 from hnkernels.adapter.changes import Replay, Together, changed_linears
 from hnkernels.adapter.contexts import ContextStore, Group, Layers, SharedContext, TracedContext
 from hnkernels.adapter.links import Links
 from hnkernels.adapter.site import Site
 from hnkernels.adapter.sites import AttentionSpec
 from hnkernels.adapter.strength import STREAMS
+from hnkernels.ops import onednn
 from hnkernels.triton import derived
 from hnkernels.triton.support import why_not
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hnkernels.adapter.sites import AdapterError
 from hnkernels.adapter.strength import STREAMS, Value, parts
-from hnkernels.functional import hyper_context, hyper_context_pair
-from hnkernels.mlp import HypernetworkMLP
+from hnkernels.network.mlp import HypernetworkMLP
+from hnkernels.ops.hyper import hyper_context, hyper_context_pair
 
 
 class Link(NamedTuple):

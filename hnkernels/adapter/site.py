@@ -13,10 +13,10 @@ from hnkernels.adapter.changes import Change, Together, changed_linears
 from hnkernels.adapter.links import Links, acting, arguments, in_one_operation, rewrite
 from hnkernels.adapter.sites import AdapterError, AttentionSpec
 from hnkernels.adapter.strength import STREAMS, Level
-from hnkernels.folding import fold_projection, is_affine
-from hnkernels.functional import hyper_kv, hyper_qkv
-from hnkernels.memo import Memo, version_of
-from hnkernels.portable import project
+from hnkernels.ops.folding import fold_projection, is_affine
+from hnkernels.ops.hyper import hyper_kv, hyper_qkv
+from hnkernels.ops.memo import Memo, version_of
+from hnkernels.ops.portable import project
 from hnkernels.triton.support import why_not
 
 if TYPE_CHECKING:

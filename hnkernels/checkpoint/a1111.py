@@ -16,7 +16,7 @@ from hnkernels.checkpoint.metadata import Metadata, config, provenance
 from hnkernels.checkpoint.placement import dropout_structure, output_is_activated
 from hnkernels.checkpoint.record import Record, place
 from hnkernels.checkpoint.sublayers import Kind, StateDict, check_linears, check_state_dict, kinds
-from hnkernels.mlp import normalise_init
+from hnkernels.network.mlp import normalise_init
 
 _OLDEST_KEYS = {f"linear{old}.{part}": f"linear.{old - 1}.{part}" for old in (1, 2) for part in ("weight", "bias")}
 _INIT_NAMES = {

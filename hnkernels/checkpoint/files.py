@@ -13,7 +13,7 @@ from hnkernels.checkpoint.atomic import replacing
 from hnkernels.checkpoint.errors import CheckpointError, naming
 from hnkernels.checkpoint.reading import read_torch_file
 from hnkernels.checkpoint.record import Record, build, record_of
-from hnkernels.hypernetwork import Hypernetwork
+from hnkernels.network.hypernetwork import Hypernetwork
 
 EXTENSIONS = (".pt", ".safetensors")
 

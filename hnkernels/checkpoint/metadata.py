@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hnkernels.checkpoint.errors import Fault, brief
-from hnkernels.hypernetwork import Provenance
-from hnkernels.mlp import MLPConfig
+from hnkernels.network.hypernetwork import Provenance
+from hnkernels.network.mlp import MLPConfig
 
 
 class Metadata:

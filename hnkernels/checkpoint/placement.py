@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from hnkernels.checkpoint.errors import Fault
 from hnkernels.checkpoint.sublayers import Kind
-from hnkernels.mlp import derive_dropout_structure
+from hnkernels.network.mlp import derive_dropout_structure
 
 UNSTATED_RATE = 0.3
 """A1111's rate at the time when files did not say it."""

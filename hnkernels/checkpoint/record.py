@@ -8,8 +8,8 @@ import torch
 
 from hnkernels.checkpoint.errors import Fault
 from hnkernels.checkpoint.sublayers import StateDict, check_linears
-from hnkernels.hypernetwork import Hypernetwork, Provenance
-from hnkernels.mlp import MLPConfig
+from hnkernels.network.hypernetwork import Hypernetwork, Provenance
+from hnkernels.network.mlp import MLPConfig
 
 STREAMS = ("K", "V")
 

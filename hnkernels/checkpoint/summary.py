@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hnkernels.activations import resolve
 from hnkernels.checkpoint.errors import naming
 from hnkernels.checkpoint.files import extension_of, read_record
 from hnkernels.checkpoint.record import build
+from hnkernels.network.activations import resolve
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:

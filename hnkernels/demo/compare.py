@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hnkernels.hypernetwork import Hypernetwork
+from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training import TrainingConfig, read_image_folder, train_hypernetwork
 from hnkernels.training.encoding import PipelineData
 from hnkernels.training.losses import denoising_loss

@@ -23,13 +23,13 @@ from rich.table import Table
 import hnkernels as hn
 from hnkernels.adapter.weight_adapter import WeightAdapter
 from hnkernels.assets import TINY_SD
+from hnkernels.convert.model_files import write_tensors
 from hnkernels.demo.figures import digit_sheet, loss_curve, sheet
 from hnkernels.demo.glyphs import Pictures, printed_glyphs
 from hnkernels.demo.job import JobSettings, digits_drawn, draw_digits, remove_earlier_run, training_config
 from hnkernels.demo.measures import ink_share, slant, stroke_width
 from hnkernels.demo.scores import PRINT, Judges, train_judges_on
 from hnkernels.demo.style_pictures import STYLES, styled_digits
-from hnkernels.model_files import write_tensors
 from hnkernels.pipeline import load_pipeline
 
 SWEEP = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hnkernels.convert.merging import check_number
 from hnkernels.generator.blocks import ResidualMLP, check_count
-from hnkernels.merging import check_number
 
 POOLINGS = ("perceiver", "mean")
 

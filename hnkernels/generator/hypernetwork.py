@@ -20,7 +20,7 @@ from hnkernels.generator.encoder import HypernetworkEncoder
 from hnkernels.generator.targets import TargetLayer, select_layers
 from hnkernels.generator.trunk import WeightGenerator
 from hnkernels.generator.weights import GeneratedWeights
-from hnkernels.hypernetwork import Provenance
+from hnkernels.network.hypernetwork import Provenance
 
 _PARTS: dict[str, Any] = {
     "encoder": HypernetworkEncoder,

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hnkernels.convert.merging import check_number
 from hnkernels.generator import files
 from hnkernels.generator.algebra import at_full_rank, at_least_fp32, recompressed, squared_norms
 from hnkernels.generator.blocks import check_count
 from hnkernels.generator.targets import Shape, TargetLayer, by_shape, check_selectors, fits
-from hnkernels.lowrank import HIGHEST_RANK
-from hnkernels.merging import check_number
+from hnkernels.ops.lowrank import HIGHEST_RANK
 
 
 class GeneratedWeights:

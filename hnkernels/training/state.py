@@ -13,7 +13,7 @@ import torch
 
 from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.hypernetwork import Hypernetwork
+from hnkernels.network.hypernetwork import Hypernetwork
 
 _NETWORK, _STATE = "hypernetwork.safetensors", "training_state.pt"
 

@@ -14,7 +14,7 @@ from hnkernels.adapter import attach
 from hnkernels.adapter.host import Host
 from hnkernels.adapter.sites import TARGETS, denoiser
 from hnkernels.generator import GeneratedWeights, WeightHypernetwork
-from hnkernels.hypernetwork import Hypernetwork
+from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.losses import Loss, Step, denoises, denoising
 
 Batch = Mapping[str, Any]

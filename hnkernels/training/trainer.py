@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from hnkernels.adapter import attach
 from hnkernels.adapter.sites import denoiser
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.hypernetwork import Hypernetwork
+from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data import as_examples
 from hnkernels.training.encoding import PipelineData, TensorData

@@ -10,6 +10,6 @@ From the device upwards:
 - ``mlps``, ``mlps_backward``: which of these make up an MLP, in which order, and what is kept in between.
 - ``ops``, ``functions``: as operators of PyTorch, and with gradients.
 - ``derived``, ``composition``: what inference computes once.
-- ``backend``, ``lowrank_backend``: what ``hnkernels.functional`` and ``hnkernels.lowrank`` call, where ``support``
+- ``backend``, ``lowrank_backend``: what ``hnkernels.ops.hyper`` and ``hnkernels.ops.lowrank`` call, where ``support``
   finds that it can run.
 """

@@ -61,7 +61,9 @@ def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, 
     Raises:
         RuntimeError: none of them runs.
     """
-    from hnkernels.triton import launchers, tiling
+    from hnkernels.triton import tiling
+    from hnkernels.triton.kernels.linear import linear
+    from hnkernels.triton.kernels.weight_gradient import WeightGradients
 
     device = "cpu" if target.backend == "interpreter" else "cuda"
     generator = torch.Generator(device).manual_seed(0)  # dropout's must not notice
@@ -73,11 +75,11 @@ def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, 
 
     def run() -> None:
         if kind == "gradient":
-            gradients = launchers.WeightGradients([[(N, K)] * 2], M, dtype, x.device)
+            gradients = WeightGradients([[(N, K)] * 2], M, dtype, x.device)
             gradients.add(0, (x, x), (other, other))
             gradients.total()
         else:
-            launchers.linear((x, x), (other, other), transposed=kind == "backward")
+            linear((x, x), (other, other), transposed=kind == "backward")
 
     times: dict[Tiles, float] = {}
     for tiles in CANDIDATES:
@@ -117,10 +119,9 @@ def _load() -> dict[str, Tiles]:
 
 
 def _save() -> None:
-    from hnkernels.checkpoint.atomic import replacing
-
     file = cache_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({key: asdict(tiles) for key, tiles in _load().items()}, indent=1, sort_keys=True)
-    with replacing(file) as out:
-        out.write(text.encode())
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)

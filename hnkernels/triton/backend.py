@@ -1,4 +1,4 @@
-"""The Triton backend: the same functions as ``hnkernels.portable`` has, on the kernels.
+"""The Triton backend: the same functions as ``hnkernels.ops.portable`` has, on the kernels.
 
 K and V travel together as long as their MLPs are of one structure; where they are not, each goes alone. At inference
 what can be computed once is: affine MLPs fold into the projection, the last linear of any other is composed with it.
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hnkernels.activations import resolve
-from hnkernels.folding import fold_projection, is_affine
-from hnkernels.mlp import HypernetworkMLP
-from hnkernels.portable import Chain, acts
+from hnkernels.network.activations import resolve
+from hnkernels.network.mlp import HypernetworkMLP
+from hnkernels.ops.folding import fold_projection, is_affine
+from hnkernels.ops.portable import Chain, acts
 from hnkernels.triton.composition import compose
 from hnkernels.triton.derived import derived
 from hnkernels.triton.functions import Structure, run_grouped_linear, run_linear, run_mlps
 from hnkernels.triton.launch import vendor_linear
-from hnkernels.triton.mlps import norm_vectors, unflatten
+from hnkernels.triton.mlps import all_norm_vectors, unflatten
 from hnkernels.triton.support import compute_dtype
 
 Projection = tuple[Tensor, Tensor | None]
@@ -293,4 +293,4 @@ def _vectors(mlps: Sequence[HypernetworkMLP], parameters: Sequence[Tensor], stru
     flat = [parameters[s * count : (s + 1) * count] for s in range(len(mlps))]
     sources = [p for mlp in mlps for p in mlp.parameters()]
     purpose = ("vectors", parameters[0].dtype, tuple(map(id, mlps)), structure)
-    return derived(sources[0], purpose, sources, lambda: norm_vectors(layers, unflatten(layers, flat)))
+    return derived(sources[0], purpose, sources, lambda: all_norm_vectors(layers, unflatten(layers, flat)))

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from hnkernels.mlp import HypernetworkMLP
+from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.triton.derived import derived
 
 

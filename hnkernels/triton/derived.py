@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from hnkernels.memo import Memo, forget_after_steps
+from hnkernels.ops.memo import Memo, forget_after_steps
 
 T = TypeVar("T")
 

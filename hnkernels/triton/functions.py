@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hnkernels.triton import mlps, mlps_backward
 from hnkernels.triton import ops as _ops  # noqa: F401  # registers torch.ops.hnkernels
-from hnkernels.triton.launchers import WeightGradients
+from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.mlps import Layer
 
 _NO_SECOND = (

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hnkernels.triton.functions import once
-from hnkernels.triton.launchers import WeightGradients, acc_dtype
+from hnkernels.triton.kernels.arguments import acc_dtype
+from hnkernels.triton.kernels.weight_gradient import WeightGradients
 
 
 def lowrank_linears(

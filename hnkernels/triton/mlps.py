@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnkernels.triton import launchers
-from hnkernels.triton.launchers import Dropout, NormIn, Streams
+from hnkernels.triton.kernels.arguments import Dropout, Streams
+from hnkernels.triton.kernels.layer_forward import NormIn, layer_forward
+from hnkernels.triton.kernels.norm_forward import norm_forward, norm_vectors
 
 _IDEMPOTENT = ("linear", "relu", "relu6", "hardtanh")  # act(act(a)) = act(a), and act' at both is the same
 _SCALE_FREE = ("linear", "relu")  # so even after a multiplication by dropout's 0 or 1/(1-p)
@@ -145,19 +146,19 @@ def forward(
     dropout = dropout_of(layer, seed, last)
     first_rider = rider if last == 0 else None
     if layer.norm:
-        step = launchers.layer_forward(
+        step = layer_forward(
             state.h, p.w, p.b, "linear", out=False, pre=True, norm_in=norm_in, rider=first_rider, stats=save
         )
         assert step.pre is not None
         assert p.gamma is not None
         assert p.beta is not None
-        y = launchers.norm_forward(
+        y = norm_forward(
             step.pre, p.gamma, p.beta, layer.act, out_dtype=out_dtype, alpha=p.alpha, dropout=dropout,
             residual=residual, multiplier=multiplier, strength=strength,
             wb=None if norm_in is None else norm_in.wb,
         )  # fmt: skip
     else:
-        step = launchers.layer_forward(
+        step = layer_forward(
             state.h, p.w, p.b, layer.act, out_dtype=out_dtype, pre=save and layer.act != "linear", alpha=p.alpha,
             norm_in=norm_in, dropout=dropout, residual=residual, multiplier=multiplier, strength=strength,
             rider=first_rider, stats=save,
@@ -190,7 +191,7 @@ def hidden_layers(
         # Behind a LayerNorm the pre-activations are kept without their constant part, so that the output cannot serve.
         serves = output_serves(layer) and norm_in is None
         later = save and serves  # the output is kept, so γ waits for the next launch
-        step = launchers.layer_forward(
+        step = layer_forward(
             state.h, p.w, p.b, "linear" if apart else layer.act, out=not apart,
             pre=apart or (save and not serves), alpha=None if apart else p.alpha, norm_in=norm_in,
             moments=layer.norm and not apart, gamma=None if apart or later else p.gamma,
@@ -201,7 +202,7 @@ def hidden_layers(
             assert step.pre is not None
             assert p.gamma is not None
             assert p.beta is not None
-            h = launchers.norm_forward(
+            h = norm_forward(
                 step.pre, p.gamma, p.beta, layer.act, out_dtype=step.pre.dtype, alpha=p.alpha, dropout=dropout,
                 wb=None if norm_in is None else norm_in.wb,
             )  # fmt: skip
@@ -237,7 +238,7 @@ def saved_again(
     pre = None
     if keeps_pre(layers, last):
         p, norm_in = parameters[last], _norm_in(state, parameters, last, None)
-        step = launchers.layer_forward(state.h, p.w, p.b, "linear", out=False, pre=True, norm_in=norm_in, stats=True)
+        step = layer_forward(state.h, p.w, p.b, "linear", out=False, pre=True, norm_in=norm_in, stats=True)
         _enter_stats(saved, step.stats, norm_in)
         pre = step.pre
     return [*saved, Saved(pre)]
@@ -262,7 +263,7 @@ def waits_for_product(layers: Sequence[Layer], index: int) -> bool:
     return layers[index].norm and layers[index].dropout == 0 and index < len(layers) - 1
 
 
-def norm_vectors(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> list[Tensor]:
+def all_norm_vectors(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> list[Tensor]:
     """For every LayerNorm that a product finishes, W γ and W β + b of that product: once is enough at inference."""
     vectors: list[Tensor] = []
     for i in range(len(layers) - 1):
@@ -275,7 +276,7 @@ def _vectors_behind(parameters: Sequence[Parameters], index: int) -> tuple[Tenso
     before, p = parameters[index], parameters[index + 1]
     assert before.gamma is not None
     assert before.beta is not None
-    return launchers.norm_vectors(p.w, p.b, before.gamma, before.beta)
+    return norm_vectors(p.w, p.b, before.gamma, before.beta)
 
 
 def _norm_in(

@@ -13,8 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnkernels.triton import launchers
-from hnkernels.triton.launchers import Streams, WeightGradients
+from hnkernels.triton.kernels.arguments import Streams, acc_dtype, row_programs
+from hnkernels.triton.kernels.hidden_gradient import hidden_gradient
+from hnkernels.triton.kernels.input_gradient import input_gradient
+from hnkernels.triton.kernels.layer_output_backward import layer_output_backward
+from hnkernels.triton.kernels.norm_backward import normed_gradient
+from hnkernels.triton.kernels.weight_gradient import WeightGradients, sum_rows
 from hnkernels.triton.mlps import Layer, Parameters, Saved, dropout_of, output_serves, waits_for_product
 
 
@@ -62,7 +66,7 @@ def backward(
     descent.at_first_layer()
     dx: tuple[Tensor | None, ...] = (None,) * len(dy)
     if needs_x:
-        dx = launchers.input_gradient(
+        dx = input_gradient(
             dy, descent.da, parameters[0].w, shared=shared, out_dtype=x_dtype, rider=rider
         )[: len(dy)]  # fmt: skip
     weights, vectors = descent.parameter_gradients()
@@ -101,7 +105,7 @@ class _Descent:
             self.gradients = WeightGradients([_sizes(p.w) for p in parameters], rows, dtype, device, normed=normed)
             if self.vector_count:
                 self.sums = torch.empty(
-                    launchers.row_programs(rows), self.vector_count, device=device, dtype=launchers.acc_dtype(dtype)
+                    row_programs(rows), self.vector_count, device=device, dtype=acc_dtype(dtype)
                 )  # fmt: skip
 
     def through_output(self, multiplier: tuple[float, ...]) -> None:
@@ -129,13 +133,13 @@ class _Descent:
             assert gamma is not None
             assert kept.stats is not None
             assert self.dots is not None
-            da, h, dots = launchers.normed_gradient(
+            da, h, dots = normed_gradient(
                 self.da, p.w, gamma, below.act, kept.pre, kept.stats, self.dots, with_normal=with_h, wb=wb,
                 wg=self._wg(index - 1),
             )  # fmt: skip
         else:
             fused = not self._by_rows(index - 1)
-            da, h = launchers.hidden_gradient(
+            da, h = hidden_gradient(
                 self.da, p.w, act=below.act, a=kept.pre if fused and below.act != "linear" else None, wb=wb,
                 fused=fused,
                 with_h=with_h and fused, dropout=dropout_of(below, self.seed, index - 1) if fused else None,
@@ -165,7 +169,7 @@ class _Descent:
         dtype = vector_dtype(self.parameters, self.sums.dtype)
         vectors = torch.empty(self.vector_count, device=self.sums.device, dtype=dtype)
         for first, end in self._summed_ranges():
-            launchers.sum_rows(self.sums[:, first:end], vectors[first:end])
+            sum_rows(self.sums[:, first:end], vectors[first:end])
         for index in range(len(self.layers) - 1):
             if self._finished_by_product(index):
                 p, (first, per_stream) = self.parameters[index], self.offsets[index]
@@ -194,7 +198,7 @@ class _Descent:
         layer, p, (first, per_stream) = self.layers[index], self.parameters[index], self.offsets[index]
         if self.sums is not None and per_stream:
             self.summed.append(index)
-        return launchers.layer_output_backward(
+        return layer_output_backward(
             dh, self.saved[index].pre, layer.act, gamma=p.gamma, beta=p.beta, alpha=p.alpha,
             dropout=dropout_of(layer, self.seed, index), multiplier=multiplier, with_h=with_h,
             sums=self.sums if per_stream else None, sums_at=first, stream_of_sums=per_stream,

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hnkernels.triton import launchers, mlps, mlps_backward
+from hnkernels.triton import mlps, mlps_backward
+from hnkernels.triton.kernels.arguments import acc_dtype
+from hnkernels.triton.kernels.grouped import grouped_input_gradient, grouped_linear, groups
+from hnkernels.triton.kernels.linear import linear
+from hnkernels.triton.kernels.lowrank_add import lowrank_add
+from hnkernels.triton.kernels.lowrank_arguments import POINTERS, LowRank
+from hnkernels.triton.kernels.lowrank_factor_gradient import lowrank_factor_gradients, lowrank_sums
+from hnkernels.triton.kernels.lowrank_input_gradient import lowrank_input_gradient
+from hnkernels.triton.kernels.lowrank_linear import lowrank_linear
+from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink
+from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.mlps import Layer
 
 _STRUCTURE = "str act, bool[] activated, bool[] norms, float[] dropouts"
@@ -113,7 +123,7 @@ def _(
     if rider_w is not None:
         outs.append(x[0].new_empty(rows, rider_w.shape[0]))
     if save:
-        acc = launchers.acc_dtype(x[0].dtype)
+        acc = acc_dtype(x[0].dtype)
         widths = [p.w[0].shape[0] for p in _parameters(layers, parameters, streams)]
         for i, width in enumerate(widths):
             if mlps.keeps_pre(layers, i):
@@ -163,10 +173,10 @@ def _(
         weights, vectors = mlps_backward.gradient_sizes(layers, unflat)
         outs.append(x[0].new_empty(weights))
         if vectors:
-            dtype = mlps_backward.vector_dtype(unflat, launchers.acc_dtype(x[0].dtype))
+            dtype = mlps_backward.vector_dtype(unflat, acc_dtype(x[0].dtype))
             outs.append(x[0].new_empty(vectors, dtype=dtype))
     if needs_rider:
-        outs.append(x[0].new_empty(launchers.WeightGradients.layout([[rider_w.shape]])[1]))
+        outs.append(x[0].new_empty(WeightGradients.layout([[rider_w.shape]])[1]))
     return outs
 
 
@@ -174,7 +184,7 @@ def _(
 def _linear(x, w, b, transposed):
     """``x wᵀ + b`` per stream, or ``x w``."""
     x = _both(_rows(x), len(w))
-    return list(launchers.linear(x, tuple(t.contiguous() for t in w), tuple(b) or None, transposed=transposed))
+    return list(linear(x, tuple(t.contiguous() for t in w), tuple(b) or None, transposed=transposed))
 
 
 @_shapes("linear", _linear)
@@ -187,7 +197,7 @@ def _linear_weight_gradient(dy, x, biases):
     """``dyᵀ x`` and ``Σ dy`` per stream, flat."""
     x = _both(_rows(x), len(dy))
     shapes = [(d.shape[1], t.shape[1]) for d, t in zip(dy, x, strict=True)]
-    gradients = launchers.WeightGradients([shapes], x[0].shape[0], dy[0].dtype, dy[0].device, biases)
+    gradients = WeightGradients([shapes], x[0].shape[0], dy[0].dtype, dy[0].device, biases)
     gradients.add(0, tuple(d.contiguous() for d in dy), x)
     return gradients.total()
 
@@ -195,7 +205,7 @@ def _linear_weight_gradient(dy, x, biases):
 @_shapes("linear_weight_gradient", _linear_weight_gradient)
 def _(dy, x, biases):
     shapes = [(d.shape[1], x[0].shape[1]) for d in dy]
-    return dy[0].new_empty(launchers.WeightGradients.layout([shapes], biases)[1])
+    return dy[0].new_empty(WeightGradients.layout([shapes], biases)[1])
 
 
 @_define(
@@ -210,7 +220,7 @@ def _mlp_project(x, parameters, rider_w, rider_b, act, activated, norms, dropout
     x = _both(_rows(x), streams)
     rider = None if rider_w is None else (rider_w.contiguous(), rider_b)
     state, _ = mlps.hidden_layers(x, layers, _parameters(layers, parameters, streams), save=False, rider=rider)
-    projected = launchers.linear(x, tuple(t.contiguous() for t in w), tuple(c), z=state.stacked, g=tuple(g))
+    projected = linear(x, tuple(t.contiguous() for t in w), tuple(c), z=state.stacked, g=tuple(g))
     return [*projected, *([] if state.rider is None else [state.rider])]
 
 
@@ -225,7 +235,7 @@ def _grouped_linear(x, w, b, streams):
     """``x[streams[g]] w_gᵀ + b_g`` for every g, [M, N_g] each, one behind the other."""
     x, w = _both(_rows(x), 2), _aligned(w)
     out = x[0].new_empty(x[0].shape[0] * sum(t.shape[0] for t in w))
-    launchers.grouped_linear(x, launchers.groups(w, b, streams, x[0].shape[0]), out)
+    grouped_linear(x, groups(w, b, streams, x[0].shape[0]), out)
     return out
 
 
@@ -237,8 +247,8 @@ def _(x, w, b, streams):
 @_define("grouped_linear_backward", "(Tensor[] dy, Tensor[] w, int[] streams) -> Tensor[]")
 def _grouped_linear_backward(dy, w, streams):
     """``Σ dy_g w_g`` over the projections of the K stream, and of the V stream."""
-    groups = launchers.groups(_aligned(w), [None] * len(w), streams, dy[0].shape[0])
-    return list(launchers.grouped_input_gradient(_aligned(dy), groups))
+    gathered = groups(_aligned(w), [None] * len(w), streams, dy[0].shape[0])
+    return list(grouped_input_gradient(_aligned(dy), gathered))
 
 
 @_shapes("grouped_linear_backward", _grouped_linear_backward)
@@ -248,7 +258,7 @@ def _(dy, w, streams):
 
 def _lowrank(x, a, b, scale, index):
     """The factors of every slice with the samples."""
-    tabled = len(a) > launchers.POINTERS
+    tabled = len(a) > POINTERS
     arrange = _aligned if tabled else _contiguous
     x = _rows([x])[0]
     if tabled and x.data_ptr() % 16:
@@ -257,7 +267,7 @@ def _lowrank(x, a, b, scale, index):
     if index is None and scale is None and 0 < sets < samples and x.stride(0) == tokens * x.stride(1):
         x = x.view(sets, samples // sets * tokens, d)  # nothing tells the samples of a set apart
     scale = None if scale is None else _rows([scale])[0]
-    return launchers.LowRank(x, arrange(a), arrange(b), scale, None if index is None else index.contiguous())
+    return LowRank(x, arrange(a), arrange(b), scale, None if index is None else index.contiguous())
 
 
 def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -278,7 +288,7 @@ def _lowrank_linear(x, w, biases, a, b, scale, index):
     slices = _lowrank(x, a, b, scale, index)
     w = _aligned(w) if slices.tabled else _contiguous(w)
     biases = [None if t is None else t.contiguous() for t in biases]
-    return _sampled(launchers.lowrank_linear(slices, w, biases), x)
+    return _sampled(lowrank_linear(slices, w, biases), x)
 
 
 @_shapes("lowrank_linear", _lowrank_linear)
@@ -294,7 +304,7 @@ def _lowrank_add(x, bases, a, b, scale, index):
     """``base + scale·(x aᵀ) bᵀ`` for every slice, like ``lowrank_linear``'s."""
     slices = _lowrank(x, a, b, scale, index)
     bases = _aligned(bases) if slices.tabled else _contiguous(bases)
-    return _sampled(launchers.lowrank_add(slices, bases), x)
+    return _sampled(lowrank_add(slices, bases), x)
 
 
 @_shapes("lowrank_add", _lowrank_add)
@@ -304,7 +314,7 @@ def _(x, bases, a, b, scale, index):
 
 def _lowrank_outputs(x: Tensor, b: Sequence[Tensor]) -> list[Tensor]:
     widths = [t.shape[1] for t in b]
-    if len(b) > launchers.POINTERS:
+    if len(b) > POINTERS:
         return [x.new_empty(x.shape[0] * x.shape[1] * sum(widths))]
     return [x.new_empty(*x.shape[:2], n) for n in widths]
 
@@ -322,11 +332,11 @@ def _lowrank_backward(dy, x, w, a, b, scale, index, needs_x, needs_factors, need
     dy, w = arrange(dy), arrange(w)
     below = needs_factors or needs_scale
     table = slices.table(dy, w)
-    g, u = launchers.lowrank_shrink(slices, table, dy, with_u=below, scale_gradient=needs_scale)
-    outs = [launchers.lowrank_input_gradient(slices, table, dy, w, g).view(x.shape)] if needs_x else []
+    g, u = lowrank_shrink(slices, table, dy, with_u=below, scale_gradient=needs_scale)
+    outs = [lowrank_input_gradient(slices, table, dy, w, g).view(x.shape)] if needs_x else []
     if u is not None:
-        parts = launchers.lowrank_factor_gradients(slices, table, dy, g, u, factors=needs_factors, scale=needs_scale)
-        outs += [t for t in launchers.lowrank_sums(slices, table, *parts) if t is not None]
+        parts = lowrank_factor_gradients(slices, table, dy, g, u, factors=needs_factors, scale=needs_scale)
+        outs += [t for t in lowrank_sums(slices, table, *parts) if t is not None]
     return outs
 
 

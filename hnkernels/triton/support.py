@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hnkernels.activations import resolve
-from hnkernels.mlp import HypernetworkMLP
+from hnkernels.network.activations import resolve
+from hnkernels.network.mlp import HypernetworkMLP
 
 LEAST_CAPABILITY = (8, 0)
 WIDEST_ROW = 32768

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import hnkernels.portable
+import hnkernels.ops.portable
 import hnkernels.triton.backend
 from tests.models import TEXT_WIDTH, noise, prompt, tiny_unet
 
@@ -38,7 +38,7 @@ class Evaluations(list):
 @pytest.fixture
 def evaluations(monkeypatch):
     made = Evaluations()
-    transform, transform_pair = hnkernels.portable.transform, hnkernels.triton.backend.transform_pair
+    transform, transform_pair = hnkernels.ops.portable.transform, hnkernels.triton.backend.transform_pair
 
     def counting(x: torch.Tensor, chain):
         if chain:
@@ -49,6 +49,6 @@ def evaluations(monkeypatch):
         made.extend(x.shape[-1] for chain in (chain_k, chain_v) if chain)
         return transform_pair(x, chain_k, chain_v, *options)
 
-    monkeypatch.setattr(hnkernels.portable, "transform", counting)
+    monkeypatch.setattr(hnkernels.ops.portable, "transform", counting)
     monkeypatch.setattr(hnkernels.triton.backend, "transform_pair", counting_pair)
     return made

@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 
 from hnkernels import Hypernetwork
-from hnkernels.activations import ACTIVATIONS
-from hnkernels.mlp import INITS
+from hnkernels.network.activations import ACTIVATIONS
+from hnkernels.network.mlp import INITS
 
 NAMES = [None, "linear", *(name for name, row in ACTIVATIONS.items() if not row.legacy)]
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from hnkernels.activations import ACTIVATIONS
+from hnkernels.network.activations import ACTIVATIONS
 from tests.accuracy import Call
 
 

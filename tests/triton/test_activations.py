@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hnkernels.activations import ACTIVATIONS
-from hnkernels.triton.activations import activate, derivative
+from hnkernels.network.activations import ACTIVATIONS
+from hnkernels.triton.kernels.activations import activate, derivative
 from tests.models import relative_error
 
 NAMES = [row.name for row in ACTIVATIONS.values() if row.device is not None]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hnkernels import HypernetworkMLP, hyper_context, hyper_kv
-from hnkernels.functional import hyper_context_pair
+from hnkernels.ops.hyper import hyper_context_pair
 from hnkernels.triton import backend
-from hnkernels.triton.dropout import dropout_scale
+from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.tiling import Tiles, forced
 from tests.accuracy import Call
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, make_mlp, reference_of, relative_error

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from hnkernels import hyper_kv, hyper_qkv
 from hnkernels.triton import functions  # registers torch.ops.hnkernels
+from hnkernels.triton.kernels import arguments
 from hnkernels.triton.launch import recording
-from hnkernels.triton.launchers import arguments
 from tests.models import GRADIENT_TOLERANCE, make_mlp, relative_error
 
 ROWS, WIDTH, OUT = 5, 8, 6

@@ -1,0 +1,1 @@
+"""Hypernetworks and models made into others: merging, mixing, LoRA export, model files."""

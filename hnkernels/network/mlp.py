@@ -1,0 +1,216 @@
+"""One residual MLP of a context hypernetwork, with the parameter names of an A1111 file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hnkernels.network.activations import resolve
+
+INITS = ("normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "identity")
+
+
+def normalise_init(name: str) -> str:
+    """``"XavierUniform"`` (A1111's spelling) or ``"xavier_uniform"`` → ``"xavier_uniform"``.
+
+    Raises:
+        ValueError: the name is none of ``INITS`` in either spelling.
+    """
+    for known in INITS:
+        if isinstance(name, str) and name.lower().replace("_", "") == known.replace("_", ""):
+            return known
+    raise ValueError(f"init {name!r} is unknown; accepted are {', '.join(INITS)}")
+
+
+def derive_dropout_structure(
+    layer_count: int, use_dropout: bool, last_layer_dropout: bool = False
+) -> tuple[float, ...]:
+    """The dropout list of a file that has none, by A1111's rule.
+
+    Args:
+        layer_count: ``len(layer_structure)``; the list has as many entries, entry i+1 belongs to linear i.
+        use_dropout: dropout of 0.3 behind every linear but the last two.
+        last_layer_dropout: together with ``use_dropout``, 0.3 behind the penultimate linear too.
+    """
+    if not use_dropout or layer_count < 3:
+        return (0.0,) * layer_count
+    return (0.0, *(0.3,) * (layer_count - 3), 0.3 if last_layer_dropout else 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """What all MLPs of one hypernetwork share.
+
+    Args:
+        layer_structure: widths relative to the context's, first and last 1. They are floats; ``int(dim * s)``
+            truncates, so that 768 · 0.1 gives 76.
+        activation: a name of the table in ``hnkernels.network.activations``; ``None`` or ``"linear"`` for none.
+        layer_norm: a LayerNorm after every linear, the last one included.
+        dropout_structure: one probability in [0, 1) per entry of ``layer_structure``; entry i+1 follows linear i,
+            entry 0 has no effect. ``None``: no dropout.
+        activate_output: the activation follows the last linear too.
+        init: one of ``INITS``, or A1111's spelling of one. ``"identity"`` starts as the base model: hidden layers as
+            ``"kaiming_normal"``, and the output exactly zero with a gradient that is not.
+        allow_legacy_activations: accept the softmax family, which mixes the items of a batch.
+
+    Raises:
+        ValueError: a value is outside what is said above.
+    """
+
+    layer_structure: tuple[float, ...] = (1, 2, 1)
+    activation: str | None = "relu"
+    layer_norm: bool = False
+    dropout_structure: tuple[float, ...] | None = None
+    activate_output: bool = False
+    init: str = "normal"
+    allow_legacy_activations: bool = False
+
+    def __post_init__(self):
+        structure = _numbers("layer_structure", self.layer_structure)
+        if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1:
+            raise ValueError(f"layer_structure must have at least two entries and start and end with 1: {structure}")
+        if not all(0 < s <= sys.float_info.max for s in structure):
+            raise ValueError(f"layer_structure must be positive and finite: {structure}")
+        object.__setattr__(self, "layer_structure", structure)
+        resolve(self.activation, self.allow_legacy_activations)
+        if self.dropout_structure is not None:
+            dropout = _numbers("dropout_structure", self.dropout_structure)
+            if len(dropout) != len(structure):
+                raise ValueError(
+                    f"dropout_structure has {len(dropout)} entries and layer_structure {len(structure)}; "
+                    "they must be as many, entry i+1 follows linear i"
+                )
+            if not all(0 <= p < 1 for p in dropout):
+                raise ValueError(f"dropout_structure must lie in [0, 1): {dropout}")
+            object.__setattr__(self, "dropout_structure", dropout)
+        object.__setattr__(self, "init", normalise_init(self.init))
+
+    def dropout_after(self, index: int) -> float:
+        """Dropout probability behind linear ``index``."""
+        return 0.0 if self.dropout_structure is None else self.dropout_structure[index + 1]
+
+
+def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise ValueError(f"{name} must be a sequence of numbers such as (1, 2, 1), not {values!r}")
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"{name} must hold numbers only: {tuple(values)!r}")
+    return tuple(values)
+
+
+class Layer(NamedTuple):
+    """One linear of an MLP and what follows it."""
+
+    linear: nn.Linear
+    activation: nn.Module | None
+    norm: nn.LayerNorm | None
+    dropout: float
+
+
+class HypernetworkMLP(nn.Module):
+    """``y = x + m·f(x)``: rewrites the attention context in front of one projection.
+
+    ``f`` is, for every entry of the layer structure, Linear → activation → LayerNorm → Dropout. In training mode m is
+    1, in eval mode it is ``multiplier``, as in A1111. State-dict keys are ``linear.<i>.weight|bias``, where i counts
+    every sub-layer, those without parameters included.
+
+    Args:
+        dim: width of the context.
+        config: what is built; see ``MLPConfig``.
+
+    Shape: x [..., dim] → [..., dim], in x's dtype.
+    """
+
+    def __init__(self, dim: int, config: MLPConfig | None = None):
+        super().__init__()
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+            raise ValueError(f"dim must be a positive whole number, not {dim!r}")
+        self.dim = dim
+        self.config = config = config or MLPConfig()
+        self.multiplier = 1.0
+        widths = [int(dim * s) for s in config.layer_structure]
+        if 0 in widths:
+            raise ValueError(f"layer_structure {config.layer_structure} leaves no unit in a layer at width {dim}")
+        activation = resolve(config.activation, config.allow_legacy_activations)
+        count = len(widths) - 1
+        sublayers: list[nn.Module] = []
+        for i in range(count):
+            sublayers.append(nn.Linear(widths[i], widths[i + 1]))
+            if activation is not None and (i < count - 1 or config.activate_output):
+                sublayers.append(activation.build())
+            if config.layer_norm:
+                sublayers.append(nn.LayerNorm(widths[i + 1]))
+            if config.dropout_after(i) > 0:
+                sublayers.append(nn.Dropout(config.dropout_after(i)))
+        self.linear = nn.Sequential(*sublayers)
+        self.reset_parameters()
+
+    def layers(self) -> list[Layer]:
+        """The sub-layers grouped by linear, in order."""
+        layers: list[Layer] = []
+        for module in self.linear:
+            if isinstance(module, nn.Linear):
+                layers.append(Layer(module, None, None, 0.0))
+            elif isinstance(module, nn.LayerNorm):
+                layers[-1] = layers[-1]._replace(norm=module)
+            elif isinstance(module, nn.Dropout):
+                layers[-1] = layers[-1]._replace(dropout=module.p)
+            else:
+                layers[-1] = layers[-1]._replace(activation=module)
+        return layers
+
+    def multiplier_at(self, strength: float | Tensor) -> float | Tensor:
+        """m as a forward pass at this strength uses it: 1 in training mode, else multiplier times strength."""
+        return 1.0 if self.training else self.multiplier * strength
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, self.linear(x), alpha=1.0 if self.training else self.multiplier)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws the parameters anew by ``config.init``. Biases become 0, LayerNorm weights N(0, 0.01)."""
+        init = self.config.init
+        fill = {
+            "normal": lambda w: nn.init.normal_(w, std=0.01),
+            "xavier_uniform": nn.init.xavier_uniform_,
+            "xavier_normal": nn.init.xavier_normal_,
+            "kaiming_uniform": lambda w: nn.init.kaiming_uniform_(w, nonlinearity="relu"),
+            "kaiming_normal": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
+        }["kaiming_normal" if init == "identity" else init]
+        for layer in self.layers():
+            fill(layer.linear.weight)
+            nn.init.zeros_(layer.linear.bias)
+            if layer.norm is not None:
+                nn.init.normal_(layer.norm.weight, std=0.01)
+                nn.init.zeros_(layer.norm.bias)
+            if isinstance(layer.activation, nn.PReLU):
+                nn.init.constant_(layer.activation.weight, 0.25)
+        if init == "identity":
+            self._start_at_identity()
+
+    def _start_at_identity(self) -> None:
+        last = self.layers()[-1]
+        if last.norm is not None:
+            # Zeroing the linear instead would feed LayerNorm rows without variance: a gradient 1/sqrt(eps) too large.
+            nn.init.zeros_(last.norm.weight)
+            return
+        activation = resolve(self.config.activation, self.config.allow_legacy_activations)
+        if last.activation is not None and activation is not None:
+            with torch.device("cpu"), torch.enable_grad():  # whatever device the parameters are being made on
+                zero = torch.zeros(1, 1, 1, requires_grad=True)
+                value = activation.build()(zero)
+                (slope,) = torch.autograd.grad(value.sum(), zero)
+            if value.item() != 0 or slope.item() == 0:
+                raise ValueError(
+                    f"init 'identity' with activate_output cannot work for activation {self.config.activation!r}: "
+                    "its output at 0 is not 0, or its slope there is; use activate_output=False or layer_norm=True"
+                )
+        nn.init.zeros_(last.linear.weight)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, multiplier={self.multiplier:g}"

@@ -1,0 +1,268 @@
+"""The hypernetwork operations as functions: check the inputs, pick the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hnkernels.network.mlp import HypernetworkMLP
+from hnkernels.ops import portable
+from hnkernels.triton import support
+
+MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
+
+Strength = float | Tensor | Sequence[float | Tensor]
+"""One for all MLPs of a chain, or one each. A tensor of no dimensions is read when the kernels run."""
+
+
+def hyper_context(
+    context: Tensor,
+    mlps: MLPs,
+    *,
+    strength: Strength = 1.0,
+    backend: str = "auto",
+    recompute: bool = False,
+) -> Tensor:
+    """The context after one MLP or a chain of them: ``x ← x + m·f(x)`` for each, in order.
+
+    Args:
+        context: [..., d] in a floating dtype.
+        mlps: one MLP of width d, or a chain applied first to last. Parameters may have another floating dtype than
+            the context (fp32 master weights, say); they are cast to the context's for the computation.
+        strength: factor on every MLP's own multiplier, or one factor each. Without effect on MLPs in training mode. A
+            tensor without dimensions, on the context's device, is read when the kernels run: neither a compiled nor a
+            captured graph is tied to its value. It gets no gradient.
+        backend, recompute: see ``hyper_kv``.
+
+    Returns:
+        [..., d] in the context's dtype; under autocast as eager PyTorch promotes it.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; the message names them.
+    """
+    chain = _chain("mlps", mlps, strength)
+    support.check_backend(backend)
+    _check_context(context)
+    _check_chain("mlps", chain, context)
+    if _takes_triton(backend, context, chain):
+        from hnkernels.triton.backend import transform
+
+        return transform(context, chain, recompute)
+    return portable.transform(context, chain)
+
+
+def hyper_context_pair(
+    context: Tensor,
+    mlp_k: MLPs,
+    mlp_v: MLPs,
+    *,
+    strength: Strength | Mapping[str, Strength] = 1.0,
+    backend: str = "auto",
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``hyper_context`` for the K and the V stream of one context, on the Triton backend in the same launches.
+
+    Args and errors as those of ``hyper_kv``. Shape: context [..., d] → two of [..., d].
+    """
+    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
+    support.check_backend(backend)
+    _check_context(context)
+    _check_chain("mlp_k", chain_k, context)
+    _check_chain("mlp_v", chain_v, context)
+    if _takes_triton(backend, context, (*chain_k, *chain_v)):
+        from hnkernels.triton.backend import transform_pair
+
+        return transform_pair(context, chain_k, chain_v, recompute)
+    return portable.transform_pair(context, chain_k, chain_v)
+
+
+def hyper_kv(
+    context: Tensor,
+    mlp_k: MLPs,
+    mlp_v: MLPs,
+    w_k: Tensor,
+    w_v: Tensor,
+    b_k: Tensor | None = None,
+    b_v: Tensor | None = None,
+    *,
+    strength: Strength | Mapping[str, Strength] = 1.0,
+    backend: str = "auto",
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """K and V of attention with a hypernetwork: ``K = (x + m·f_k(x)) w_kᵀ + b_k``, V likewise.
+
+    Differentiable in the context, in every MLP parameter, and in the projections where they require a gradient.
+
+    Args:
+        context: x, [..., d] in a floating dtype.
+        mlp_k, mlp_v: one MLP of width d each, or chains of them; an empty sequence leaves the context as it is.
+        w_k, w_v: [n_k, d] and [n_v, d], in the context's dtype (any floating dtype under autocast).
+        b_k, b_v: [n_k] and [n_v].
+        strength: factor on the multiplier of every MLP, or one per position of the chain, for K and V alike; a mapping
+            ``{"k": …, "v": …}`` tells the two apart. Tensors and training mode: see ``hyper_context``.
+        backend: ``"portable"`` is plain PyTorch; ``"triton"`` are the fused kernels, refused with a reason where they
+            cannot run; ``"auto"`` takes these wherever they can run on a GPU (CUDA from compute capability 8.0, ROCm,
+            XPU), and on CPU tensors under ``TRITON_INTERPRET=1``.
+        recompute: on the Triton backend, keep nothing but x for the backward pass and compute the rest once more there.
+
+    Returns:
+        K [..., n_k] and V [..., n_v].
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or the backend cannot run; the message names what was given
+            and what is accepted.
+        RuntimeError: a gradient of the Triton backend is differentiated once more.
+    """
+    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
+    _check_all(context, {"mlp_k": chain_k, "mlp_v": chain_v}, {"k": (w_k, b_k), "v": (w_v, b_v)}, backend)
+    if _takes_triton(backend, context, (*chain_k, *chain_v)):
+        from hnkernels.triton.backend import project_pair
+
+        k, v = project_pair(context, chain_k, chain_v, (w_k, b_k), (w_v, b_v), recompute=recompute)
+        return k, v
+    y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
+    return portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
+
+
+def hyper_qkv(
+    x: Tensor,
+    mlp_k: MLPs,
+    mlp_v: MLPs,
+    w_q: Tensor,
+    w_k: Tensor,
+    w_v: Tensor,
+    b_q: Tensor | None = None,
+    b_k: Tensor | None = None,
+    b_v: Tensor | None = None,
+    *,
+    strength: Strength | Mapping[str, Strength] = 1.0,
+    backend: str = "auto",
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, K and V of self-attention with a hypernetwork: ``Q = x w_qᵀ + b_q``, K and V as in ``hyper_kv``.
+
+    On the Triton backend Q is computed in the launch of the MLPs' first linears, which read the same x.
+
+    Args:
+        x: [..., d].
+        w_q: [n_q, d].
+        b_q: [n_q].
+        mlp_k, mlp_v, w_k, w_v, b_k, b_v, strength, backend, recompute: see ``hyper_kv``, with its errors.
+
+    Returns:
+        Q [..., n_q], K [..., n_k] and V [..., n_v].
+    """
+    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
+    projections = {"q": (w_q, b_q), "k": (w_k, b_k), "v": (w_v, b_v)}
+    _check_all(x, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
+    if _takes_triton(backend, x, (*chain_k, *chain_v)):
+        from hnkernels.triton.backend import project_pair
+
+        k, v, q = project_pair(x, chain_k, chain_v, (w_k, b_k), (w_v, b_v), (w_q, b_q), recompute)
+        return q, k, v
+    y_k, y_v = portable.transform_pair(x, chain_k, chain_v)
+    return portable.project(x, w_q, b_q), portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
+
+
+def _chains(
+    mlp_k: MLPs, mlp_v: MLPs, strength: Strength | Mapping[str, Strength]
+) -> tuple[portable.Chain, portable.Chain]:
+    """Both streams' MLPs with their multipliers."""
+    if not isinstance(strength, Mapping):
+        strength = {"k": strength, "v": strength}
+    if set(strength) != {"k", "v"}:
+        raise ValueError(f"strength by stream must be {{'k': …, 'v': …}}, not {dict(strength)!r}")
+    return _chain("mlp_k", mlp_k, strength["k"]), _chain("mlp_v", mlp_v, strength["v"])
+
+
+def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
+    """The MLPs with the multiplier each is to use now."""
+    mlps = tuple(mlps) if isinstance(mlps, Iterable) else (mlps,)
+    for mlp in mlps:
+        if not isinstance(mlp, HypernetworkMLP):
+            raise ValueError(f"{name} must be a HypernetworkMLP or a sequence of them, not {type(mlp).__name__}")
+    strengths: tuple[Any, ...] = tuple(strength) if isinstance(strength, (tuple, list)) else (strength,) * len(mlps)
+    for s in strengths:
+        if not (isinstance(s, Tensor) and s.ndim == 0) and not isinstance(s, (int, float)):
+            raise ValueError(
+                "strength must be a number or a tensor without dimensions, or one per MLP of the chain, not "
+                + (_describe(s) if isinstance(s, Tensor) else repr(strength))
+            )
+    if len(strengths) != len(mlps):
+        raise ValueError(f"strength has {len(strengths)} values and {name} is a chain of {len(mlps)}; give one each")
+    return tuple((mlp, mlp.multiplier_at(s)) for mlp, s in zip(mlps, strengths, strict=True))
+
+
+def _takes_triton(backend: str, context: Tensor, chain: portable.Chain) -> bool:
+    """Whether the Triton backend is to run."""
+    return support.takes_triton(backend, context, [mlp for mlp, m in chain if portable.acts(m)])
+
+
+def _check_all(
+    context: Tensor,
+    chains: dict[str, portable.Chain],
+    projections: dict[str, tuple[Tensor, Tensor | None]],
+    backend: str,
+) -> None:
+    support.check_backend(backend)
+    _check_context(context)
+    for name, chain in chains.items():
+        _check_chain(name, chain, context)
+    for suffix, (weight, bias) in projections.items():
+        _check_projection(suffix, weight, bias, context)
+
+
+def _check_context(context: Tensor) -> None:
+    if not isinstance(context, Tensor):
+        raise ValueError(f"context must be a tensor, not {type(context).__name__}")
+    if context.ndim < 1 or not context.is_floating_point():
+        raise ValueError(
+            f"context must be a floating-point tensor [..., d], not {_describe(context)}; cast it with .float()"
+        )
+
+
+def _check_chain(name: str, chain: portable.Chain, context: Tensor) -> None:
+    for mlp, _ in chain:
+        if mlp.dim != context.shape[-1]:
+            raise ValueError(
+                f"{name} is for contexts of width {mlp.dim}, the context is {_describe(context)}, width "
+                f"{context.shape[-1]}"
+            )
+        weight = mlp.linear[0].weight
+        if weight.device != context.device:
+            raise ValueError(
+                f"{name} is on {weight.device}, the context on {context.device}; move one with .to(device)"
+            )
+
+
+def _check_projection(suffix: str, weight: Tensor, bias: Tensor | None, context: Tensor) -> None:
+    width = context.shape[-1]
+    for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
+        if not isinstance(tensor, Tensor) and not (tensor is None and name[0] == "b"):
+            raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"w_{suffix} must be [n, {width}] for a context of width {width}, not {list(weight.shape)}"
+            + ("; it looks transposed" if weight.ndim == 2 and weight.shape[0] == width else "")
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"b_{suffix} must be [{weight.shape[0]}] like w_{suffix}, not {list(bias.shape)}")
+    for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
+        if tensor is None:
+            continue
+        if tensor.device != context.device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, the context on {context.device}; move one with .to(device)"
+            )
+        if tensor.dtype != context.dtype and not torch.is_autocast_enabled(context.device.type):
+            raise ValueError(
+                f"{name} is {tensor.dtype} and the context {context.dtype}; cast one of them, or run under "
+                "torch.autocast"
+            )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"

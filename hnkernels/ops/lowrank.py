@@ -1,0 +1,272 @@
+"""Linear layers with low-rank weights of their own for every sample: what a weight hypernetwork's output is used by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hnkernels.ops.lowrank_portable import Slice
+from hnkernels.ops.lowrank_portable import lowrank_linears as portable
+from hnkernels.triton.support import check_backend, compute_dtype, takes_triton
+
+HIGHEST_RANK = 64
+
+Scale = Tensor | float | None
+"""[S], [G], or one number for all; ``None`` is 1."""
+
+
+def lowrank_linear(
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Scale = None,
+    bias: Tensor | None = None,
+    *,
+    index: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``y[s] = x[s] Wᵀ + bias + scale[s]·(x[s] A[i]ᵀ) B[i]ᵀ`` with i = index[s].
+
+    Differentiable in everything but the index. What is kept for the backward pass is x and the factors; nothing is
+    copied per token; samples of scale 0 cost the plain linear. The factors may have another floating dtype than x (fp32
+    master weights, say).
+
+    Args:
+        x: [S, ..., d] in a floating dtype, S samples.
+        weight: W, [n, d] in x's dtype (any floating dtype under autocast).
+        a, b: the low-rank factors, [G, r, d] and [G, n, r], r at most 64 and at most n and d.
+        scale: [S], [G], or one number for all; ``None`` is 1.
+        bias: [n].
+        index: [S] whole numbers below G, which set serves which sample. Without it S is a multiple of G, and every set
+            serves as many consecutive samples: what ``num_images_per_prompt`` makes of a batch.
+        backend: ``"portable"`` is plain PyTorch; ``"triton"`` are the fused kernels, one launch with the linear itself,
+            refused with a reason where they cannot run; ``"auto"`` takes these wherever they can, as ``hyper_kv`` does.
+
+    Returns:
+        [S, ..., n] in x's dtype, or autocast's.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or the backend cannot run; the message names them.
+        RuntimeError: a gradient of the Triton backend is differentiated once more. (The portable one's may be.)
+    """
+    triton = _takes_triton(backend, x)
+    _check_weight(x, weight, bias)
+    _check_factors(x, weight.shape[0], a, b, scale, index)
+    return _run(x, [Slice(None, weight, bias, a, b, None)], [scale], index, triton)[0]
+
+
+def lowrank_linears(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scales: Scale | Sequence[Scale] = None,
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    index: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, ...]:
+    """``lowrank_linear`` for several linears of one x (to_q, to_k and to_v, say), which read it together.
+
+    On the Triton backend they are one launch, however many.
+
+    Args:
+        x, index, backend: as for ``lowrank_linear``.
+        weights, a, b, biases: one entry per linear, of widths and ranks of their own, but with as many sets G.
+        scales: one for all linears, or a list with one each.
+
+    Returns:
+        [S, ..., n] for every linear.
+    """
+    count = len(weights)
+    biases = [None] * count if biases is None else biases
+    each: list[Any] = list(scales) if isinstance(scales, (list, tuple)) else [scales] * count
+    lengths = {"a": len(a), "b": len(b), "biases": len(biases), "scales": len(each)}
+    if not count or set(lengths.values()) != {count}:
+        raise ValueError(f"give one entry per weight, of which there are {count} (at least 1), not {lengths}")
+    triton = _takes_triton(backend, x)
+    for number in range(count):
+        _check_weight(x, weights[number], biases[number], f"s[{number}]", f"es[{number}]")
+        _check_factors(x, weights[number].shape[0], a[number], b[number], each[number], index, f"[{number}]")
+    if len({t.shape[0] for t in a}) > 1:
+        raise ValueError(f"all linears must have as many sets of factors, not {[t.shape[0] for t in a]}")
+    slices = [Slice(None, w, bias, a_i, b_i, None) for w, bias, a_i, b_i in zip(weights, biases, a, b, strict=True)]
+    return _run(x, slices, each, index, triton)
+
+
+def lowrank_add(
+    base: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Scale = None,
+    *,
+    index: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``base[s] + scale[s]·(x[s] A[i]ᵀ) B[i]ᵀ``: the change alone, for a linear that computes by itself.
+
+    Args:
+        base: [S, ..., n], the linear's output.
+        x, a, b, scale, index, backend: as for ``lowrank_linear``.
+
+    Returns:
+        [S, ..., n] in base's dtype.
+    """
+    triton = _takes_triton(backend, x)
+    if not isinstance(base, Tensor) or not base.is_floating_point() or base.shape[:-1] != x.shape[:-1]:
+        raise ValueError(f"base must be a floating-point tensor {[*x.shape[:-1], 'n']}, not {_describe(base)}")
+    _check_device("base", base, x)
+    _check_factors(x, base.shape[-1], a, b, scale, index)
+    return _run(x, [Slice(base, None, None, a, b, None)], [scale], index, triton)[0].to(base.dtype)
+
+
+def _run(
+    x: Tensor, slices: list[Slice], scales: Sequence[Scale], index: Tensor | None, triton: bool
+) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(x)
+    rows = [_by_sample(scale, x, slices[0].a.shape[0], index) for scale in scales]
+    run = _run_triton if triton else _run_portable
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # autocast does not know the meta device
+        return run(x, slices, rows, index, dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, slices, rows, index, dtype)
+
+
+def _run_triton(
+    x: Tensor, slices: list[Slice], scales: list[Tensor | None], index: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    from hnkernels.triton import lowrank_backend
+
+    shape = (x.shape[0], math.prod(x.shape[1:-1]))
+    tokens = _shaped(x, shape).to(dtype)
+    a, b = [s.a.to(dtype) for s in slices], [s.b.to(dtype) for s in slices]
+    index = None if index is None else index.long()
+    bases = [_shaped(s.base, shape).to(dtype) for s in slices if s.base is not None]
+    if bases:
+        results = lowrank_backend.lowrank_add(bases, tokens, a, b, scales, index)
+    else:
+        weights = [s.weight.to(dtype) for s in slices if s.weight is not None]
+        biases = [_to(s.bias, dtype) for s in slices]
+        results = lowrank_backend.lowrank_linears(tokens, weights, biases, a, b, scales, index)
+    return tuple(_shaped(y, x.shape[:-1]) for y in results)
+
+
+def _run_portable(
+    x: Tensor, slices: list[Slice], scales: list[Tensor | None], index: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    samples, sets = x.shape[0], slices[0].a.shape[0]
+    each = samples // max(sets, 1)  # samples that a set serves, without an index
+    if index is not None:
+        slices = [s._replace(a=s.a[index], b=s.b[index]) for s in slices]
+        sets, each = samples, 1
+    # The samples of one set are as good as one sample with all their tokens.
+    shape = (sets, each * math.prod(x.shape[1:-1]))
+    tokens = _shaped(x, shape).to(dtype)
+
+    def cast(s: Slice, scale: Tensor | None) -> Slice:
+        base = None if s.base is None else _shaped(s.base, shape)
+        scale = None if scale is None else scale.view(sets, each)
+        return Slice(
+            _to(base, dtype), _to(s.weight, dtype), _to(s.bias, dtype), s.a.to(dtype), s.b.to(dtype), _to(scale, dtype)
+        )
+
+    results = portable(tokens, [cast(s, scale) for s, scale in zip(slices, scales, strict=True)])
+    return tuple(_shaped(y, x.shape[:-1]) for y in results)
+
+
+def _to(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if t is None else t.to(dtype)
+
+
+def _shaped(t: Tensor, shape: Sequence[int]) -> Tensor:
+    """t with these dimensions in front of its last; itself if it has them, for a view costs time too."""
+    return t if t.shape[:-1] == tuple(shape) else t.reshape(*shape, t.shape[-1])
+
+
+def _by_sample(scale: Scale, x: Tensor, sets: int, index: Tensor | None) -> Tensor | None:
+    """The scale of every sample, [S]."""
+    if isinstance(scale, Tensor):
+        if scale.shape[0] == x.shape[0]:
+            return scale
+        return scale[index] if index is not None else scale.repeat_interleave(x.shape[0] // max(sets, 1))
+    return None if scale is None else x.new_full((x.shape[0],), float(scale))
+
+
+def _takes_triton(backend: str, x: Tensor) -> bool:
+    """Whether the Triton backend is to run on x, which must be a tensor [S, ..., d]."""
+    check_backend(backend)
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        raise ValueError(f"x must be a floating-point tensor [S, ..., d], not {_describe(x)}")
+    return takes_triton(backend, x)
+
+
+def _check_weight(x: Tensor, weight: Tensor, bias: Tensor | None, weights: str = "", biases: str = "") -> None:
+    """Refuses a weight and bias that do not fit x; their names end so."""
+    names = {f"weight{weights}": weight, f"bias{biases}": bias}
+    for name, t in names.items():
+        if t is None and name.startswith("bias"):
+            continue
+        if not isinstance(t, Tensor) or not t.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, not {_describe(t)}")
+        _check_device(name, t, x)
+        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name} is {t.dtype} and x {x.dtype}; cast one of them, or run under torch.autocast")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"x must be [S, ..., d] and weight{weights} [n, d], not {list(x.shape)} and {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias{biases} must be [{weight.shape[0]}] like the weight, not {list(bias.shape)}")
+
+
+def _check_factors(
+    x: Tensor, n: int, a: Tensor, b: Tensor, scale: Scale, index: Tensor | None, number: str = ""
+) -> None:
+    """Refuses factors, scale and index that do not fit x and a linear of n outputs; their names end in ``number``."""
+    d, samples = x.shape[-1], x.shape[0]
+    for name, t in {f"a{number}": a, f"b{number}": b}.items():
+        if not isinstance(t, Tensor) or not t.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, not {_describe(t)}")
+        _check_device(name, t, x)
+    if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[1] != b.shape[2]:
+        given = f"{list(a.shape)} and {list(b.shape)}"
+        raise ValueError(f"a{number} must be [G, r, {d}] and b{number} [G, {n}, r], not {given}")
+    sets, rank = a.shape[:2]
+    if a.shape[2] != d or b.shape[1] != n:
+        raise ValueError(
+            f"a{number} must be [{sets}, {rank}, {d}] and b{number} [{sets}, {n}, {rank}] for a weight [{n}, {d}], not "
+            f"{list(a.shape)} and {list(b.shape)}"
+        )
+    if not 1 <= rank <= min(n, d, HIGHEST_RANK):
+        raise ValueError(f"the rank must be between 1 and {min(n, d, HIGHEST_RANK)} for this weight, not {rank}")
+    if index is not None:
+        if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.shape != (samples,):
+            raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {_describe(index)}")
+        seen = index.device.type == "cpu" and not torch.compiler.is_compiling() and samples  # elsewhere it would wait
+        if seen and not 0 <= int(index.min()) <= int(index.max()) < sets:
+            raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {index.tolist()}")
+    elif sets == 0 or samples % sets:
+        raise ValueError(
+            f"a batch of {samples} is no multiple of the {sets} sets of factors; give an index that says which set "
+            "serves which sample"
+        )
+    if scale is None or (isinstance(scale, (int, float)) and not isinstance(scale, bool)):
+        return
+    if not (isinstance(scale, Tensor) and scale.is_floating_point() and scale.shape in ((samples,), (sets,))):
+        raise ValueError(f"scale must be a number, [{samples}] or [{sets}], not {_describe(scale)}")
+    _check_device("scale", scale, x)
+
+
+def _check_device(name: str, t: Tensor, x: Tensor) -> None:
+    if t.device != x.device:
+        raise ValueError(f"{name} is on {t.device}, x on {x.device}; move one with .to(device)")
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

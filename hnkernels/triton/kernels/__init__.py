@@ -1,0 +1,1 @@
+"""The kernels, each beside the function on tensors that launches it."""

@@ -1,0 +1,101 @@
+"""The gradient of the context: through the first layers of K and V, through the residual, and through the query."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hnkernels.triton._compat import convert
+from hnkernels.triton.kernels.arguments import (
+    Streams,
+    product,
+)
+from hnkernels.triton.kernels.tiles import multiply, tile_of
+from hnkernels.triton.launch import launch
+from hnkernels.triton.tiling import choose, target_of
+
+
+@triton.jit(do_not_specialize=["M"])
+def input_gradient_kernel(
+    dy_k_ptr,  # [M, D]
+    dy_v_ptr,
+    da_k_ptr,  # [M, K]
+    da_v_ptr,
+    w_k_ptr,  # [K, D]
+    w_v_ptr,
+    dq_ptr,  # [M, Q], or None
+    w_q_ptr,  # [Q, D]
+    dx_k_ptr,  # [M, D]
+    dx_v_ptr,
+    M,
+    D,
+    K,
+    Q,
+    SHARED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """``dx_s = dy_s + da_s w_s``; with SHARED, where K and V rewrite one context, their sum ``[+ dq w_q]`` in dx_k."""
+    tile_m, tile_n = tile_of(tl.program_id(0), M, D, BLOCK_M, BLOCK_N, GROUP_M)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (rows < M)[:, None] & (cols < D)[None, :]
+    at = rows[:, None] * D + cols[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    if SHARED:
+        dx_ptr = dx_k_ptr
+        acc = multiply(acc, da_k_ptr, w_k_ptr, rows, cols, M, D, K, K, D, True, BLOCK_K, EVEN, PRECISION)
+        acc = multiply(acc, da_v_ptr, w_v_ptr, rows, cols, M, D, K, K, D, True, BLOCK_K, EVEN, PRECISION)
+        if dq_ptr is not None:
+            acc = multiply(acc, dq_ptr, w_q_ptr, rows, cols, M, D, Q, Q, D, True, BLOCK_K, EVEN, PRECISION)
+        acc += tl.load(dy_k_ptr + at, mask=mask, other=0.0).to(ACC)
+        acc += tl.load(dy_v_ptr + at, mask=mask, other=0.0).to(ACC)
+    else:
+        dy_ptr, da_ptr, w_ptr, dx_ptr = dy_k_ptr, da_k_ptr, w_k_ptr, dx_k_ptr
+        if tl.program_id(1) == 1:
+            dy_ptr, da_ptr, w_ptr, dx_ptr = dy_v_ptr, da_v_ptr, w_v_ptr, dx_v_ptr
+        acc = multiply(acc, da_ptr, w_ptr, rows, cols, M, D, K, K, D, True, BLOCK_K, EVEN, PRECISION)
+        acc += tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)
+    tl.store(dx_ptr + at, convert(acc, dx_ptr.dtype.element_ty), mask=mask)
+
+
+def input_gradient(
+    dy: Streams,
+    da: Streams,
+    w: Streams,
+    *,
+    shared: bool,
+    out_dtype: torch.dtype,
+    rider: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """``dy + da w`` per stream, or their sum if the streams share x; ``rider`` is (dq [M, Q], w_q [Q, D]).
+
+    Shape: dy [M, D], da [M, K], w [K, D] → [M, D], and a second one unless shared.
+    """
+    (M, D), K = dy[0].shape, da[0].shape[1]
+    dtype, device = da[0].dtype, dy[0].device
+    tiles = choose("backward", M, D, K, dtype, target_of(device))
+    Q = 0 if rider is None else rider[0].shape[1]
+    dx_k = torch.empty(M, D, device=device, dtype=out_dtype)
+    dx_v = torch.empty_like(dx_k) if len(dy) == 2 and not shared else None
+    launch(
+        input_gradient_kernel,
+        (triton.cdiv(M, tiles.block_m) * triton.cdiv(D, tiles.block_n), 1 if shared else len(dy)),
+        tiles=tiles,
+        flops=2 * M * D * (len(dy) * K + Q),
+        reads=[*dy, *da, *w, *(rider or ())],
+        writes=[dx_k, dx_v],
+        dy_k_ptr=dy[0], dy_v_ptr=dy[-1], da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1],
+        dq_ptr=rider[0] if rider else None, w_q_ptr=rider[1] if rider else None,
+        dx_k_ptr=dx_k, dx_v_ptr=dx_k if dx_v is None else dx_v,
+        M=M, D=D, K=K, Q=Q, SHARED=shared, **product(dtype),
+        EVEN=K % tiles.block_k == Q % tiles.block_k == D % tiles.block_n == 0,
+    )  # fmt: skip
+    return dx_k, dx_v

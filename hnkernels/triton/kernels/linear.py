@@ -1,0 +1,125 @@
+"""The projections after the MLPs: K and V in one launch, and the gradient of their input."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hnkernels.triton._compat import convert
+from hnkernels.triton.kernels.arguments import (
+    Streams,
+    product,
+)
+from hnkernels.triton.kernels.tiles import multiply, tile_of
+from hnkernels.triton.launch import launch
+from hnkernels.triton.tiling import choose, target_of
+
+
+@triton.jit(do_not_specialize=["M"])
+def linear_streams_kernel(
+    x_k_ptr,  # [M, K_k]
+    x_v_ptr,  # [M, K_v]
+    w_k_ptr,  # [N_k, K_k], or its transpose with TRANSPOSED
+    w_v_ptr,  # [N_v, K_v]
+    b_k_ptr,  # [N_k] or None
+    b_v_ptr,
+    z_ptr,  # [2, M, H]: a second factor, or None
+    g_k_ptr,  # [N_k, H]
+    g_v_ptr,  # [N_v, H]
+    out_k_ptr,  # [M, N_k]
+    out_v_ptr,  # [M, N_v]
+    M,
+    N_k,
+    N_v,
+    K_k,
+    K_v,
+    H,
+    stride_xk,
+    stride_xv,
+    TRANSPOSED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """``out = x wᵀ [+ z gᵀ] [+ b]`` for every stream.
+
+    The second product is the MLP's last linear inside the projection: ``W_p (x + m·W₂z) = W_p x + (m·W_p W₂) z``.
+    """
+    stream = tl.program_id(1)
+    x_ptr, w_ptr, out_ptr, N, K, stride_xm = x_k_ptr, w_k_ptr, out_k_ptr, N_k, K_k, stride_xk
+    if stream == 1:
+        x_ptr, w_ptr, out_ptr, N, K, stride_xm = x_v_ptr, w_v_ptr, out_v_ptr, N_v, K_v, stride_xv
+    if tl.program_id(0) >= tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N):
+        return  # the grid is as large as the wider stream needs
+    tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    if TRANSPOSED:
+        acc = multiply(acc, x_ptr, w_ptr, rows, cols, M, N, K, stride_xm, N, True, BLOCK_K, EVEN, PRECISION)
+    else:
+        acc = multiply(acc, x_ptr, w_ptr, rows, cols, M, N, K, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
+    if z_ptr is not None:
+        g_ptr = g_k_ptr
+        if stream == 1:
+            g_ptr = g_v_ptr
+        at = z_ptr + stream * (tl.cast(M, tl.int64) * H)
+        acc = multiply(acc, at, g_ptr, rows, cols, M, N, H, H, H, False, BLOCK_K, EVEN, PRECISION)
+    if b_k_ptr is not None:
+        b_ptr = b_k_ptr
+        if stream == 1:
+            b_ptr = b_v_ptr
+        acc += tl.load(b_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    tl.store(out_ptr + rows[:, None] * N + cols[None, :], convert(acc, out_ptr.dtype.element_ty), mask=mask)
+
+
+def linear(
+    x: Streams,
+    w: Streams,
+    b: tuple[Tensor | None, ...] | None = None,
+    *,
+    transposed: bool = False,
+    z: Tensor | None = None,
+    g: Streams | None = None,
+) -> Streams:
+    """``x wᵀ + b`` per stream (``x w`` if transposed), plus ``z gᵀ`` if given: the MLP's last linear in the projection.
+
+    Shape: x [M, K], w [N, K], or [K, N] if transposed, b [N], z [streams, M, H], g [N, H] → [M, N]. N and K may differ
+    between the streams.
+    """
+    M, dtype, device = x[0].shape[0], x[0].dtype, x[0].device
+    sizes = [t.shape[::-1] if transposed else t.shape for t in w]
+    widest, deepest = (max(size[i] for size in sizes) for i in (0, 1))
+    hidden = 0 if z is None else z.shape[-1]
+    tiles = choose("backward" if transposed else "forward", M, widest, deepest, dtype, target_of(device))
+    outs = tuple(torch.empty(M, n, device=device, dtype=dtype) for n, _ in sizes)
+    if b is None or all(t is None for t in b):
+        b = (None,)
+    else:  # a bias on one stream only is rare: the other one's is 0
+        b = tuple(
+            torch.zeros(o.shape[1], device=device, dtype=dtype) if t is None else t
+            for t, o in zip(b, outs, strict=True)
+        )
+    launch(
+        linear_streams_kernel,
+        (triton.cdiv(M, tiles.block_m) * triton.cdiv(widest, tiles.block_n), len(x)),
+        tiles=tiles,
+        flops=2 * M * sum(n * (k + hidden) for n, k in sizes),
+        reads=[*x, *w, *b, z, *(g or ())],
+        writes=outs,
+        x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b[0], b_v_ptr=b[-1],
+        z_ptr=z, g_k_ptr=g[0] if g else None, g_v_ptr=g[-1] if g else None, out_k_ptr=outs[0], out_v_ptr=outs[-1],
+        M=M, N_k=sizes[0][0], N_v=sizes[-1][0], K_k=sizes[0][1], K_v=sizes[-1][1], H=hidden,
+        stride_xk=x[0].stride(0), stride_xv=x[-1].stride(0),
+        TRANSPOSED=transposed, **product(dtype),
+        EVEN=all(k % tiles.block_k == 0 for _, k in sizes) and hidden % tiles.block_k == 0
+        and not (transposed and any(n % tiles.block_n for n, _ in sizes)),
+    )  # fmt: skip
+    return outs

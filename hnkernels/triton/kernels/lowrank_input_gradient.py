@@ -1,0 +1,152 @@
+"""The gradient of a low-rank linear's input; see ``lowrank_slices``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hnkernels.triton._compat import convert, dot
+from hnkernels.triton.kernels.arguments import (
+    product,
+)
+from hnkernels.triton.kernels.lowrank_arguments import LowRank
+from hnkernels.triton.kernels.lowrank_slices import (
+    AT_A,
+    AT_RANK,
+    AT_RANKS_BEFORE,
+    AT_SLICE,
+    AT_W,
+    COLUMNS_IN_TABLE,
+    before,
+    pick,
+    pointer,
+    scale_of,
+    set_of,
+    width,
+)
+from hnkernels.triton.kernels.tiles import multiply, tile_of
+from hnkernels.triton.launch import launch
+from hnkernels.triton.tiling import beside_ranks, choose, of_ranks, target_of
+
+
+@triton.jit(do_not_specialize=["T", "slices", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+def lowrank_input_gradient_kernel(
+    dy_0_ptr,  # [S, T, N_p], with BASE
+    dy_1_ptr,
+    dy_2_ptr,
+    w_0_ptr,  # [N_p, D], with BASE
+    w_1_ptr,
+    w_2_ptr,
+    a_0_ptr,  # [G, r_p, D]
+    a_1_ptr,
+    a_2_ptr,
+    g_ptr,  # dy_p b_p [S, T, r_p], the slices behind one another
+    scale_ptr,  # [slices, S], or None
+    index_ptr,  # [S] int64, or None
+    dx_ptr,  # [S, T, D]
+    table_ptr,  # [slices, 10] int64, or None
+    T,
+    D,
+    N_0,
+    N_1,
+    N_2,
+    r_0,
+    r_1,
+    r_2,
+    slices,
+    samples,
+    each,
+    stride_scale,
+    BASE: tl.constexpr,
+    MULTIPLE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # every N is a multiple of BLOCK_K, and D of BLOCK_N
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """``dx = Σ_p scale_p·g_p a_p [+ Σ_p dy_p w_p]`` over the slices in their order; so their loops do not spill."""
+    dtype = dx_ptr.dtype.element_ty
+    per_sample = tl.cdiv(T, BLOCK_M) * tl.cdiv(D, BLOCK_N)
+    sample = tl.program_id(0) // per_sample
+    tile_m, tile_n = tile_of(tl.program_id(0) % per_sample, T, D, BLOCK_M, BLOCK_N, GROUP_M)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    ranks = tl.arange(0, BLOCK_R)
+    row_mask, col_mask = (rows < T)[:, None], (cols < D)[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    item = set_of(sample, index_ptr, each)
+    for number in range(slices):
+        if table_ptr is None:
+            r = pick(number, r_0, r_1, r_2)
+        else:
+            r = tl.load(table_ptr + number * COLUMNS_IN_TABLE + AT_RANK).to(tl.int32)
+        r = tl.multiple_of(r, MULTIPLE)
+        scale = scale_of(number, sample, scale_ptr, stride_scale)
+        if scale * r != 0:  # without a scale too: where there is no branch LLVM unrolls the loop for AMD
+            if table_ptr is None:
+                a_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr)
+                ranks_before = before(number, r_0, r_1).to(tl.int64)
+            else:
+                row = table_ptr + number * COLUMNS_IN_TABLE
+                a_ptr, ranks_before = pointer(row, AT_A, dx_ptr), tl.load(row + AT_RANKS_BEFORE)
+            ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
+            at = g_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+            g = tl.load(at, mask=row_mask & (ranks < r)[None, :], other=0.0)  # [BLOCK_M, BLOCK_R]
+            at = a_ptr + item * (r * D) + ranks[:, None] * D + cols[None, :]
+            a = tl.load(at, mask=(ranks < r)[:, None] & col_mask, other=0.0)  # [BLOCK_R, BLOCK_N]
+            acc = dot(convert(g.to(ACC) * scale, dtype), a, acc, PRECISION)
+    if BASE:
+        for number in range(slices):
+            if table_ptr is None:
+                dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
+                w_ptr = pick(number, w_0_ptr, w_1_ptr, w_2_ptr)
+            else:
+                row = table_ptr + number * COLUMNS_IN_TABLE
+                dy_ptr, w_ptr = pointer(row, AT_SLICE, dx_ptr), pointer(row, AT_W, dx_ptr)
+                N = width(row, ALIGNED)
+            dy_ptr += sample.to(tl.int64) * T * N
+            acc = multiply(acc, dy_ptr, w_ptr, rows, cols, T, D, N, N, D, True, BLOCK_K, EVEN, PRECISION)
+    at = dx_ptr + (sample.to(tl.int64) * T + rows[:, None]) * D + cols[None, :]
+    tl.store(at, convert(acc, dtype), mask=row_mask & col_mask)
+
+
+def lowrank_input_gradient(
+    slices: LowRank, table: Tensor | None, dy: Sequence[Tensor], w: Sequence[Tensor], g: Tensor
+) -> Tensor:
+    """``lowrank_input_gradient_kernel``: dy [S, T, n_p], w [n_p, d] or none at all, g flat → dx [S, T, d]."""
+    x = slices.x
+    samples, tokens, d = x.shape
+    target = target_of(x.device)
+    tiles = choose("backward", slices.rows, d, max(slices.widths), x.dtype, target)
+    if w:
+        tiles = beside_ranks(tiles, slices.block_r, target)
+        if (tiles.block_m, tiles.block_n) == (128, 64):  # the slices' pointers take registers
+            tiles = replace(tiles, block_k=32, stages=4)
+    elif slices.block_r > 16:
+        tiles = replace(of_ranks(tiles, slices.block_r, target), block_n=128, warps=4)
+    else:  # wide ones read g, whose rows are short, fewer times
+        rows = 64 if target.arch == 90 else 32  # wgmma takes no fewer
+        tiles = replace(tiles, block_m=min(tiles.block_m, rows), block_n=256, warps=4)
+    dx = x.new_empty(samples, tokens, d)
+    launch(
+        lowrank_input_gradient_kernel,
+        (samples * triton.cdiv(tokens, tiles.block_m) * triton.cdiv(d, tiles.block_n),),
+        tiles=tiles,
+        flops=2 * samples * tokens * (sum(t.numel() for t in w) + d * sum(slices.ranks)),
+        reads=[*(dy if w else ()), *w, *slices.a, g, slices.scale, slices.index],
+        writes=[dx],
+        **slices.pointers("dy", dy), **slices.pointers("w", w or [None]), **slices.pointers("a", slices.a),
+        g_ptr=g, dx_ptr=dx, table_ptr=table, **slices.arguments(), **slices.sets_arguments(), D=d,
+        slices=len(slices.a), BASE=len(w) > 0, BLOCK_R=slices.block_r, **slices.alignment(), **product(x.dtype),
+        EVEN=d % tiles.block_n == 0 and all(n % tiles.block_k == 0 for n in slices.widths),
+    )  # fmt: skip
+    return dx

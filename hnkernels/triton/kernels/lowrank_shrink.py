@@ -1,0 +1,145 @@
+"""What the gradients of low-rank linears start from, ``dy B`` and ``x Aᵀ``; see ``lowrank_slices``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hnkernels.triton._compat import convert
+from hnkernels.triton.kernels.arguments import (
+    product,
+)
+from hnkernels.triton.kernels.lowrank_arguments import LowRank, shrinking_tiles
+from hnkernels.triton.kernels.lowrank_slices import (
+    AT_A,
+    AT_B,
+    AT_RANK,
+    AT_RANKS_BEFORE,
+    AT_SLICE,
+    COLUMNS_IN_TABLE,
+    before,
+    pick,
+    pointer,
+    set_of,
+    width,
+)
+from hnkernels.triton.kernels.tiles import multiply
+from hnkernels.triton.launch import launch
+
+
+@triton.jit(do_not_specialize=["T", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+def lowrank_shrink_kernel(
+    x_ptr,  # [S, T, D]
+    dy_0_ptr,  # [S, T, N_p]
+    dy_1_ptr,
+    dy_2_ptr,
+    a_0_ptr,  # [G, r_p, D]
+    a_1_ptr,
+    a_2_ptr,
+    b_0_ptr,  # [G, N_p, r_p]
+    b_1_ptr,
+    b_2_ptr,
+    scale_ptr,  # [slices, S], or None
+    index_ptr,  # [S] int64, or None
+    g_ptr,  # [S, T, r_p], the slices behind one another
+    u_ptr,  # likewise, or None
+    table_ptr,  # [slices, 10] int64, or None
+    T,
+    D,
+    N_0,
+    N_1,
+    N_2,
+    r_0,
+    r_1,
+    r_2,
+    samples,
+    each,
+    stride_xs,
+    stride_xm,
+    stride_scale,
+    SCALE_GRADIENT: tl.constexpr,  # which needs them where the scale is 0 too
+    MULTIPLE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,  # D is a multiple of BLOCK_K
+    EVEN_N: tl.constexpr,  # every N is a multiple of BLOCK_K, and every rank BLOCK_N
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # the ranks, filled up
+    GROUP_M: tl.constexpr,
+):
+    """``g_p[s] = dy_p[s] b_p[i]``, and ``u_p[s] = x[s] a_p[i]ᵀ`` by programs of its own."""
+    tiles_m = tl.cdiv(T, BLOCK_M)
+    sample, tile_m = tl.program_id(0) // tiles_m, tl.program_id(0) % tiles_m
+    number, of_b = tl.program_id(1), tl.program_id(1) >= 0
+    if u_ptr is not None:
+        number, of_b = tl.program_id(1) // 2, tl.program_id(1) % 2 == 1
+    if scale_ptr is not None:
+        if not SCALE_GRADIENT:
+            if tl.load(scale_ptr + number * stride_scale + sample) == 0:
+                return
+    if table_ptr is None:
+        dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
+        r, ranks_before = pick(number, r_0, r_1, r_2), before(number, r_0, r_1).to(tl.int64)
+        a_ptr, b_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, b_0_ptr, b_1_ptr, b_2_ptr)
+    else:
+        row = table_ptr + number * COLUMNS_IN_TABLE
+        dy_ptr, N, r = pointer(row, AT_SLICE, x_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
+        a_ptr, b_ptr = pointer(row, AT_A, x_ptr), pointer(row, AT_B, x_ptr)
+        ranks_before = tl.load(row + AT_RANKS_BEFORE)
+    r = tl.multiple_of(r, MULTIPLE)
+    ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ranks = tl.arange(0, BLOCK_N)
+    item = set_of(sample, index_ptr, each)
+    # One of the two products has no steps. A branch instead would take the shared memory of both.
+    out = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    out = multiply(
+        out, dy_ptr + sample.to(tl.int64) * T * N, b_ptr + item * N * r, rows, ranks, T, r, tl.where(of_b, N, 0), N, r,
+        True, BLOCK_K, EVEN_N, PRECISION,
+    )  # fmt: skip
+    out_ptr = g_ptr
+    if u_ptr is not None:
+        out = multiply(
+            out, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + item * (r * D), rows, ranks, T, r,
+            tl.where(of_b, 0, D), stride_xm, D, False, BLOCK_K, EVEN, PRECISION,
+        )  # fmt: skip
+        out_ptr = tl.where(of_b, g_ptr, u_ptr)
+    at = out_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+    mask = (rows < T)[:, None] & (ranks < r)[None, :]
+    tl.store(at, convert(out, g_ptr.dtype.element_ty), mask=mask)
+
+
+def lowrank_shrink(
+    slices: LowRank, table: Tensor | None, dy: Sequence[Tensor], *, with_u: bool, scale_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """``lowrank_shrink_kernel``: dy [S, T, n_p] → g_p = dy_p b_p [S, T, r_p] flat, and u_p = x a_pᵀ likewise.
+
+    ``scale_gradient`` asks for them where the scale is 0 too.
+    """
+    x = slices.x
+    samples, tokens, d = x.shape
+    tiles = replace(shrinking_tiles(slices, max(d, *slices.widths)), block_n=slices.block_r)
+    g = x.new_empty(samples * tokens * sum(slices.ranks))
+    u = torch.empty_like(g) if with_u else None
+    elements = slices.elements if with_u else [t.numel() // max(slices.sets, 1) for t in slices.b]
+    launch(
+        lowrank_shrink_kernel,
+        (samples * triton.cdiv(tokens, tiles.block_m), len(slices.a) * (1 + with_u)),
+        tiles=tiles,
+        flops=2 * samples * tokens * sum(elements),
+        reads=[*dy, *slices.b, *([x, *slices.a] if with_u else []), slices.scale, slices.index],
+        writes=[g, u],
+        x_ptr=x, **slices.pointers("dy", dy), **slices.pointers("a", slices.a), **slices.pointers("b", slices.b),
+        g_ptr=g, u_ptr=u, table_ptr=table, **slices.arguments(), **slices.sets_arguments(), D=d,
+        stride_xs=x.stride(0), stride_xm=x.stride(1), SCALE_GRADIENT=scale_gradient, **slices.alignment(),
+        **product(x.dtype), EVEN=d % tiles.block_k == 0,
+        EVEN_N=all(n % tiles.block_k == 0 for n in slices.widths) and all(r == slices.block_r for r in slices.ranks),
+    )  # fmt: skip
+    return g, u
