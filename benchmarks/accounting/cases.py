@@ -24,7 +24,7 @@ from benchmarks.accounting.ours import CountingKernels
 from benchmarks.suites.attention import SD15, SDXL
 from hnkernels.ops import portable
 from hnkernels.triton import backend, lowrank_backend
-from hnkernels.triton.tiling import TARGETS, planned_for
+from hnkernels.triton.target import TARGETS, planned_for
 
 TARGET = "sm_80"
 """For which tiles are chosen unless another target is asked for; partial sums depend on them a little."""

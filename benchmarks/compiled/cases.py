@@ -20,7 +20,7 @@ from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink
 from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.launch import Call, capturing
 from hnkernels.triton.mlps import Layer, Parameters
-from hnkernels.triton.tiling import Target, planned_for
+from hnkernels.triton.target import Target, planned_for
 
 WIDTHS = (320, 640, 768, 1024, 1280, 2048)
 """Of the contexts of SD 1, SD 2 and SDXL."""

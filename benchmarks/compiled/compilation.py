@@ -11,7 +11,7 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 
 from hnkernels.triton.launch import Call
-from hnkernels.triton.tiling import Target
+from hnkernels.triton.target import Target
 
 CACHE = Path(__file__).parents[2] / ".benchmarks" / "triton"
 """Where compiled kernels are kept from one run to the next."""

@@ -98,7 +98,7 @@ def explain(
         recompute: as in ``hyper_kv``.
         input_gradient: whether the context takes a gradient; that of a text encoder does not.
         train_projections: whether ``to_k`` and ``to_v`` (and ``to_q``) take gradients.
-        target: architecture to choose tiles for: one of ``hnkernels.triton.tiling.TARGETS``.
+        target: architecture to choose tiles for: one of ``hnkernels.triton.target.TARGETS``.
 
     Raises:
         ValueError: Triton is not installed, the target is unknown, a number is not positive, or the kernels cannot do
@@ -108,7 +108,7 @@ def explain(
         raise ValueError("explain needs Triton, which is not installed: pip install triton")
     from hnkernels.triton.backend import project_pair
     from hnkernels.triton.launch import recording
-    from hnkernels.triton.tiling import TARGETS, planned_for
+    from hnkernels.triton.target import TARGETS, planned_for
 
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; accepted are {', '.join(TARGETS)}")

@@ -141,7 +141,7 @@ def _run(
 def _run_triton(
     x: Tensor, slices: list[Slice], scales: list[Tensor | None], index: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    from hnkernels.triton import lowrank_backend
+    from hnkernels.triton.ops import lowrank as fused
 
     shape = (x.shape[0], math.prod(x.shape[1:-1]))
     tokens = _shaped(x, shape).to(dtype)
@@ -149,11 +149,11 @@ def _run_triton(
     index = None if index is None else index.long()
     bases = [_shaped(s.base, shape).to(dtype) for s in slices if s.base is not None]
     if bases:
-        results = lowrank_backend.lowrank_add(bases, tokens, a, b, scales, index)
+        results = fused.lowrank_add(bases, tokens, a, b, scales, index)
     else:
         weights = [s.weight.to(dtype) for s in slices if s.weight is not None]
         biases = [_to(s.bias, dtype) for s in slices]
-        results = lowrank_backend.lowrank_linears(tokens, weights, biases, a, b, scales, index)
+        results = fused.lowrank_linears(tokens, weights, biases, a, b, scales, index)
     return tuple(_shaped(y, x.shape[:-1]) for y in results)
 
 

@@ -17,9 +17,11 @@ from hnkernels.ops.folding import fold_projection, is_affine
 from hnkernels.ops.portable import Chain, acts
 from hnkernels.triton.composition import compose
 from hnkernels.triton.derived import derived
-from hnkernels.triton.functions import Structure, run_grouped_linear, run_linear, run_mlps
 from hnkernels.triton.launch import vendor_linear
 from hnkernels.triton.mlps import all_norm_vectors, unflatten
+from hnkernels.triton.ops.grouped import run_grouped_linear
+from hnkernels.triton.ops.linear import run_linear
+from hnkernels.triton.ops.mlp import Structure, mlp_forward, mlp_project, run_mlps
 from hnkernels.triton.support import compute_dtype
 
 Projection = tuple[Tensor, Tensor | None]
@@ -162,7 +164,7 @@ class _Streams:
         inputs = [t.to(self.dtype) for t in x]
         residual = list(x) if x[0].dtype != self.dtype else []
         vectors = _vectors(mlps, parameters, structure)
-        results = torch.ops.hnkernels.mlp_forward(
+        results = mlp_forward(
             inputs, residual, parameters, vectors, seed, *(rider or (None, None)), *structure, multipliers, strength,
             out_dtype, False,
         )  # fmt: skip
@@ -183,7 +185,7 @@ class _Streams:
         parameters = [p for mlp, _ in links for p in self._parameters(mlp)[:-2]]
         shared = y[0] is y[1]
         along = rider if q is None and shared else None
-        results = torch.ops.hnkernels.mlp_project(
+        results = mlp_project(
             [t.to(self.dtype) for t in (y[:1] if shared else y)], parameters, *(along or (None, None)), *hidden,
             [w for w, _ in projections], [g for g, _ in composed], [c for _, c in composed],
         )  # fmt: skip

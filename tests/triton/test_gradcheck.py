@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hnkernels.triton.functions import Structure, run_grouped_linear, run_linear, run_mlps
+from hnkernels.triton.ops.grouped import run_grouped_linear
+from hnkernels.triton.ops.linear import run_linear
+from hnkernels.triton.ops.mlp import Structure, run_mlps
 
 ROWS, WIDTH, HIDDEN = 3, 2, 3
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hnkernels import hyper_kv, hyper_qkv
-from hnkernels.triton import functions  # registers torch.ops.hnkernels
 from hnkernels.triton.kernels import arguments
 from hnkernels.triton.launch import recording
+from hnkernels.triton.ops.mlp import Structure  # and registers torch.ops.hnkernels
 from tests.models import GRADIENT_TOLERANCE, make_mlp, relative_error
 
 ROWS, WIDTH, OUT = 5, 8, 6
@@ -175,7 +175,7 @@ def test_tf32_is_used_where_the_user_allows_it():
 
 
 def test_the_structure_and_the_layers_say_the_same():
-    spec = functions.Structure("silu", (True, False), (True, True), (0.5, 0.0))
+    spec = Structure("silu", (True, False), (True, True), (0.5, 0.0))
     first, last = spec.layers()
     assert (first.act, first.norm, first.dropout) == ("silu", True, 0.5)
     assert (last.act, last.norm, last.dropout) == ("linear", True, 0.0)

@@ -1,0 +1,244 @@
+"""Residual MLPs as operators, and with gradients: forward, backward, and inside the projection at inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hnkernels.triton import mlps, mlps_backward
+from hnkernels.triton.kernels import linear as linear_kernel
+from hnkernels.triton.kernels.arguments import acc_dtype
+from hnkernels.triton.kernels.weight_gradient import WeightGradients
+from hnkernels.triton.mlps import Layer
+from hnkernels.triton.ops.registry import once, operator, per_stream, with_rows
+
+_STRUCTURE = "str act, bool[] activated, bool[] norms, float[] dropouts"
+
+
+class Structure(NamedTuple):
+    """What an MLP is made of, as plain values that the operators and PyTorch's compiler accept."""
+
+    act: str
+    activated: tuple[bool, ...]
+    norms: tuple[bool, ...]
+    dropouts: tuple[float, ...]
+
+    def layers(self) -> list[Layer]:
+        """Layer by layer."""
+        rows = zip(self.activated, self.norms, self.dropouts, strict=True)
+        return [Layer(self.act if activated else "linear", norm, p) for activated, norm, p in rows]
+
+
+def _layers(act: str, activated: Sequence[bool], norms: Sequence[bool], dropouts: Sequence[float]) -> list[Layer]:
+    return [
+        Layer(act if is_activated else "linear", norm, dropout)
+        for is_activated, norm, dropout in zip(activated, norms, dropouts, strict=True)
+    ]
+
+
+def _parameters(layers: list[Layer], flat: Sequence[Tensor], streams: int) -> list[mlps.Parameters]:
+    count = len(flat) // streams
+    flat = [p.contiguous() for p in flat]
+    return mlps.unflatten(layers, [flat[s * count : (s + 1) * count] for s in range(streams)])
+
+
+@operator(
+    "mlp_forward",
+    f"(Tensor[] x, Tensor[] residual, Tensor[] parameters, Tensor[] vectors, Tensor? seed, Tensor? rider_w,"
+    f" Tensor? rider_b, {_STRUCTURE}, float[] multipliers, Tensor? strength, ScalarType out_dtype, bool save)"
+    " -> Tensor[]",
+)
+def mlp_forward(
+    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, strength,
+    out_dtype, save,
+):  # fmt: skip
+    """y per stream, the rider's product if there is one, and what backward wants. One x serves both streams."""
+    streams = len(multipliers)
+    layers = _layers(act, activated, norms, dropouts)
+    x = per_stream(with_rows(x), streams)
+    result = mlps.forward(
+        x, layers, _parameters(layers, parameters, streams), tuple(multipliers), out_dtype=out_dtype, save=save,
+        residual=per_stream(with_rows(residual), streams) if residual else x, seed=seed, vectors=vectors or None,
+        rider=None if rider_w is None else (rider_w.contiguous(), rider_b), strength=strength,
+    )  # fmt: skip
+    return [*result.y, *([] if result.rider is None else [result.rider]), *mlps.flatten_saved(result.saved)]
+
+
+@mlp_forward.shapes
+def _(
+    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, strength,
+    out_dtype, save,
+):  # fmt: skip
+    streams, rows = len(multipliers), x[0].shape[0]
+    layers = _layers(act, activated, norms, dropouts)
+    outs = [x[0].new_empty(x[0].shape, dtype=out_dtype) for _ in range(streams)]
+    if rider_w is not None:
+        outs.append(x[0].new_empty(rows, rider_w.shape[0]))
+    if save:
+        acc = acc_dtype(x[0].dtype)
+        widths = [p.w[0].shape[0] for p in _parameters(layers, parameters, streams)]
+        for i, width in enumerate(widths):
+            if mlps.keeps_pre(layers, i):
+                outs.append(x[0].new_empty(streams, rows, width))
+            if mlps.waits_for_product(layers, i):
+                shapes = ((streams, rows, 2), (streams, widths[i + 1]), (streams, widths[i + 1]))
+                outs += [x[0].new_empty(shape, dtype=acc) for shape in shapes]
+    return outs
+
+
+@operator(
+    "mlp_backward",
+    f"(Tensor[] dy, Tensor? dq, Tensor[] x, Tensor[] parameters, Tensor[] saved, Tensor? seed, Tensor? rider_w,"
+    f" {_STRUCTURE}, float[] multipliers, Tensor? strength, ScalarType x_dtype, bool needs_x, bool needs_parameters,"
+    " bool needs_rider)"
+    " -> Tensor[]",
+)
+def mlp_backward(
+    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, strength, x_dtype,
+    needs_x, needs_parameters, needs_rider,
+):  # fmt: skip
+    """The gradients that are needed: of every x, of weights and vectors (flat), of the rider. Nothing saved: anew."""
+    streams, shared = len(multipliers), len(x) == 1 and len(multipliers) > 1
+    layers = _layers(act, activated, norms, dropouts)
+    unflat = _parameters(layers, parameters, streams)
+    x = per_stream(with_rows(x), streams)
+    kept = mlps.unflatten_saved(layers, saved) if saved else mlps.saved_again(x, layers, unflat, seed)
+    result = mlps_backward.backward(
+        tuple(t.contiguous() for t in dy), x, layers, unflat, tuple(multipliers), kept, shared=shared,
+        needs_x=needs_x, needs_parameters=needs_parameters, x_dtype=x_dtype, seed=seed,
+        rider=None if dq is None or rider_w is None else (dq.contiguous(), rider_w.contiguous()),
+        needs_rider=needs_rider, strength=strength,
+    )  # fmt: skip
+    return [t for t in (*result.x, result.weights, result.vectors, result.rider) if t is not None]
+
+
+@mlp_backward.shapes
+def _(
+    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, strength, x_dtype,
+    needs_x, needs_parameters, needs_rider,
+):  # fmt: skip
+    streams = len(multipliers)
+    layers = _layers(act, activated, norms, dropouts)
+    unflat = _parameters(layers, parameters, streams)
+    outs = [t.new_empty(t.shape, dtype=x_dtype) for t in x] if needs_x else []
+    if needs_parameters:
+        weights, vectors = mlps_backward.gradient_sizes(layers, unflat)
+        outs.append(x[0].new_empty(weights))
+        if vectors:
+            dtype = mlps_backward.vector_dtype(unflat, acc_dtype(x[0].dtype))
+            outs.append(x[0].new_empty(vectors, dtype=dtype))
+    if needs_rider:
+        outs.append(x[0].new_empty(WeightGradients.layout([[rider_w.shape]])[1]))
+    return outs
+
+
+@operator(
+    "mlp_project",
+    f"(Tensor[] x, Tensor[] parameters, Tensor? rider_w, Tensor? rider_b, {_STRUCTURE},"
+    " Tensor[] w, Tensor[] g, Tensor[] c) -> Tensor[]",
+)
+def mlp_project(x, parameters, rider_w, rider_b, act, activated, norms, dropouts, w, g, c):
+    """The projections of the MLPs' output at inference: the hidden layers, then ``x wᵀ + h gᵀ + c``."""
+    streams = len(w)
+    layers = _layers(act, activated, norms, dropouts)
+    x = per_stream(with_rows(x), streams)
+    rider = None if rider_w is None else (rider_w.contiguous(), rider_b)
+    state, _ = mlps.hidden_layers(x, layers, _parameters(layers, parameters, streams), save=False, rider=rider)
+    projected = linear_kernel.linear(x, tuple(t.contiguous() for t in w), tuple(c), z=state.stacked, g=tuple(g))
+    return [*projected, *([] if state.rider is None else [state.rider])]
+
+
+@mlp_project.shapes
+def _(x, parameters, rider_w, rider_b, act, activated, norms, dropouts, w, g, c):
+    riders = [] if rider_w is None else [rider_w]
+    return [x[0].new_empty(x[0].shape[0], t.shape[0]) for t in (*w, *riders)]
+
+
+class _MLPs(torch.autograd.Function):
+    """``y = x + m·f(x)`` per stream. Tensors: x (one, or one per stream), then the parameters, stream by stream."""
+
+    @staticmethod
+    def forward(
+        ctx, act, activated, norms, dropouts, multipliers, out_dtype, recompute, count, strength, seed, rider_w,
+        rider_b, *tensors
+    ):  # fmt: skip
+        x, parameters = tensors[:count], tensors[count:]
+        compute = parameters[0].dtype
+        inputs = [t.to(compute) for t in x]
+        save = not recompute and any(ctx.needs_input_grad)
+        results = mlp_forward(
+            inputs, x if x[0].dtype != compute else [], parameters, [], seed, rider_w, rider_b, act, activated, norms,
+            dropouts, multipliers, strength, out_dtype, save,
+        )  # fmt: skip
+        outs = len(multipliers) + (rider_w is not None)
+        saved = results[outs:]
+        ctx.save_for_backward(*inputs, *parameters, seed, rider_w, strength, *saved)
+        ctx.structure = (act, activated, norms, dropouts, multipliers)
+        ctx.count, ctx.parameter_count, ctx.x_dtype = count, len(parameters), x[0].dtype
+        ctx.has_rider_bias = rider_b is not None
+        return tuple(results[:outs])
+
+    @staticmethod
+    def backward(ctx, *dy):
+        act, activated, norms, dropouts, multipliers = ctx.structure
+        tensors = ctx.saved_tensors
+        count, end, streams = ctx.count, ctx.count + ctx.parameter_count, len(multipliers)
+        x, parameters, (seed, rider_w, strength), saved = (
+            tensors[:count], tensors[count:end], tensors[end : end + 3], tensors[end + 3 :]
+        )  # fmt: skip
+        first = 12  # of the tensors among the arguments of forward
+        needs_rider, needs_rider_b = ctx.needs_input_grad[first - 2], ctx.needs_input_grad[first - 1]
+        needs_x = any(ctx.needs_input_grad[first : first + count])
+        needs_parameters = any(ctx.needs_input_grad[first + count :])
+        dq = dy[streams] if rider_w is not None else None
+        results = list(
+            mlp_backward(
+                dy[:streams], dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers,
+                strength, ctx.x_dtype, needs_x, needs_parameters, needs_rider or needs_rider_b,
+            )
+        )  # fmt: skip
+        dx: list[Tensor | None] = [results.pop(0) for _ in x] if needs_x else [None] * count
+        d_parameters: list[Tensor | None] = [None] * ctx.parameter_count
+        if needs_parameters:
+            layers = Structure(act, activated, norms, dropouts).layers()
+            per_stream = len(parameters) // streams
+            unflat = mlps.unflatten(layers, [parameters[s * per_stream : (s + 1) * per_stream] for s in range(streams)])
+            weights = results.pop(0)
+            vectors = results.pop(0) if mlps_backward.gradient_sizes(layers, unflat)[1] else None
+            cut = mlps_backward.parameter_gradients(layers, unflat, weights, vectors)
+            d_parameters = [gradient for stream in cut for gradient in stream]
+        d_rider_w = d_rider_b = None
+        if needs_rider or needs_rider_b:
+            flat, (n, k) = results.pop(0), rider_w.shape
+            d_rider_w = flat[: n * k].view(n, k)
+            at = WeightGradients.layout([[(n, k)]])[0][0][1]
+            d_rider_b = flat[at : at + n] if ctx.has_rider_bias else None
+        gradients = once((d_rider_w, d_rider_b, *dx, *d_parameters), *dy, *x, *parameters, rider_w)
+        return (*(None,) * 10, *gradients)
+
+
+def run_mlps(
+    x: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    structure: Structure,
+    multipliers: tuple[float, ...],
+    *,
+    out_dtype: torch.dtype,
+    strength: Tensor | None = None,
+    seed: Tensor | None = None,
+    rider: tuple[Tensor, Tensor | None] | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, ...]:
+    """``y = x + m·f(x)`` with gradients. Shape: x [M, d], one for all streams or one each → y [M, d] per stream.
+
+    The parameters, in the compute dtype, are those of the first stream and then of the second. With a rider, ``to_q``'s
+    (weight, bias), its product with x comes last. ``recompute`` keeps x alone for backward; ``strength`` [streams] is
+    another factor on the multipliers, without a gradient.
+    """
+    rider_w, rider_b = rider or (None, None)
+    return _MLPs.apply(
+        *structure, multipliers, out_dtype, recompute, len(x), strength, seed, rider_w, rider_b, *x, *parameters
+    )  # fmt: skip

@@ -1,0 +1,381 @@
+"""Programs: what an operator does for arguments of one signature, decided once and from then on only run.
+
+An operator is a Python function that allocates and launches. For every signature (shapes, strides, dtypes, device,
+flags, target) it runs once on tensors without data. What it launches, allocates and returns is its **program**, a
+frozen description in which every tensor is a slot. Running it allocates and launches, and does nothing else:
+
+- the first run of a combination of pointer alignments launches as Triton does, ``kernel[grid](...)``, which compiles;
+- every later one calls the compiled kernels themselves, with positional arguments (``direct.py``).
+
+The launch counter, ``explain``, offline compilation and the meta device read the same description.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import itemgetter, or_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from hnkernels.triton import direct
+from hnkernels.triton.launch import Call, Launch, note, on, tracing
+from hnkernels.triton.launch import _calls as _captured
+from hnkernels.triton.launch import _records as _recorded
+from hnkernels.triton.target import pretended, setting
+from hnkernels.triton.tiling import forced_tiles
+
+_ALIGNMENT = 16
+"""What Triton specializes pointers on, in bytes."""
+
+_AT_MOST = 256
+"""Programs that an operator keeps: shapes times flags of one run of a model, several times over."""
+
+_aten = torch.ops.aten
+_ALLOCATIONS = {
+    _aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default, _aten.new_empty_strided.default,
+    _aten.empty_like.default,
+}  # fmt: skip
+
+
+class Ref(NamedTuple):
+    """A tensor of a program: a slot, and where in it the tensor lies."""
+
+    slot: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int  # elements from the slot's first one
+    dtype: torch.dtype
+
+    def of(self, tensors: Sequence[Any]) -> Tensor:
+        """The tensor, where these are in the slots."""
+        base = tensors[self.slot]
+        if self.offset == 0 and base.shape == self.size and base.stride() == self.stride:
+            return base
+        return base.as_strided(self.size, self.stride, base.storage_offset() + self.offset)
+
+
+class Buffer(NamedTuple):
+    """A tensor that a program allocates."""
+
+    slot: int
+    size: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Operation(NamedTuple):
+    """An operation of PyTorch on slots, such as a copy of a tensor that is not contiguous; Refs among its arguments."""
+
+    function: Any
+    arguments: tuple
+    keywords: dict[str, Any]
+    result: int  # slot
+
+
+class Step(NamedTuple):
+    """One launch, and which slots are allocated before it and not needed after it."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    arguments: dict[str, Any]  # Refs for tensors
+    allocate: tuple[Buffer, ...]
+    release: tuple[int, ...]
+
+
+class Program:
+    """The launches of an operator for one signature. Made by ``Planned``."""
+
+    def __init__(self, function: Callable[..., Any], arguments: Sequence[Any], device: torch.device):
+        trace = _Trace()
+        with _disable_current_modes(), torch.no_grad(), tracing(trace):
+            likenesses = trace.inputs_of(arguments)
+            with trace:
+                results = function(*likenesses)
+        self.device = device
+        self.launches: tuple[Launch, ...] = tuple(trace.launches)
+        self.calls: tuple[Call, ...] = tuple(trace.calls)
+        self.inputs = len(trace.inputs)
+        single = isinstance(results, Tensor)
+        self.outputs = tuple(trace.ref(t) for t in ([results] if single else results))
+        self.single = single
+        self.slots = len(trace.slots)
+        self.operations, self.steps, self.last = trace.finished({ref.slot for ref in self.outputs})
+        self._allocate = torch.empty if pretended() is None else _poisoned
+        self._bound: dict[tuple[int, ...], _Bound | None] = {}
+
+    def run(self, inputs: list[Tensor]) -> Any:
+        """Allocates, launches, and returns the outputs. ``inputs`` are the tensors among the operator's arguments."""
+        if _recorded.get() or _captured.get() is not None:
+            note(self.launches, self.calls)
+        if self.device.type == "meta":
+            return self._results(self._plain(inputs, launch=False))
+        if self.operations:
+            inputs = inputs + [None] * (self.slots - self.inputs)  # type: ignore[list-item]
+            self._operate(inputs)
+        pointers = [0 if t is None else t.data_ptr() for t in inputs] if self.operations else [
+            t.data_ptr() for t in inputs
+        ]  # fmt: skip
+        key = () if reduce(or_, pointers, 0) % _ALIGNMENT == 0 else tuple([p % _ALIGNMENT for p in pointers])
+        bound = self._bound.get(key)
+        if bound is None or direct.hooked():
+            return self._results(self._compile(inputs, key))
+        return self._results(bound.run(inputs, pointers, self._allocate))
+
+    def _compile(self, inputs: list[Any], key: tuple[int, ...]) -> list[Any]:
+        """A run as Triton launches by itself, whose compiled kernels are kept."""
+        compiled: list[Any] = []
+        with on(self.device):
+            tensors = self._plain(inputs, compiled=compiled)
+        if key not in self._bound and direct.usable(compiled):
+            self._bound[key] = _Bound(self, compiled)
+        return tensors
+
+    def _plain(self, inputs: list[Any], launch: bool = True, compiled: list[Any] | None = None) -> list[Any]:
+        tensors = inputs + [None] * (self.slots - len(inputs))
+        if self.operations and not launch:
+            self._operate(tensors)
+        for step in self.steps:
+            for buffer in step.allocate:
+                tensors[buffer.slot] = self._allocate(buffer.size, dtype=buffer.dtype, device=self.device)
+            if launch:
+                values = {n: v.of(tensors) if isinstance(v, Ref) else v for n, v in step.arguments.items()}
+                kernel = step.kernel[step.grid](**values)
+                if compiled is not None:
+                    compiled.append(kernel)
+            for slot in step.release:
+                tensors[slot] = None
+        for buffer in self.last:
+            tensors[buffer.slot] = self._allocate(buffer.size, dtype=buffer.dtype, device=self.device)
+        return tensors
+
+    def _operate(self, tensors: list[Any]) -> None:
+        for operation in self.operations:
+            arguments = [_filled(a, tensors) for a in operation.arguments]
+            keywords = {name: _filled(a, tensors) for name, a in operation.keywords.items()}
+            if "device" in keywords:
+                keywords["device"] = self.device
+            tensors[operation.result] = operation.function(*arguments, **keywords)
+
+    def _results(self, tensors: list[Any]) -> Any:
+        if self.single:
+            return self.outputs[0].of(tensors)
+        return [ref.of(tensors) for ref in self.outputs]
+
+
+class _Bound:
+    """A program with its compiled kernels: pointers and numbers in one list, from which every launch takes its own."""
+
+    def __init__(self, program: Program, compiled: Sequence[Any]):
+        self.slots, self.device = program.slots, program.device
+        self.index = 0 if program.device.index is None else program.device.index
+        views: dict[tuple[int, int], int] = {}  # (slot, offset in bytes) → place in the list
+        constants: list[Any] = []
+        places: list[list[Any]] = []  # of every launch's arguments: a place, or (index of a constant,)
+        after: dict[int, list[tuple[int, int, int]]] = {}  # slot → (place, slot, offset) of the views into it
+        for step in program.steps:
+            chosen: list[Any] = []
+            for name in direct.positional(step.kernel):
+                value = step.arguments[name]
+                if not isinstance(value, Ref):
+                    chosen.append((len(constants),))
+                    constants.append(value)
+                elif value.offset == 0:
+                    chosen.append(value.slot)
+                else:
+                    offset = value.offset * value.dtype.itemsize
+                    place = views.setdefault((value.slot, offset), self.slots + len(views))
+                    after.setdefault(value.slot, []).append((place, value.slot, offset))
+                    chosen.append(place)
+            places.append(chosen)
+        first = self.slots + len(views)
+        self.tail = [0] * len(views) + constants
+        self.views = [view for slot in range(program.inputs) for view in dict.fromkeys(after.get(slot, ()))]
+        self.entries = []
+        for step, kernel, chosen in zip(program.steps, compiled, places, strict=True):
+            pick = itemgetter(*[first + p[0] if isinstance(p, tuple) else p for p in chosen])
+            allocate = tuple(
+                (b.size, b.dtype, b.slot, tuple(dict.fromkeys(after.get(b.slot, ())))) for b in step.allocate
+            )
+            self.entries.append((allocate, *direct.entry(kernel), *step.grid, pick, step.release))
+        self.last = program.last
+
+    def run(self, inputs: list[Tensor], pointers: list[int], allocate: Callable[..., Tensor]) -> list[Any]:
+        """The slots after the launches."""
+        device = self.device
+        if device.type != "cpu" and direct.current_device() != self.index:
+            with on(device):
+                return self._run(inputs, pointers, allocate)
+        return self._run(inputs, pointers, allocate)
+
+    def _run(self, inputs: list[Tensor], pointers: list[int], allocate: Callable[..., Tensor]) -> list[Any]:
+        device = self.device
+        missing = self.slots - len(inputs)
+        tensors: list[Any] = inputs + [None] * missing
+        values = pointers + [0] * missing + self.tail
+        for place, slot, offset in self.views:
+            values[place] = values[slot] + offset
+        stream = direct.stream(self.index)
+        for buffers, run, function, metadata, x, y, z, pick, release in self.entries:
+            for size, dtype, slot, views in buffers:
+                tensors[slot] = t = allocate(size, dtype=dtype, device=device)
+                values[slot] = pointer = t.data_ptr()
+                for place, _, offset in views:
+                    values[place] = pointer + offset
+            run(x, y, z, stream, function, metadata, None, None, None, *pick(values))
+            for slot in release:
+                tensors[slot] = None
+        for buffer in self.last:
+            tensors[buffer.slot] = allocate(buffer.size, dtype=buffer.dtype, device=device)
+        return tensors
+
+
+class _Trace(TorchDispatchMode):
+    """Sees what an operator allocates, launches and computes besides, on tensors without data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+        self.slots: dict[int, int] = {}  # storage → slot
+        self.buffers: dict[int, Buffer] = {}
+        self.operations: list[Operation] = []
+        self.launches: list[Launch] = []
+        self.calls: list[Call] = []
+        self.grids: list[tuple[int, int, int]] = []
+        self._launched: set[int] = set()  # slots that are no inputs
+        self._alive: list[Any] = []  # so that no storage's address is used again
+
+    def inputs_of(self, arguments: Sequence[Any]) -> list[Any]:
+        """The operator's arguments, with a tensor without data for every tensor."""
+        return [_mapped(self._input, a) for a in arguments]
+
+    def _input(self, t: Tensor) -> Tensor:
+        like = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+        self.inputs.append(like)
+        self._slot(like)
+        return like
+
+    def _slot(self, t: Tensor) -> int:
+        storage = t.untyped_storage()
+        self._alive.append((storage, t))
+        return self.slots.setdefault(storage._cdata, len(self.slots))
+
+    def ref(self, t: Tensor) -> Ref:
+        """Where the tensor lies."""
+        return Ref(self._slot(t), tuple(t.shape), t.stride(), int(t.storage_offset()), t.dtype)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _ALLOCATIONS:
+            if len(self.inputs) <= (slot := self._slot(result)):
+                self.buffers[slot] = Buffer(slot, tuple(result.shape), result.dtype)
+        elif not any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns):
+            arguments = tuple(_mapped(self.ref, a) for a in args)
+            keywords = {name: _mapped(self.ref, a) for name, a in kwargs.items()}
+            operation = Operation(func, arguments, keywords, self._slot(result))
+            if any(ref.slot in self._launched for ref in _refs(operation)):
+                raise RuntimeError(f"{func} on what a launch has touched cannot be a part of a program")
+            self.operations.append(operation)  # and so it can come before all launches
+        return result
+
+    def add(self, launch: Launch, call: Call, grid: tuple[int, ...]) -> None:
+        """Takes a launch; see ``launch.Trace``."""
+        self.launches.append(launch)
+        self.calls.append(call)
+        self.grids.append((*grid, *(1,) * (3 - len(grid))))  # type: ignore[arg-type]
+        slots = {self._slot(t) for t in call.arguments.values() if isinstance(t, Tensor)}
+        self._launched |= {slot for slot in slots if slot >= len(self.inputs)}
+
+    def finished(self, outputs: set[int]) -> tuple[tuple[Operation, ...], tuple[Step, ...], tuple[Buffer, ...]]:
+        """Operations, launches, and the buffers that no launch has touched, where ``outputs`` are returned.
+
+        A buffer is allocated before the first launch that has it, and given back after the last one.
+        """
+        used = [{n: _mapped(self.ref, v) for n, v in call.arguments.items()} for call in self.calls]
+        touched = [{v.slot for v in values.values() if isinstance(v, Ref)} for values in used]
+        early = {ref.slot for operation in self.operations for ref in _refs(operation)} & set(self.buffers)
+        operations = [
+            Operation(_aten.empty.memory_format, (list(b.size),), {"dtype": b.dtype, "device": None}, b.slot)
+            for b in (self.buffers[slot] for slot in sorted(early))
+        ]  # fmt: skip
+        made = {operation.result for operation in self.operations} | early
+        seen: set[int] = set(made)
+        steps = []
+        for i, (call, grid, values) in enumerate(zip(self.calls, self.grids, used, strict=True)):
+            allocate = tuple(self.buffers[s] for s in sorted(touched[i] - seen) if s in self.buffers)
+            seen |= touched[i]
+            later = set().union(*touched[i + 1 :]) | outputs
+            release = tuple(s for s in sorted(touched[i] - later) if s in self.buffers or s in made)
+            steps.append(Step(call.kernel, grid, values, allocate, release))
+        last = tuple(self.buffers[s] for s in sorted(outputs - seen) if s in self.buffers)
+        return (*operations, *self.operations), tuple(steps), last
+
+
+class Planned:
+    """An operator's function as its programs, by signature.
+
+    Args:
+        function: takes tensors, sequences of tensors, and plain values; allocates and launches; returns a tensor or a
+            list of them. What it does depends on nothing but its arguments' signature.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self.programs: OrderedDict[tuple, Program] = OrderedDict()
+
+    def __call__(self, *args: Any) -> Any:
+        inputs: list[Tensor] = []
+        key: list[Any] = []
+        for a in args:
+            if isinstance(a, Tensor):
+                inputs.append(a)
+                key.append((a.shape, a.dtype, a.stride()))
+            elif isinstance(a, (list, tuple)):
+                key.append(len(a))
+                for t in a:
+                    if isinstance(t, Tensor):
+                        inputs.append(t)
+                        key.append((t.shape, t.dtype, t.stride()))
+                    else:
+                        key.append(t)
+            else:
+                key.append(a)
+        return self.program(args, inputs[0].device, tuple(key)).run(inputs)
+
+    def program(self, args: Sequence[Any], device: torch.device, key: tuple) -> Program:
+        """The program for arguments with this signature on this device, traced if there is none yet."""
+        key = (device, forced_tiles(), setting(), key)
+        program = self.programs.get(key)
+        if program is None:
+            program = self.programs[key] = Program(self.function, args, device)
+            while len(self.programs) > _AT_MOST:
+                self.programs.popitem(last=False)
+        return program
+
+
+def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)) and any(isinstance(t, Tensor) for t in value):
+        return [function(t) if isinstance(t, Tensor) else t for t in value]
+    return value
+
+
+def _refs(operation: Operation) -> list[Ref]:
+    values = [*operation.arguments, *operation.keywords.values()]
+    return [r for v in values for r in (v if isinstance(v, list) else [v]) if isinstance(r, Ref)]
+
+
+def _filled(value: Any, tensors: Sequence[Any]) -> Any:
+    if isinstance(value, Ref):
+        return value.of(tensors)
+    return [v.of(tensors) if isinstance(v, Ref) else v for v in value] if isinstance(value, list) else value
+
+
+def _poisoned(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a pretended device nothing is written, and no one is to take what lies there for a result."""
+    return torch.full(size, float("nan"), dtype=dtype, device=device)
