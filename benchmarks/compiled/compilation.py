@@ -18,7 +18,7 @@ CACHE = Path(__file__).parents[2] / ".benchmarks" / "triton"
 
 
 _OPTIONAL = {
-    "pre_ptr": "pre", "rider_w_ptr": "rider", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "rider",
+    "pre_ptr": "pre", "query_w_ptr": "query", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "query",
     "scale_ptr": "scale", "index_ptr": "index", "table_ptr": "table", "stats_ptr": "norm",
 }  # fmt: skip
 

@@ -13,8 +13,7 @@ from torch import nn
 from hnkernels.adapter.contexts import CacheStats
 from hnkernels.adapter.sites import AdapterError
 from hnkernels.adapter.strength import STREAMS, Level, Place, Strength, resolve
-from hnkernels.ops import onednn
-from hnkernels.triton import derived
+from hnkernels.ops import derived, onednn
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11

@@ -18,8 +18,7 @@ from hnkernels.adapter.links import Links
 from hnkernels.adapter.site import Site
 from hnkernels.adapter.sites import AttentionSpec
 from hnkernels.adapter.strength import STREAMS
-from hnkernels.ops import onednn
-from hnkernels.triton import derived
+from hnkernels.ops import derived, onednn
 from hnkernels.triton.support import why_not
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ class Host:
             if changed:
                 results = changed_linears(linears)
             else:
-                from hnkernels.triton.backend import project_group
+                from hnkernels.ops.fused import project_group
 
                 streams = [STREAMS.index(stream) for _, stream in together]
                 results = project_group(y_k, y_v, [(t.weight, t.bias) for t in together.values()], streams)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hnkernels.network.mlp import HypernetworkMLP
-from hnkernels.ops import portable
+from hnkernels.ops import plan, portable
 from hnkernels.triton import support
 
 MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
@@ -48,7 +48,7 @@ def hyper_context(
     _check_context(context)
     _check_chain("mlps", chain, context)
     if _takes_triton(backend, context, chain):
-        from hnkernels.triton.backend import transform
+        from hnkernels.ops.fused import transform
 
         return transform(context, chain, recompute)
     return portable.transform(context, chain)
@@ -73,7 +73,7 @@ def hyper_context_pair(
     _check_chain("mlp_k", chain_k, context)
     _check_chain("mlp_v", chain_v, context)
     if _takes_triton(backend, context, (*chain_k, *chain_v)):
-        from hnkernels.triton.backend import transform_pair
+        from hnkernels.ops.fused import transform_pair
 
         return transform_pair(context, chain_k, chain_v, recompute)
     return portable.transform_pair(context, chain_k, chain_v)
@@ -116,15 +116,10 @@ def hyper_kv(
             and what is accepted.
         RuntimeError: a gradient of the Triton backend is differentiated once more.
     """
-    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
-    _check_all(context, {"mlp_k": chain_k, "mlp_v": chain_v}, {"k": (w_k, b_k), "v": (w_v, b_v)}, backend)
-    if _takes_triton(backend, context, (*chain_k, *chain_v)):
-        from hnkernels.triton.backend import project_pair
-
-        k, v = project_pair(context, chain_k, chain_v, (w_k, b_k), (w_v, b_v), recompute=recompute)
-        return k, v
-    y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
-    return portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
+    k, v = _projected(
+        context, mlp_k, mlp_v, {"k": (w_k, b_k), "v": (w_v, b_v)}, (w_k, w_v, b_k, b_v), strength, backend, recompute
+    )  # fmt: skip
+    return k, v
 
 
 def hyper_qkv(
@@ -155,16 +150,43 @@ def hyper_qkv(
     Returns:
         Q [..., n_q], K [..., n_k] and V [..., n_v].
     """
-    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
     projections = {"q": (w_q, b_q), "k": (w_k, b_k), "v": (w_v, b_v)}
-    _check_all(x, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
-    if _takes_triton(backend, x, (*chain_k, *chain_v)):
-        from hnkernels.triton.backend import project_pair
+    given = (w_k, w_v, w_q, b_k, b_v, b_q)
+    k, v, q = _projected(x, mlp_k, mlp_v, projections, given, strength, backend, recompute)
+    return q, k, v
 
-        k, v, q = project_pair(x, chain_k, chain_v, (w_k, b_k), (w_v, b_v), (w_q, b_q), recompute)
-        return q, k, v
-    y_k, y_v = portable.transform_pair(x, chain_k, chain_v)
-    return portable.project(x, w_q, b_q), portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
+
+def _projected(
+    context: Tensor,
+    mlp_k: MLPs,
+    mlp_v: MLPs,
+    projections: dict[str, tuple[Tensor, Tensor | None]],
+    given: tuple[Tensor | None, ...],
+    strength: Strength | Mapping[str, Strength],
+    backend: str,
+    recompute: bool,
+) -> Sequence[Tensor]:
+    """K, V and, where there is a projection for it, Q; ``given`` are the tensors of the projections, in one order."""
+    owner = key = None
+    if type(context) is Tensor and not torch.compiler.is_compiling():
+        owner, key = plan.key_of(context, mlp_k, mlp_v, strength, backend, given)
+        kept = None if owner is None else plan.find(owner, key, context, given)
+        if kept is not None:
+            return kept.run(context, given)
+    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
+    _check_all(context, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
+    query = projections.get("q")
+    if _takes_triton(backend, context, (*chain_k, *chain_v)):
+        from hnkernels.ops.fused import project_pair
+
+        tape = None if owner is None else plan.Tape(context, given)
+        results = project_pair(context, chain_k, chain_v, projections["k"], projections["v"], query, recompute, tape)
+        if tape is not None and owner is not None and tape.results is not None:
+            plan.keep(owner, key, tape, [mlp for mlp, _ in (*chain_k, *chain_v)], given, context)
+        return results
+    y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
+    kv = portable.project(y_k, *projections["k"]), portable.project(y_v, *projections["v"])
+    return kv if query is None else (*kv, portable.project(context, *query))
 
 
 def _chains(

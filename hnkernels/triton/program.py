@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import reduce
-from operator import itemgetter, or_
+from operator import attrgetter, itemgetter, or_
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,12 @@ _ALIGNMENT = 16
 
 _AT_MOST = 256
 """Programs that an operator keeps: shapes times flags of one run of a model, several times over."""
+
+# Called by ``map``, which is quicker than a loop.
+_shape, _dtype, _stride, _pointer = attrgetter("shape"), attrgetter("dtype"), Tensor.stride, Tensor.data_ptr
+
+_TENSOR = object()
+"""Stands in a signature where a tensor was."""
 
 _aten = torch.ops.aten
 _ALLOCATIONS = {
@@ -107,25 +113,25 @@ class Program:
         self._allocate = torch.empty if pretended() is None else _poisoned
         self._bound: dict[tuple[int, ...], _Bound | None] = {}
 
-    def run(self, inputs: list[Tensor]) -> Any:
+    def run(self, inputs: Sequence[Tensor]) -> Any:
         """Allocates, launches, and returns the outputs. ``inputs`` are the tensors among the operator's arguments."""
         if _recorded.get() or _captured.get() is not None:
             note(self.launches, self.calls)
         if self.device.type == "meta":
             return self._results(self._plain(inputs, launch=False))
         if self.operations:
-            inputs = inputs + [None] * (self.slots - self.inputs)  # type: ignore[list-item]
+            inputs = [*inputs, *(None,) * (self.slots - self.inputs)]  # type: ignore[list-item]
             self._operate(inputs)
-        pointers = [0 if t is None else t.data_ptr() for t in inputs] if self.operations else [
-            t.data_ptr() for t in inputs
-        ]  # fmt: skip
+            pointers = [0 if t is None else t.data_ptr() for t in inputs]
+        else:
+            pointers = list(map(_pointer, inputs))
         key = () if reduce(or_, pointers, 0) % _ALIGNMENT == 0 else tuple([p % _ALIGNMENT for p in pointers])
         bound = self._bound.get(key)
         if bound is None or direct.hooked():
             return self._results(self._compile(inputs, key))
         return self._results(bound.run(inputs, pointers, self._allocate))
 
-    def _compile(self, inputs: list[Any], key: tuple[int, ...]) -> list[Any]:
+    def _compile(self, inputs: Sequence[Any], key: tuple[int, ...]) -> list[Any]:
         """A run as Triton launches by itself, whose compiled kernels are kept."""
         compiled: list[Any] = []
         with on(self.device):
@@ -134,8 +140,8 @@ class Program:
             self._bound[key] = _Bound(self, compiled)
         return tensors
 
-    def _plain(self, inputs: list[Any], launch: bool = True, compiled: list[Any] | None = None) -> list[Any]:
-        tensors = inputs + [None] * (self.slots - len(inputs))
+    def _plain(self, inputs: Sequence[Any], launch: bool = True, compiled: list[Any] | None = None) -> list[Any]:
+        tensors = [*inputs, *[None] * (self.slots - len(inputs))]
         if self.operations and not launch:
             self._operate(tensors)
         for step in self.steps:
@@ -203,7 +209,7 @@ class _Bound:
             self.entries.append((allocate, *direct.entry(kernel), *step.grid, pick, step.release))
         self.last = program.last
 
-    def run(self, inputs: list[Tensor], pointers: list[int], allocate: Callable[..., Tensor]) -> list[Any]:
+    def run(self, inputs: Sequence[Tensor], pointers: list[int], allocate: Callable[..., Tensor]) -> list[Any]:
         """The slots after the launches."""
         device = self.device
         if device.type != "cpu" and direct.current_device() != self.index:
@@ -211,10 +217,10 @@ class _Bound:
                 return self._run(inputs, pointers, allocate)
         return self._run(inputs, pointers, allocate)
 
-    def _run(self, inputs: list[Tensor], pointers: list[int], allocate: Callable[..., Tensor]) -> list[Any]:
+    def _run(self, inputs: Sequence[Tensor], pointers: list[int], allocate: Callable[..., Tensor]) -> list[Any]:
         device = self.device
         missing = self.slots - len(inputs)
-        tensors: list[Any] = inputs + [None] * missing
+        tensors: list[Any] = [*inputs, *[None] * missing]
         values = pointers + [0] * missing + self.tail
         for place, slot, offset in self.views:
             values[place] = values[slot] + offset
@@ -263,6 +269,10 @@ class _Trace(TorchDispatchMode):
         self._alive.append((storage, t))
         return self.slots.setdefault(storage._cdata, len(self.slots))
 
+    def _known(self, result: Any) -> bool:
+        tensors = result if isinstance(result, (list, tuple)) else [result]
+        return all(t.untyped_storage()._cdata in self.slots for t in tensors)
+
     def ref(self, t: Tensor) -> Ref:
         """Where the tensor lies."""
         return Ref(self._slot(t), tuple(t.shape), t.stride(), int(t.storage_offset()), t.dtype)
@@ -273,7 +283,7 @@ class _Trace(TorchDispatchMode):
         if func in _ALLOCATIONS:
             if len(self.inputs) <= (slot := self._slot(result)):
                 self.buffers[slot] = Buffer(slot, tuple(result.shape), result.dtype)
-        elif not any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns):
+        elif func._schema.is_mutable or not self._known(result):  # else it is a view
             arguments = tuple(_mapped(self.ref, a) for a in args)
             keywords = {name: _mapped(self.ref, a) for name, a in kwargs.items()}
             operation = Operation(func, arguments, keywords, self._slot(result))
@@ -328,33 +338,37 @@ class Planned:
         self.programs: OrderedDict[tuple, Program] = OrderedDict()
 
     def __call__(self, *args: Any) -> Any:
+        inputs, run = self.prepared(*args)
+        return run(inputs)
+
+    def prepared(self, *args: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+        """The tensors among the arguments, and what runs on them and on others of their signature."""
         inputs: list[Tensor] = []
-        key: list[Any] = []
+        plain: list[Any] = []
         for a in args:
             if isinstance(a, Tensor):
                 inputs.append(a)
-                key.append((a.shape, a.dtype, a.stride()))
+                plain.append(_TENSOR)
             elif isinstance(a, (list, tuple)):
-                key.append(len(a))
+                plain.append(len(a))
                 for t in a:
                     if isinstance(t, Tensor):
                         inputs.append(t)
-                        key.append((t.shape, t.dtype, t.stride()))
+                        plain.append(_TENSOR)
                     else:
-                        key.append(t)
+                        plain.append(t)
             else:
-                key.append(a)
-        return self.program(args, inputs[0].device, tuple(key)).run(inputs)
-
-    def program(self, args: Sequence[Any], device: torch.device, key: tuple) -> Program:
-        """The program for arguments with this signature on this device, traced if there is none yet."""
-        key = (device, forced_tiles(), setting(), key)
+                plain.append(a)
+        key = (
+            inputs[0].device, forced_tiles(), setting(), *plain, *map(_shape, inputs), *map(_dtype, inputs),
+            *map(_stride, inputs),
+        )  # fmt: skip
         program = self.programs.get(key)
         if program is None:
-            program = self.programs[key] = Program(self.function, args, device)
+            program = self.programs[key] = Program(self.function, args, inputs[0].device)
             while len(self.programs) > _AT_MOST:
                 self.programs.popitem(last=False)
-        return program
+        return inputs, program.run
 
 
 def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -25,6 +25,10 @@ class Target:
     backend: str
     arch: int | str = 0
     processors: int = 108
+    key: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.backend} {self.arch} {self.processors}")
 
     @property
     def warp_size(self) -> int:
@@ -93,9 +97,10 @@ def tf32_allowed() -> bool:
     return torch._C._get_cublas_allow_tf32() if _fp32_precision is None else _fp32_precision("cuda", "matmul") == "tf32"
 
 
-def setting() -> tuple[Target, Target | None, bool]:
+def setting() -> tuple[str, str | None, bool]:
     """Everything that decides what is launched and is not among an operator's arguments."""
-    return _planned.get(), _pretended.get(), tf32_allowed()
+    pretended = _pretended.get()
+    return _planned.get().key, None if pretended is None else pretended.key, tf32_allowed()
 
 
 def target_of(device: torch.device) -> Target:

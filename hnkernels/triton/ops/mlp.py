@@ -47,36 +47,36 @@ def _parameters(layers: list[Layer], flat: Sequence[Tensor], streams: int) -> li
 
 @operator(
     "mlp_forward",
-    f"(Tensor[] x, Tensor[] residual, Tensor[] parameters, Tensor[] vectors, Tensor? seed, Tensor? rider_w,"
-    f" Tensor? rider_b, {_STRUCTURE}, float[] multipliers, Tensor? strength, ScalarType out_dtype, bool save)"
+    f"(Tensor[] x, Tensor[] residual, Tensor[] parameters, Tensor[] vectors, Tensor? seed, Tensor? query_w,"
+    f" Tensor? query_b, {_STRUCTURE}, float[] multipliers, Tensor? strength, ScalarType out_dtype, bool save)"
     " -> Tensor[]",
 )
 def mlp_forward(
-    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, strength,
+    x, residual, parameters, vectors, seed, query_w, query_b, act, activated, norms, dropouts, multipliers, strength,
     out_dtype, save,
 ):  # fmt: skip
-    """y per stream, the rider's product if there is one, and what backward wants. One x serves both streams."""
+    """y per stream, the query's product if there is one, and what backward wants. One x serves both streams."""
     streams = len(multipliers)
     layers = _layers(act, activated, norms, dropouts)
     x = per_stream(with_rows(x), streams)
     result = mlps.forward(
         x, layers, _parameters(layers, parameters, streams), tuple(multipliers), out_dtype=out_dtype, save=save,
         residual=per_stream(with_rows(residual), streams) if residual else x, seed=seed, vectors=vectors or None,
-        rider=None if rider_w is None else (rider_w.contiguous(), rider_b), strength=strength,
+        query=None if query_w is None else (query_w.contiguous(), query_b), strength=strength,
     )  # fmt: skip
-    return [*result.y, *([] if result.rider is None else [result.rider]), *mlps.flatten_saved(result.saved)]
+    return [*result.y, *([] if result.query is None else [result.query]), *mlps.flatten_saved(result.saved)]
 
 
 @mlp_forward.shapes
 def _(
-    x, residual, parameters, vectors, seed, rider_w, rider_b, act, activated, norms, dropouts, multipliers, strength,
+    x, residual, parameters, vectors, seed, query_w, query_b, act, activated, norms, dropouts, multipliers, strength,
     out_dtype, save,
 ):  # fmt: skip
     streams, rows = len(multipliers), x[0].shape[0]
     layers = _layers(act, activated, norms, dropouts)
     outs = [x[0].new_empty(x[0].shape, dtype=out_dtype) for _ in range(streams)]
-    if rider_w is not None:
-        outs.append(x[0].new_empty(rows, rider_w.shape[0]))
+    if query_w is not None:
+        outs.append(x[0].new_empty(rows, query_w.shape[0]))
     if save:
         acc = acc_dtype(x[0].dtype)
         widths = [p.w[0].shape[0] for p in _parameters(layers, parameters, streams)]
@@ -91,16 +91,16 @@ def _(
 
 @operator(
     "mlp_backward",
-    f"(Tensor[] dy, Tensor? dq, Tensor[] x, Tensor[] parameters, Tensor[] saved, Tensor? seed, Tensor? rider_w,"
+    f"(Tensor[] dy, Tensor? dq, Tensor[] x, Tensor[] parameters, Tensor[] saved, Tensor? seed, Tensor? query_w,"
     f" {_STRUCTURE}, float[] multipliers, Tensor? strength, ScalarType x_dtype, bool needs_x, bool needs_parameters,"
-    " bool needs_rider)"
+    " bool needs_query)"
     " -> Tensor[]",
 )
 def mlp_backward(
-    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, strength, x_dtype,
-    needs_x, needs_parameters, needs_rider,
+    dy, dq, x, parameters, saved, seed, query_w, act, activated, norms, dropouts, multipliers, strength, x_dtype,
+    needs_x, needs_parameters, needs_query,
 ):  # fmt: skip
-    """The gradients that are needed: of every x, of weights and vectors (flat), of the rider. Nothing saved: anew."""
+    """The gradients that are needed: of every x, of weights and vectors (flat), of the query. Nothing saved: anew."""
     streams, shared = len(multipliers), len(x) == 1 and len(multipliers) > 1
     layers = _layers(act, activated, norms, dropouts)
     unflat = _parameters(layers, parameters, streams)
@@ -109,16 +109,16 @@ def mlp_backward(
     result = mlps_backward.backward(
         tuple(t.contiguous() for t in dy), x, layers, unflat, tuple(multipliers), kept, shared=shared,
         needs_x=needs_x, needs_parameters=needs_parameters, x_dtype=x_dtype, seed=seed,
-        rider=None if dq is None or rider_w is None else (dq.contiguous(), rider_w.contiguous()),
-        needs_rider=needs_rider, strength=strength,
+        query=None if dq is None or query_w is None else (dq.contiguous(), query_w.contiguous()),
+        needs_query=needs_query, strength=strength,
     )  # fmt: skip
-    return [t for t in (*result.x, result.weights, result.vectors, result.rider) if t is not None]
+    return [t for t in (*result.x, result.weights, result.vectors, result.query) if t is not None]
 
 
 @mlp_backward.shapes
 def _(
-    dy, dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers, strength, x_dtype,
-    needs_x, needs_parameters, needs_rider,
+    dy, dq, x, parameters, saved, seed, query_w, act, activated, norms, dropouts, multipliers, strength, x_dtype,
+    needs_x, needs_parameters, needs_query,
 ):  # fmt: skip
     streams = len(multipliers)
     layers = _layers(act, activated, norms, dropouts)
@@ -130,31 +130,31 @@ def _(
         if vectors:
             dtype = mlps_backward.vector_dtype(unflat, acc_dtype(x[0].dtype))
             outs.append(x[0].new_empty(vectors, dtype=dtype))
-    if needs_rider:
-        outs.append(x[0].new_empty(WeightGradients.layout([[rider_w.shape]])[1]))
+    if needs_query:
+        outs.append(x[0].new_empty(WeightGradients.layout([[query_w.shape]])[1]))
     return outs
 
 
 @operator(
     "mlp_project",
-    f"(Tensor[] x, Tensor[] parameters, Tensor? rider_w, Tensor? rider_b, {_STRUCTURE},"
+    f"(Tensor[] x, Tensor[] parameters, Tensor? query_w, Tensor? query_b, {_STRUCTURE},"
     " Tensor[] w, Tensor[] g, Tensor[] c) -> Tensor[]",
 )
-def mlp_project(x, parameters, rider_w, rider_b, act, activated, norms, dropouts, w, g, c):
+def mlp_project(x, parameters, query_w, query_b, act, activated, norms, dropouts, w, g, c):
     """The projections of the MLPs' output at inference: the hidden layers, then ``x wᵀ + h gᵀ + c``."""
     streams = len(w)
     layers = _layers(act, activated, norms, dropouts)
     x = per_stream(with_rows(x), streams)
-    rider = None if rider_w is None else (rider_w.contiguous(), rider_b)
-    state, _ = mlps.hidden_layers(x, layers, _parameters(layers, parameters, streams), save=False, rider=rider)
+    query = None if query_w is None else (query_w.contiguous(), query_b)
+    state, _ = mlps.hidden_layers(x, layers, _parameters(layers, parameters, streams), save=False, query=query)
     projected = linear_kernel.linear(x, tuple(t.contiguous() for t in w), tuple(c), z=state.stacked, g=tuple(g))
-    return [*projected, *([] if state.rider is None else [state.rider])]
+    return [*projected, *([] if state.query is None else [state.query])]
 
 
 @mlp_project.shapes
-def _(x, parameters, rider_w, rider_b, act, activated, norms, dropouts, w, g, c):
-    riders = [] if rider_w is None else [rider_w]
-    return [x[0].new_empty(x[0].shape[0], t.shape[0]) for t in (*w, *riders)]
+def _(x, parameters, query_w, query_b, act, activated, norms, dropouts, w, g, c):
+    querys = [] if query_w is None else [query_w]
+    return [x[0].new_empty(x[0].shape[0], t.shape[0]) for t in (*w, *querys)]
 
 
 class _MLPs(torch.autograd.Function):
@@ -162,23 +162,23 @@ class _MLPs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, act, activated, norms, dropouts, multipliers, out_dtype, recompute, count, strength, seed, rider_w,
-        rider_b, *tensors
+        ctx, act, activated, norms, dropouts, multipliers, out_dtype, recompute, count, strength, seed, query_w,
+        query_b, *tensors
     ):  # fmt: skip
         x, parameters = tensors[:count], tensors[count:]
         compute = parameters[0].dtype
         inputs = [t.to(compute) for t in x]
         save = not recompute and any(ctx.needs_input_grad)
         results = mlp_forward(
-            inputs, x if x[0].dtype != compute else [], parameters, [], seed, rider_w, rider_b, act, activated, norms,
+            inputs, x if x[0].dtype != compute else [], parameters, [], seed, query_w, query_b, act, activated, norms,
             dropouts, multipliers, strength, out_dtype, save,
         )  # fmt: skip
-        outs = len(multipliers) + (rider_w is not None)
+        outs = len(multipliers) + (query_w is not None)
         saved = results[outs:]
-        ctx.save_for_backward(*inputs, *parameters, seed, rider_w, strength, *saved)
+        ctx.save_for_backward(*inputs, *parameters, seed, query_w, strength, *saved)
         ctx.structure = (act, activated, norms, dropouts, multipliers)
         ctx.count, ctx.parameter_count, ctx.x_dtype = count, len(parameters), x[0].dtype
-        ctx.has_rider_bias = rider_b is not None
+        ctx.has_query_bias = query_b is not None
         return tuple(results[:outs])
 
     @staticmethod
@@ -186,18 +186,18 @@ class _MLPs(torch.autograd.Function):
         act, activated, norms, dropouts, multipliers = ctx.structure
         tensors = ctx.saved_tensors
         count, end, streams = ctx.count, ctx.count + ctx.parameter_count, len(multipliers)
-        x, parameters, (seed, rider_w, strength), saved = (
+        x, parameters, (seed, query_w, strength), saved = (
             tensors[:count], tensors[count:end], tensors[end : end + 3], tensors[end + 3 :]
         )  # fmt: skip
         first = 12  # of the tensors among the arguments of forward
-        needs_rider, needs_rider_b = ctx.needs_input_grad[first - 2], ctx.needs_input_grad[first - 1]
+        needs_query, needs_query_b = ctx.needs_input_grad[first - 2], ctx.needs_input_grad[first - 1]
         needs_x = any(ctx.needs_input_grad[first : first + count])
         needs_parameters = any(ctx.needs_input_grad[first + count :])
-        dq = dy[streams] if rider_w is not None else None
+        dq = dy[streams] if query_w is not None else None
         results = list(
             mlp_backward(
-                dy[:streams], dq, x, parameters, saved, seed, rider_w, act, activated, norms, dropouts, multipliers,
-                strength, ctx.x_dtype, needs_x, needs_parameters, needs_rider or needs_rider_b,
+                dy[:streams], dq, x, parameters, saved, seed, query_w, act, activated, norms, dropouts, multipliers,
+                strength, ctx.x_dtype, needs_x, needs_parameters, needs_query or needs_query_b,
             )
         )  # fmt: skip
         dx: list[Tensor | None] = [results.pop(0) for _ in x] if needs_x else [None] * count
@@ -210,13 +210,13 @@ class _MLPs(torch.autograd.Function):
             vectors = results.pop(0) if mlps_backward.gradient_sizes(layers, unflat)[1] else None
             cut = mlps_backward.parameter_gradients(layers, unflat, weights, vectors)
             d_parameters = [gradient for stream in cut for gradient in stream]
-        d_rider_w = d_rider_b = None
-        if needs_rider or needs_rider_b:
-            flat, (n, k) = results.pop(0), rider_w.shape
-            d_rider_w = flat[: n * k].view(n, k)
+        d_query_w = d_query_b = None
+        if needs_query or needs_query_b:
+            flat, (n, k) = results.pop(0), query_w.shape
+            d_query_w = flat[: n * k].view(n, k)
             at = WeightGradients.layout([[(n, k)]])[0][0][1]
-            d_rider_b = flat[at : at + n] if ctx.has_rider_bias else None
-        gradients = once((d_rider_w, d_rider_b, *dx, *d_parameters), *dy, *x, *parameters, rider_w)
+            d_query_b = flat[at : at + n] if ctx.has_query_bias else None
+        gradients = once((d_query_w, d_query_b, *dx, *d_parameters), *dy, *x, *parameters, query_w)
         return (*(None,) * 10, *gradients)
 
 
@@ -229,16 +229,16 @@ def run_mlps(
     out_dtype: torch.dtype,
     strength: Tensor | None = None,
     seed: Tensor | None = None,
-    rider: tuple[Tensor, Tensor | None] | None = None,
+    query: tuple[Tensor, Tensor | None] | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     """``y = x + m·f(x)`` with gradients. Shape: x [M, d], one for all streams or one each → y [M, d] per stream.
 
-    The parameters, in the compute dtype, are those of the first stream and then of the second. With a rider, ``to_q``'s
+    The parameters, in the compute dtype, are those of the first stream and then of the second. With a query, ``to_q``'s
     (weight, bias), its product with x comes last. ``recompute`` keeps x alone for backward; ``strength`` [streams] is
     another factor on the multipliers, without a gradient.
     """
-    rider_w, rider_b = rider or (None, None)
+    query_w, query_b = query or (None, None)
     return _MLPs.apply(
-        *structure, multipliers, out_dtype, recompute, len(x), strength, seed, rider_w, rider_b, *x, *parameters
+        *structure, multipliers, out_dtype, recompute, len(x), strength, seed, query_w, query_b, *x, *parameters
     )  # fmt: skip

@@ -38,21 +38,23 @@ class Operator:
     def __init__(
         self, name: str, schema: str, function: Callable[..., Any], planned: Callable[..., bool] = lambda *_: True
     ):
-        self.name = name
-        program = Planned(function)
-
-        def run(*args: Any) -> Any:
-            return program(*args) if planned(*args) else function(*args)
-
-        self.run = run
+        self.name, self.function = name, function
+        self._planned, self._programs = planned, Planned(function)
         _library.define(f"{name}{schema}")
-        torch.library.impl(f"hnkernels::{name}", "default", func=self.run, lib=_library)
+        torch.library.impl(f"hnkernels::{name}", "default", func=self._run, lib=_library)
         self._overload = getattr(torch.ops.hnkernels, name).default
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or _watchers():
             return self._overload(*args)
-        return self.run(*args)
+        return self._run(*args)
+
+    def prepared(self, *args: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+        """The tensors among the arguments, and what runs on them and their like."""
+        return self._programs.prepared(*args)
+
+    def _run(self, *args: Any) -> Any:
+        return self._programs(*args) if self._planned(*args) else self.function(*args)
 
     def shapes(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Registers the decorated function as what the operator returns for fake tensors.
@@ -63,7 +65,7 @@ class Operator:
         @torch.library.register_fake(f"hnkernels::{self.name}", lib=_library)
         def _(*args: Any) -> Any:
             first = next(t for a in args for t in (a if isinstance(a, (list, tuple)) else [a]) if isinstance(t, Tensor))
-            return rule(*args) if isinstance(first, FakeTensor) else self.run(*args)
+            return rule(*args) if isinstance(first, FakeTensor) else self._run(*args)
 
         return rule
 

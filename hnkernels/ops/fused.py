@@ -2,26 +2,30 @@
 
 K and V travel together as long as their MLPs are of one structure; where they are not, each goes alone. At inference
 what can be computed once is: affine MLPs fold into the projection, the last linear of any other is composed with it.
+What is decided here for one call at inference, a tape notes for the next ones (``plan.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hnkernels.network.activations import resolve
-from hnkernels.network.mlp import HypernetworkMLP
+from hnkernels.network.mlp import HypernetworkMLP, Prepared
+from hnkernels.ops.casting import cast
+from hnkernels.ops.composition import compose
+from hnkernels.ops.derived import derived
 from hnkernels.ops.folding import fold_projection, is_affine
+from hnkernels.ops.plan import Tape
 from hnkernels.ops.portable import Chain, acts
-from hnkernels.triton.composition import compose
-from hnkernels.triton.derived import derived
 from hnkernels.triton.launch import vendor_linear
 from hnkernels.triton.mlps import all_norm_vectors, unflatten
 from hnkernels.triton.ops.grouped import run_grouped_linear
-from hnkernels.triton.ops.linear import run_linear
+from hnkernels.triton.ops.linear import linear, run_linear
 from hnkernels.triton.ops.mlp import Structure, mlp_forward, mlp_project, run_mlps
+from hnkernels.triton.ops.registry import Operator
 from hnkernels.triton.support import compute_dtype
 
 Projection = tuple[Tensor, Tensor | None]
@@ -48,13 +52,19 @@ def project_pair(
     chain_v: Chain,
     projection_k: Projection,
     projection_v: Projection,
-    rider: Projection | None = None,
+    query: Projection | None = None,
     recompute: bool = False,
+    tape: Tape | None = None,
 ) -> tuple[Tensor, ...]:
-    """K and V, and with a rider ``to_q``'s product at the end. Shape: x [..., d] → [..., n] each."""
-    streams = _Streams(x, [chain_k, chain_v], recompute)
-    results = streams.projected([projection_k, projection_v], rider)
-    return tuple(t.view(*x.shape[:-1], t.shape[-1]) for t in results)
+    """K and V, and with a query ``to_q``'s product at the end. Shape: x [..., d] → [..., n] each.
+
+    The tape notes what is launched, where all of it could be launched again.
+    """
+    streams = _Streams(x, [chain_k, chain_v], recompute, tape)
+    results = streams.projected([projection_k, projection_v], query)
+    if streams.tape is not None:
+        streams.tape.end(results)
+    return tuple([t.view(*x.shape[:-1], t.shape[-1]) for t in results])
 
 
 def project_group(
@@ -65,9 +75,9 @@ def project_group(
     Shape: y [..., d] → [..., n] for every projection.
     """
     dtype = compute_dtype(y_k)
-    cast = [(_cast(w, dtype), None if b is None else _cast(b, dtype)) for w, b in projections]
-    weights = [w for w, _ in cast]
-    biases = _biases(cast)
+    projections = [(cast(w, dtype), None if b is None else cast(b, dtype)) for w, b in projections]
+    weights = [w for w, _ in projections]
+    biases = _biases(projections)
     rows = [y.reshape(-1, y.shape[-1]).to(dtype) for y in (y_k, y_v)]
     results = run_grouped_linear((rows[0], rows[1]), weights, biases, streams)
     return tuple(t.view(*y_k.shape[:-1], t.shape[-1]) for t in results)
@@ -76,13 +86,16 @@ def project_group(
 class _Streams:
     """One context on its way through one chain, or through those of K and V side by side."""
 
-    def __init__(self, context: Tensor, chains: Sequence[Chain], recompute: bool):
+    def __init__(self, context: Tensor, chains: Sequence[Chain], recompute: bool, tape: Tape | None = None):
         self.context = context
         self.dtype = compute_dtype(context)  # autocast does not reach into custom operators
         self.recompute = recompute
+        self.tape = tape
         self.chains = [[link for link in chain if acts(link[1])] for chain in chains]
-        parameters = (p for chain in self.chains for mlp, _ in chain for p in mlp.parameters())
-        self.recording = torch.is_grad_enabled() and (context.requires_grad or any(p.requires_grad for p in parameters))
+        self.recording = torch.is_grad_enabled() and (
+            context.requires_grad
+            or any([p.requires_grad for chain in self.chains for mlp, _ in chain for p in _parameters(mlp)])
+        )
 
     def rewritten(self) -> list[Tensor]:
         """The context after every chain, [..., d], in the dtype that eager PyTorch gives it."""
@@ -90,36 +103,37 @@ class _Streams:
         y, _ = self._run([x] * len(self.chains), self.chains, None, keep_dtype=True)
         return [self.context if t is x else t.view(self.context.shape) for t in y]
 
-    def projected(self, projections: Sequence[Projection], rider: Projection | None) -> list[Tensor]:
-        """The projections of the rewritten context, and the rider's, [M, n] each."""
+    def projected(self, projections: Sequence[Projection], query: Projection | None) -> list[Tensor]:
+        """The projections of the rewritten context, and the query's, [M, n] each."""
         chains = self.chains
         projections = [self._cast_projection(p) for p in projections]
-        rider = None if rider is None else self._cast_projection(rider)
-        trained = (t for p in (*projections, *(() if rider is None else (rider,))) for t in p if t is not None)
-        recording = self.recording or (torch.is_grad_enabled() and any(t.requires_grad for t in trained))
-        known = not any(isinstance(m, Tensor) for chain in chains for _, m in chain)
+        query = None if query is None else self._cast_projection(query)
+        trained = [t for p in (*projections, *(() if query is None else (query,))) for t in p if t is not None]
+        recording = self.recording or (torch.is_grad_enabled() and any([t.requires_grad for t in trained]))
+        known = not any([isinstance(m, Tensor) for chain in chains for _, m in chain])
+        if recording or not known:
+            self.tape = None
         # A compiled graph could not keep what is computed once here.
         if not recording and known and not torch.compiler.is_compiling():
             chains, projections = self._folded(projections)
             if all(chains) and _composable([chain[-1][0] for chain in chains]):
-                return self._composed(chains, projections, rider)
+                return self._composed(chains, projections, query)
         x = self._rows()
-        y, q = self._run([x, x], chains, rider if any(chains) else None, keep_dtype=False)
+        y, q = self._run([x, x], chains, query if any(chains) else None, keep_dtype=False)
         # The shorter of two chains ends while the context still has the wider dtype.
-        y = [y[0].to(self.dtype)] * 2 if y[0] is y[1] else [t.to(self.dtype) for t in y]
-        x = x.to(self.dtype)
-        # A stream without an MLP, and to_q where it could not ride along, are plain projections.
+        y = [self._to(y[0])] * 2 if y[0] is y[1] else [self._to(t) for t in y]
+        # A stream without an MLP, and to_q where it could not come along, are plain projections.
         acted = [i for i, chain in enumerate(chains) if chain]
-        products = iter(_project([y[i] for i in acted], [projections[i] for i in acted]))
-        kv = [next(products) if i in acted else vendor_linear(x, *p) for i, p in enumerate(projections)]
-        if rider is not None and q is None:
-            q = vendor_linear(x, *rider)
+        products = iter(self._project([y[i] for i in acted], [projections[i] for i in acted], recording))
+        kv = [next(products) if i in acted else self._vendor(x, p) for i, p in enumerate(projections)]
+        if query is not None and q is None:
+            q = self._vendor(x, query)
         return [*kv, *([] if q is None else [q])]
 
     def _run(
-        self, y: list[Tensor], chains: Sequence[Sequence[Link]], rider: Projection | None, keep_dtype: bool
+        self, y: list[Tensor], chains: Sequence[Sequence[Link]], query: Projection | None, keep_dtype: bool
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Every chain applied to its stream, and the rider's product if it could come along with a pair.
+        """Every chain applied to its stream, and the query's product if it could come along with a pair.
 
         Between links the context keeps the wider dtype, as in eager PyTorch under autocast; after the last with
         ``keep_dtype`` only.
@@ -132,7 +146,7 @@ class _Streams:
             pair = [link for link in links if link is not None]
             if len(pair) == 2 and _alike([mlp for mlp, _ in pair]):
                 shared = y[0] is y[1]
-                along = rider if position == 0 and shared else None
+                along = query if position == 0 and shared else None
                 results = self._apply(y[:1] if shared else y, pair, along, keep)
                 y = list(results[:2])
                 q = results[2] if along is not None else q
@@ -144,9 +158,9 @@ class _Streams:
         return y, q
 
     def _apply(
-        self, x: Sequence[Tensor], links: Sequence[Link], rider: Projection | None, keep_dtype: bool
+        self, x: Sequence[Tensor], links: Sequence[Link], query: Projection | None, keep_dtype: bool
     ) -> tuple[Tensor, ...]:
-        """One MLP per stream, of one structure, and the rider's product."""
+        """One MLP per stream, of one structure, and the query's product."""
         mlps = [mlp for mlp, _ in links]
         multipliers, strength = _multipliers([m for _, m in links], x[0].device)
         structure = _structure(mlps[0])
@@ -156,42 +170,44 @@ class _Streams:
             # On the device and from its generator: no wait, and a checkpointed recomputation draws the same again.
             seed = torch.randint(2**62, (1,), device=x[0].device)
         out_dtype = torch.promote_types(x[0].dtype, self.dtype) if keep_dtype else self.dtype
-        if self.recording or (rider is not None and torch.is_grad_enabled()):
+        if self.recording or (query is not None and torch.is_grad_enabled()):
+            self.tape = None
             return run_mlps(
-                x, parameters, structure, multipliers, out_dtype=out_dtype, strength=strength, seed=seed, rider=rider,
+                x, parameters, structure, multipliers, out_dtype=out_dtype, strength=strength, seed=seed, query=query,
                 recompute=self.recompute,
             )  # fmt: skip
-        inputs = [t.to(self.dtype) for t in x]
+        inputs = [self._to(t) for t in x]
         residual = list(x) if x[0].dtype != self.dtype else []
         vectors = _vectors(mlps, parameters, structure)
-        results = mlp_forward(
-            inputs, residual, parameters, vectors, seed, *(rider or (None, None)), *structure, multipliers, strength,
-            out_dtype, False,
+        self._constant(*vectors)
+        return self._call(
+            mlp_forward, inputs, residual, parameters, vectors, seed, *(query or (None, None)), *structure, multipliers,
+            strength, out_dtype, False,
         )  # fmt: skip
-        return tuple(results)
 
     def _composed(
-        self, chains: Sequence[Sequence[Link]], projections: Sequence[Projection], rider: Projection | None
+        self, chains: Sequence[Sequence[Link]], projections: Sequence[Projection], query: Projection | None
     ) -> list[Tensor]:
         """The last MLP of every chain inside the projection, whose weight its last linear is composed with."""
         x = self._rows()
-        y, q = self._run([x, x], [chain[:-1] for chain in chains], rider, keep_dtype=True)
+        y, q = self._run([x, x], [chain[:-1] for chain in chains], query, keep_dtype=True)
         links = [chain[-1] for chain in chains]
         structure = _structure(links[0][0])
         hidden = Structure(
             structure.act, structure.activated[:-1], structure.norms[:-1], structure.dropouts[:-1]
         )  # fmt: skip
         composed = [compose(*p, mlp, float(m)) for p, (mlp, m) in zip(projections, links, strict=True)]
+        self._constant(*[t for pair in composed for t in pair])
         parameters = [p for mlp, _ in links for p in self._parameters(mlp)[:-2]]
         shared = y[0] is y[1]
-        along = rider if q is None and shared else None
-        results = mlp_project(
-            [t.to(self.dtype) for t in (y[:1] if shared else y)], parameters, *(along or (None, None)), *hidden,
+        along = query if q is None and shared else None
+        results = self._call(
+            mlp_project, [self._to(t) for t in (y[:1] if shared else y)], parameters, *(along or (None, None)), *hidden,
             [w for w, _ in projections], [g for g, _ in composed], [c for _, c in composed],
         )  # fmt: skip
-        if rider is not None and along is None:
-            results.append(q if q is not None else vendor_linear(x.to(self.dtype), *rider))
-        return results
+        if query is not None and along is None:
+            results = (*results, q if q is not None else self._vendor(x, query))
+        return list(results)
 
     def _folded(self, projections: Sequence[Projection]) -> tuple[list[list[Link]], list[Projection]]:
         """The chains without the affine MLPs at their ends, and the projections that do their work."""
@@ -203,35 +219,72 @@ class _Streams:
             tail = tuple(chain[count:])
             chains.append(chain[:count])
             folded.append((w, b) if not tail else _fold(w, b, tail))
+        self._constant(*[t for pair in folded for t in pair])
         return chains, folded
 
+    def _project(self, y: Sequence[Tensor], projections: Sequence[Projection], recording: bool) -> tuple[Tensor, ...]:
+        """K and V, or one of them, in one launch."""
+        if not y:
+            return ()
+        weights, biases = [w for w, _ in projections], _biases(projections)
+        y = y[:1] if len(y) == 2 and y[0] is y[1] else y
+        if recording or torch.compiler.is_compiling():
+            return run_linear(y, weights, biases)
+        return self._call(linear, y, weights, biases, False)
+
+    def _vendor(self, x: Tensor, projection: Projection) -> Tensor:
+        x = self._to(x)
+        out = vendor_linear(x, *projection)
+        if self.tape is not None:
+            inputs = [x, *[t for t in projection if t is not None]]
+            self.tape.note(_vendor_linear, inputs, [out])
+        return out
+
+    def _call(self, operator: Operator, *arguments: Any) -> tuple[Tensor, ...]:
+        if self.tape is None:
+            return tuple(operator(*arguments))
+        inputs, run = operator.prepared(*arguments)
+        results = run(inputs)
+        self.tape.note(run, inputs, results)
+        return tuple(results)
+
+    def _to(self, t: Tensor) -> Tensor:
+        """In the compute dtype."""
+        if t.dtype == self.dtype:
+            return t
+        out = t.to(self.dtype)
+        if self.tape is not None:
+            dtype = self.dtype
+            self.tape.note(lambda tensors: [tensors[0].to(dtype)], [t], [out])
+        return out
+
     def _rows(self) -> Tensor:
-        return self.context.reshape(-1, self.context.shape[-1])
+        rows = self.context.reshape(-1, self.context.shape[-1])
+        return rows if self.tape is None else self.tape.same(rows, self.context)
+
+    def _constant(self, *tensors: Tensor | None) -> None:
+        if self.tape is not None:
+            self.tape.constant(*tensors)
 
     def _parameters(self, mlp: HypernetworkMLP) -> list[Tensor]:
         """The parameters in the operators' order, in the compute dtype; LayerNorm's and prelu's stay in theirs."""
-        parameters: list[Tensor] = []
-        for layer in mlp.layers():
-            parameters += [self._cast(layer.linear.weight), self._cast(layer.linear.bias)]
-            if isinstance(layer.activation, nn.PReLU):
-                parameters.append(layer.activation.weight)
-            if layer.norm is not None:
-                parameters += [layer.norm.weight, layer.norm.bias]
+        parameters = _parameters(mlp)
+        if any([p.dtype != self.dtype for p in parameters]):
+            linears = _are_linears(mlp)
+            parameters = [cast(p, self.dtype) if of else p for p, of in zip(parameters, linears, strict=True)]
+        self._constant(*parameters)
         return parameters
 
     def _cast_projection(self, projection: Projection) -> Projection:
         w, b = projection
-        return self._cast(w), None if b is None else self._cast(b)
+        projection = cast(w, self.dtype), None if b is None else cast(b, self.dtype)
+        if projection[0] is not w or projection[1] is not b:
+            self._constant(*projection)
+        return projection
 
-    def _cast(self, t: Tensor) -> Tensor:
-        return _cast(t, self.dtype)
 
-
-def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """In another dtype; the copy is kept where no gradient flows through it."""
-    if t.dtype == dtype or (torch.is_grad_enabled() and t.requires_grad):
-        return t.to(dtype)
-    return derived(t, ("cast", dtype), [t], lambda: t.detach().to(dtype))
+def _vendor_linear(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [vendor_linear(tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None)]
 
 
 def _multipliers(values: Sequence[float | Tensor], device: torch.device) -> tuple[tuple[float, ...], Tensor | None]:
@@ -249,14 +302,6 @@ def _biases(projections: Sequence[Projection]) -> list[Tensor]:
     return [w.new_zeros(w.shape[0]) if b is None else b for w, b in projections]
 
 
-def _project(y: Sequence[Tensor], projections: Sequence[Projection]) -> tuple[Tensor, ...]:
-    """K and V, or one of them, in one launch."""
-    if not y:
-        return ()
-    weights = [w for w, _ in projections]
-    return run_linear(y[:1] if len(y) == 2 and y[0] is y[1] else y, weights, _biases(projections))
-
-
 def _fold(w: Tensor, b: Tensor | None, tail: Chain) -> Projection:
     tensors = [w, *([] if b is None else [b]), *(p for mlp, _ in tail for p in mlp.parameters())]
     purpose = ("fold", id(b), tuple(id(mlp) for mlp, _ in tail))
@@ -264,20 +309,38 @@ def _fold(w: Tensor, b: Tensor | None, tail: Chain) -> Projection:
 
 
 def _structure(mlp: HypernetworkMLP) -> Structure:
-    row = resolve(mlp.config.activation, mlp.config.allow_legacy_activations)
-    layers = mlp.layers()
-    return Structure(
-        "linear" if row is None or row.device is None else row.device,
-        tuple(layer.activation is not None for layer in layers),
-        tuple(layer.norm is not None for layer in layers),
-        tuple(layer.dropout if mlp.training else 0.0 for layer in layers),
-    )
+    known = Prepared(mlp) if torch.compiler.is_compiling() else mlp.prepared()
+    dropouts = tuple([layer.dropout for layer in known.layers]) if mlp.training else (0.0,) * len(known.norms)
+    return Structure(known.act, known.activated, known.norms, dropouts)
+
+
+def _parameters(mlp: HypernetworkMLP) -> list[Tensor]:
+    if not torch.compiler.is_compiling():
+        return mlp.prepared().parameters()
+    parameters: list[Tensor] = []  # PyTorch's compiler knows parameters by the modules that they are reached through
+    for layer in mlp.layers():
+        parameters += [layer.linear.weight, layer.linear.bias]
+        if isinstance(layer.activation, nn.PReLU):
+            parameters.append(layer.activation.weight)
+        if layer.norm is not None:
+            parameters += [layer.norm.weight, layer.norm.bias]
+    return parameters
+
+
+def _are_linears(mlp: HypernetworkMLP) -> list[bool]:
+    return (Prepared(mlp) if torch.compiler.is_compiling() else mlp.prepared()).is_linears
 
 
 def _alike(mlps: Sequence[HypernetworkMLP]) -> bool:
     """Whether the MLPs can share launches."""
-    first, *others = ((_structure(mlp), [(p.shape, p.dtype) for p in mlp.parameters()]) for mlp in mlps)
-    return all(other == first for other in others)
+    first, *others = mlps
+    return all(
+        [
+            _structure(other) == _structure(first)
+            and [(p.shape, p.dtype) for p in _parameters(other)] == [(p.shape, p.dtype) for p in _parameters(first)]
+            for other in others
+        ]
+    )
 
 
 def _composable(mlps: Sequence[HypernetworkMLP]) -> bool:
