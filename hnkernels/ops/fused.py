@@ -7,7 +7,7 @@ What is decided here for one call at inference, a tape notes for the next ones (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -234,33 +234,27 @@ class _Streams:
 
     def _vendor(self, x: Tensor, projection: Projection) -> Tensor:
         x = self._to(x)
-        out = vendor_linear(x, *projection)
-        if self.tape is not None:
-            inputs = [x, *[t for t in projection if t is not None]]
-            self.tape.note(_vendor_linear, inputs, [out])
-        return out
+        return self._noted(vendor_linear, x, *projection)
 
     def _call(self, operator: Operator, *arguments: Any) -> tuple[Tensor, ...]:
-        if self.tape is None:
-            return tuple(operator(*arguments))
-        inputs, run = operator.prepared(*arguments)
-        results = run(inputs)
-        self.tape.note(run, inputs, results)
-        return tuple(results)
+        results = tuple(operator(*arguments))
+        if self.tape is not None:
+            self.tape.note(operator.function, arguments, results)
+        return results
 
     def _to(self, t: Tensor) -> Tensor:
         """In the compute dtype."""
-        if t.dtype == self.dtype:
-            return t
-        out = t.to(self.dtype)
+        return t if t.dtype == self.dtype else self._noted(Tensor.to, t, self.dtype)
+
+    def _noted(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        result = function(*arguments)
         if self.tape is not None:
-            dtype = self.dtype
-            self.tape.note(lambda tensors: [tensors[0].to(dtype)], [t], [out])
-        return out
+            self.tape.note(function, arguments, [result])
+        return result
 
     def _rows(self) -> Tensor:
         rows = self.context.reshape(-1, self.context.shape[-1])
-        return rows if self.tape is None else self.tape.same(rows, self.context)
+        return rows if self.tape is None else self.tape.rows(rows)
 
     def _constant(self, *tensors: Tensor | None) -> None:
         if self.tape is not None:
@@ -281,10 +275,6 @@ class _Streams:
         if projection[0] is not w or projection[1] is not b:
             self._constant(*projection)
         return projection
-
-
-def _vendor_linear(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [vendor_linear(tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None)]
 
 
 def _multipliers(values: Sequence[float | Tensor], device: torch.device) -> tuple[tuple[float, ...], Tensor | None]:

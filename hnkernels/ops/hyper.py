@@ -182,7 +182,7 @@ def _projected(
         tape = None if owner is None else plan.Tape(context, given)
         results = project_pair(context, chain_k, chain_v, projections["k"], projections["v"], query, recompute, tape)
         if tape is not None and owner is not None and tape.results is not None:
-            plan.keep(owner, key, tape, [mlp for mlp, _ in (*chain_k, *chain_v)], given, context)
+            plan.keep(owner, key, tape, [mlp for mlp, _ in (*chain_k, *chain_v)])
         return results
     y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
     kv = portable.project(y_k, *projections["k"]), portable.project(y_v, *projections["v"])

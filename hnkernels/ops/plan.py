@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops import derived
+from hnkernels.triton.program import Program
 from hnkernels.triton.target import setting
 from hnkernels.triton.tiling import forced_tiles
 
@@ -26,7 +27,7 @@ _AT_MOST = 128
 """Plans of one MLP: the layers of its width, at some strengths and shapes."""
 
 _version, _shape, _requires_grad = attrgetter("_version"), attrgetter("shape"), attrgetter("requires_grad")
-_storage_of = Tensor.untyped_storage
+_storage_of, _address = Tensor.untyped_storage, attrgetter("_cdata")
 
 
 class Tape:
@@ -37,80 +38,77 @@ class Tape:
     """
 
     def __init__(self, context: Tensor, given: Sequence[Tensor | None]):
-        self._given = [context, *[t for t in given if t is not None]]
-        self._slots: dict[int, int] = {id(t): i for i, t in enumerate(self._given)}
-        self._alive: list[Tensor] = []  # so that no id is used again
-        self._constants: dict[int, Tensor] = {}
-        self.steps: list[tuple[Callable[[list[Tensor]], Any], list[Tensor], list[Tensor]]] = []
+        self.context = context
+        self.given = [t for t in given if t is not None]
+        self.constants: dict[int, Tensor] = {}
         self.results: list[Tensor] | None = None
+        self._rows: Tensor | None = None
+        self._steps: list[tuple[Callable[..., Any], tuple, list[Tensor]]] = []
 
-    def same(self, t: Tensor, other: Tensor) -> Tensor:
-        """Declares ``t`` to be ``other`` with other dimensions, which no step cares for."""
-        self._slots[id(t)] = self._slots[id(other)]
-        self._alive.append(t)
+    def rows(self, t: Tensor) -> Tensor:
+        """Declares ``t`` to be the context, [M, d]."""
+        self._rows = t
         return t
 
     def constant(self, *tensors: Tensor | None) -> None:
         """Declares parameters, or what was computed from them once."""
-        self._constants.update((id(t), t) for t in tensors if t is not None)
+        self.constants.update((id(t), t) for t in tensors if t is not None)
 
-    def note(self, run: Callable[[list[Tensor]], Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Takes a step: what it runs, on what, and its results."""
-        self.steps.append((run, list(inputs), list(outputs)))
+    def note(self, function: Callable[..., Any], arguments: tuple, outputs: Sequence[Tensor]) -> None:
+        """Takes a step: what it runs, on what (tensors, lists of them, plain values), and its results."""
+        self._steps.append((function, arguments, list(outputs)))
 
     def end(self, results: Sequence[Tensor]) -> None:
-        """Takes what the call returns."""
+        """Takes what the call returns, [M, n] each."""
         self.results = list(results)
 
-    def finished(self) -> tuple[list[Tensor], list[tuple[Any, Any]], Any] | None:
-        """Constants, steps (what runs, which places of the list of tensors it takes), and the places of the results.
+    def used(self) -> list[Tensor]:
+        """The constants that go into a step."""
+        given = {id(t) for t in self.given}
+        tensors = [t for _, arguments, _ in self._steps for a in arguments for t in (a if isinstance(a, list) else [a])]
+        return list({id(t): t for t in tensors if id(t) in self.constants and id(t) not in given}.values())
 
-        ``None`` if something went into a step that nobody knows.
+    def replay(self, context: Tensor, *others: Tensor) -> list[Tensor]:
+        """The steps once more. Shape: context [..., d] → [..., n] each; the others are given, and constants.
+
+        Raises:
+            KeyError: something went into a step that nobody knows.
         """
-        if self.results is None:
-            return None
-        places = dict(self._slots)
-        first = len(self._given)
-        constants: list[Tensor] = []
-        for _, inputs, _ in self.steps:
-            for t in inputs:
-                if id(t) not in places and id(t) in self._constants:
-                    places[id(t)] = first + len(constants)
-                    constants.append(t)
-        end = first + len(constants)
-        steps = []
-        for run, inputs, outputs in self.steps:
-            if any(id(t) not in places for t in inputs):
-                return None
-            steps.append((run, _pick([places[id(t)] for t in inputs])))
-            for t in outputs:
-                places[id(t)] = end
-                end += 1
-        if any(id(t) not in places for t in self.results):
-            return None
-        return constants, steps, _pick([places[id(t)] for t in self.results])
+        known = {id(old): new for old, new in zip([*self.given, *self.used()], others, strict=True)}
+        known[id(self._rows)] = known[id(self.context)] = context.reshape(-1, context.shape[-1])
+        for function, arguments, outputs in self._steps:
+            results = function(*[_replaced(a, known) for a in arguments])
+            known.update(zip(map(id, outputs), [results] if isinstance(results, Tensor) else results, strict=True))
+        assert self.results is not None
+        return [known[id(t)].view(*context.shape[:-1], t.shape[-1]) for t in self.results]
+
+
+def _replaced(value: Any, known: dict[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return known[id(value)]
+    if isinstance(value, (list, tuple)):
+        return [known[id(v)] if isinstance(v, Tensor) else v for v in value]
+    return value
 
 
 class Plan:
-    """A call that can be made again; see the module."""
+    """A call that can be made again: one program, and what it assumes; see the module.
 
-    def __init__(
-        self, tape: Tape, mlps: Sequence[HypernetworkMLP], given: Sequence[Tensor | None], context: Tensor
-    ):  # fmt: skip
-        found = tape.finished()
-        self.usable = found is not None
-        if found is None:
-            return
-        self._constants, self._steps, self._pick = found
-        assert tape.results is not None
-        self._sizes = [(*context.shape[:-1], t.shape[-1]) for t in tape.results]
+    Raises:
+        KeyError, RuntimeError: it cannot.
+    """
+
+    def __init__(self, tape: Tape, mlps: Sequence[HypernetworkMLP]):
+        self.constants = tape.used()
+        inputs = [tape.context, *tape.given, *self.constants]
+        self._run = Program(tape.replay, inputs, tape.context.device).run
         self._modules = [(mlp._modules, mlp.prepared().modules) for mlp in mlps]
         self._mlps = list(mlps)
         self._sources = [source for mlp in mlps for source in mlp.prepared()._sources]
         self._flags = [(mlp.training, mlp.multiplier) for mlp in mlps]
         self._epoch = derived.epoch()
-        tensors = self._tensors(given)
-        self._storages = [_storage_of(t)._cdata for t in tensors]
+        tensors = self._tensors(tape.given)
+        self._storages = list(map(_address, map(_storage_of, tensors)))
         self._kept_storages = [StorageWeakRef(_storage_of(t)) for t in tensors]  # no other takes their addresses
         self._versions, self._shapes = list(map(_version, tensors)), list(map(_shape, tensors))
 
@@ -127,7 +125,7 @@ class Plan:
         return (
             [(mlp.training, mlp.multiplier) for mlp in self._mlps] == self._flags
             and self._epoch == derived.epoch()
-            and [_storage_of(t)._cdata for t in tensors] == self._storages
+            and list(map(_address, map(_storage_of, tensors))) == self._storages
             and list(map(_version, tensors)) == self._versions
             and list(map(_shape, tensors)) == self._shapes
             and not (torch.is_grad_enabled() and (context.requires_grad or any(map(_requires_grad, tensors))))
@@ -135,16 +133,7 @@ class Plan:
 
     def run(self, context: Tensor, given: Sequence[Tensor | None]) -> list[Tensor]:
         """Launches. Shape: context [..., d], contiguous → [..., n] for every projection."""
-        tensors = [context, *[t for t in given if t is not None], *self._constants]
-        for run, pick in self._steps:
-            tensors += run(pick(tensors))
-        if context.ndim == 2:
-            return self._pick(tensors)
-        return [t.view(size) for t, size in zip(self._pick(tensors), self._sizes, strict=True)]
-
-    def tensors(self) -> list[Tensor]:
-        """What was computed once."""
-        return self._constants
+        return self._run([context, *[t for t in given if t is not None], *self.constants])
 
 
 def key_of(
@@ -179,7 +168,7 @@ def find(owner: HypernetworkMLP, key: Any, context: Tensor, given: Sequence[Tens
     try:
         if plan.holds(context, given) and context.is_contiguous():
             if context.is_cuda and torch.cuda.is_current_stream_capturing():
-                derived.keep_for_graphs(given, plan.tensors())
+                derived.keep_for_graphs(given, plan.constants)
             return plan
     except (KeyError, RuntimeError):  # a parameter is gone from its place, or a tensor has no version
         pass
@@ -187,21 +176,14 @@ def find(owner: HypernetworkMLP, key: Any, context: Tensor, given: Sequence[Tens
     return None
 
 
-def keep(
-    owner: HypernetworkMLP,
-    key: Any,
-    tape: Tape,
-    mlps: Sequence[HypernetworkMLP],
-    given: Sequence[Tensor | None],
-    context: Tensor,
-) -> None:
+def keep(owner: HypernetworkMLP, key: Any, tape: Tape, mlps: Sequence[HypernetworkMLP]) -> None:
     """Makes a plan of what the tape noted, and keeps it as long as the owner and the projections live."""
-    if not context.is_contiguous() or any(t is not None and t.is_inference() for t in given):
+    parameters = [p for mlp in mlps for p in mlp.parameters()]
+    if not tape.context.is_contiguous() or any(t.is_inference() for t in (*tape.given, *parameters)):
         return
-    if any(p.is_inference() for mlp in mlps for p in mlp.parameters()):
-        return
-    plan = Plan(tape, mlps, given, context)
-    if not plan.usable:
+    try:
+        plan = Plan(tape, mlps)
+    except (KeyError, RuntimeError):  # not every call can be made again; this one decides anew each time
         return
     if owner.plans is None:
         owner.plans = {}
@@ -209,13 +191,5 @@ def keep(
     while len(plans) >= _AT_MOST:
         plans.pop(next(iter(plans)))
     plans[key] = plan
-    for t in given:
-        if t is not None:
-            weakref.finalize(t, plans.pop, key, None).atexit = False
-
-
-def _pick(places: list[int]) -> Callable[[list[Tensor]], Any]:
-    if len(places) > 1:
-        return itemgetter(*places)
-    (only,) = places
-    return lambda tensors: (tensors[only],)
+    for t in tape.given:
+        weakref.finalize(t, plans.pop, key, None).atexit = False

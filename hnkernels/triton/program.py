@@ -12,9 +12,10 @@ The launch counter, ``explain``, offline compilation and the meta device read th
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import attrgetter, itemgetter, or_
 from typing import Any, NamedTuple
 
@@ -66,11 +67,21 @@ class Ref(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """A tensor that a program allocates."""
+    """A tensor that a program allocates, contiguous."""
 
     slot: int
     size: tuple[int, ...]
+    stride: tuple[int, ...]
     dtype: torch.dtype
+
+    def maker(self, device: torch.device) -> Callable[[], Tensor]:
+        """What allocates it.
+
+        On a pretended device nothing will be written into it, and no one is to take what lies there for a result.
+        """
+        if pretended() is None:
+            return partial(torch.empty_strided, self.size, self.stride, dtype=self.dtype, device=device)
+        return torch.full(self.size, float("nan"), dtype=self.dtype, device=device).clone
 
 
 class Operation(NamedTuple):
@@ -109,8 +120,9 @@ class Program:
         self.outputs = tuple(trace.ref(t) for t in ([results] if single else results))
         self.single = single
         self.slots = len(trace.slots)
+        trace.shape_as(self.outputs)
         self.operations, self.steps, self.last = trace.finished({ref.slot for ref in self.outputs})
-        self._allocate = torch.empty if pretended() is None else _poisoned
+        self._make = {b.slot: b.maker(device) for b in trace.buffers.values()}
         self._bound: dict[tuple[int, ...], _Bound | None] = {}
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
@@ -129,7 +141,7 @@ class Program:
         bound = self._bound.get(key)
         if bound is None or direct.hooked():
             return self._results(self._compile(inputs, key))
-        return self._results(bound.run(inputs, pointers, self._allocate))
+        return self._results(bound.run(inputs, pointers))
 
     def _compile(self, inputs: Sequence[Any], key: tuple[int, ...]) -> list[Any]:
         """A run as Triton launches by itself, whose compiled kernels are kept."""
@@ -146,7 +158,7 @@ class Program:
             self._operate(tensors)
         for step in self.steps:
             for buffer in step.allocate:
-                tensors[buffer.slot] = self._allocate(buffer.size, dtype=buffer.dtype, device=self.device)
+                tensors[buffer.slot] = self._make[buffer.slot]()
             if launch:
                 values = {n: v.of(tensors) if isinstance(v, Ref) else v for n, v in step.arguments.items()}
                 kernel = step.kernel[step.grid](**values)
@@ -155,7 +167,7 @@ class Program:
             for slot in step.release:
                 tensors[slot] = None
         for buffer in self.last:
-            tensors[buffer.slot] = self._allocate(buffer.size, dtype=buffer.dtype, device=self.device)
+            tensors[buffer.slot] = self._make[buffer.slot]()
         return tensors
 
     def _operate(self, tensors: list[Any]) -> None:
@@ -176,7 +188,7 @@ class _Bound:
     """A program with its compiled kernels: pointers and numbers in one list, from which every launch takes its own."""
 
     def __init__(self, program: Program, compiled: Sequence[Any]):
-        self.slots, self.device = program.slots, program.device
+        self.slots, self.device, self._inputs = program.slots, program.device, program.inputs
         self.index = 0 if program.device.index is None else program.device.index
         views: dict[tuple[int, int], int] = {}  # (slot, offset in bytes) → place in the list
         constants: list[Any] = []
@@ -198,44 +210,52 @@ class _Bound:
                     chosen.append(place)
             places.append(chosen)
         first = self.slots + len(views)
-        self.tail = [0] * len(views) + constants
-        self.views = [view for slot in range(program.inputs) for view in dict.fromkeys(after.get(slot, ()))]
-        self.entries = []
+        self._missing = [None] * (self.slots - program.inputs)
+        self._tail = [0] * (self.slots - program.inputs + len(views)) + constants
+        self._views = [view for slot in self._made(program) for view in dict.fromkeys(after.get(slot, ()))]
+        self._entries = []
         for step, kernel, chosen in zip(program.steps, compiled, places, strict=True):
             pick = itemgetter(*[first + p[0] if isinstance(p, tuple) else p for p in chosen])
             allocate = tuple(
-                (b.size, b.dtype, b.slot, tuple(dict.fromkeys(after.get(b.slot, ())))) for b in step.allocate
+                (b.slot, program._make[b.slot], tuple(dict.fromkeys(after.get(b.slot, ())))) for b in step.allocate
             )
-            self.entries.append((allocate, *direct.entry(kernel), *step.grid, pick, step.release))
-        self.last = program.last
+            self._entries.append((allocate, *direct.entry(kernel), *step.grid, pick, step.release))
+        self._last = [(b.slot, program._make[b.slot]) for b in program.last]
+        self._stream = direct.stream_source()
+        self.run = self._run if self.device.type == "cpu" else self._run_there
 
-    def run(self, inputs: Sequence[Tensor], pointers: list[int], allocate: Callable[..., Tensor]) -> list[Any]:
+    @staticmethod
+    def _made(program: Program) -> list[int]:
+        """Slots that are there before the first launch."""
+        return [*range(program.inputs), *[operation.result for operation in program.operations]]
+
+    def _run_there(self, inputs: Sequence[Tensor], pointers: list[int]) -> list[Any]:
+        if direct.current_device() == self.index:
+            return self._run(inputs, pointers)
+        with on(self.device):
+            return self._run(inputs, pointers)
+
+    def _run(self, inputs: Sequence[Tensor], pointers: list[int]) -> list[Any]:
         """The slots after the launches."""
-        device = self.device
-        if device.type != "cpu" and direct.current_device() != self.index:
-            with on(device):
-                return self._run(inputs, pointers, allocate)
-        return self._run(inputs, pointers, allocate)
-
-    def _run(self, inputs: Sequence[Tensor], pointers: list[int], allocate: Callable[..., Tensor]) -> list[Any]:
-        device = self.device
-        missing = self.slots - len(inputs)
-        tensors: list[Any] = [*inputs, *[None] * missing]
-        values = pointers + [0] * missing + self.tail
-        for place, slot, offset in self.views:
+        if len(pointers) > self._inputs:  # results of operations have slots of their own
+            tensors: list[Any] = list(inputs)
+            values = pointers + self._tail[len(pointers) - self._inputs :]
+        else:
+            tensors, values = [*inputs, *self._missing], pointers + self._tail
+        for place, slot, offset in self._views:
             values[place] = values[slot] + offset
-        stream = direct.stream(self.index)
-        for buffers, run, function, metadata, x, y, z, pick, release in self.entries:
-            for size, dtype, slot, views in buffers:
-                tensors[slot] = t = allocate(size, dtype=dtype, device=device)
+        stream = self._stream(self.index)
+        for buffers, launch, function, metadata, x, y, z, pick, release in self._entries:
+            for slot, make, views in buffers:
+                tensors[slot] = t = make()
                 values[slot] = pointer = t.data_ptr()
                 for place, _, offset in views:
                     values[place] = pointer + offset
-            run(x, y, z, stream, function, metadata, None, None, None, *pick(values))
+            launch(x, y, z, stream, function, metadata, None, None, None, *pick(values))
             for slot in release:
                 tensors[slot] = None
-        for buffer in self.last:
-            tensors[buffer.slot] = allocate(buffer.size, dtype=buffer.dtype, device=device)
+        for slot, make in self._last:
+            tensors[slot] = make()
         return tensors
 
 
@@ -282,7 +302,7 @@ class _Trace(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func in _ALLOCATIONS:
             if len(self.inputs) <= (slot := self._slot(result)):
-                self.buffers[slot] = Buffer(slot, tuple(result.shape), result.dtype)
+                self.buffers[slot] = Buffer(slot, tuple(result.shape), result.stride(), result.dtype)
         elif func._schema.is_mutable or not self._known(result):  # else it is a view
             arguments = tuple(_mapped(self.ref, a) for a in args)
             keywords = {name: _mapped(self.ref, a) for name, a in kwargs.items()}
@@ -299,6 +319,13 @@ class _Trace(TorchDispatchMode):
         self.grids.append((*grid, *(1,) * (3 - len(grid))))  # type: ignore[arg-type]
         slots = {self._slot(t) for t in call.arguments.values() if isinstance(t, Tensor)}
         self._launched |= {slot for slot in slots if slot >= len(self.inputs)}
+
+    def shape_as(self, outputs: Sequence[Ref]) -> None:
+        """Allocates what is returned with the dimensions with which it is returned, so that no view has to be made."""
+        for ref in outputs:
+            buffer = self.buffers.get(ref.slot)
+            if buffer is not None and math.prod(buffer.size) == math.prod(ref.size) and ref.offset == 0:
+                self.buffers[ref.slot] = buffer._replace(size=ref.size, stride=ref.stride)
 
     def finished(self, outputs: set[int]) -> tuple[tuple[Operation, ...], tuple[Step, ...], tuple[Buffer, ...]]:
         """Operations, launches, and the buffers that no launch has touched, where ``outputs`` are returned.
@@ -338,11 +365,6 @@ class Planned:
         self.programs: OrderedDict[tuple, Program] = OrderedDict()
 
     def __call__(self, *args: Any) -> Any:
-        inputs, run = self.prepared(*args)
-        return run(inputs)
-
-    def prepared(self, *args: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-        """The tensors among the arguments, and what runs on them and on others of their signature."""
         inputs: list[Tensor] = []
         plain: list[Any] = []
         for a in args:
@@ -368,7 +390,7 @@ class Planned:
             program = self.programs[key] = Program(self.function, args, inputs[0].device)
             while len(self.programs) > _AT_MOST:
                 self.programs.popitem(last=False)
-        return inputs, program.run
+        return program.run(inputs)
 
 
 def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -388,8 +410,3 @@ def _filled(value: Any, tensors: Sequence[Any]) -> Any:
     if isinstance(value, Ref):
         return value.of(tensors)
     return [v.of(tensors) if isinstance(v, Ref) else v for v in value] if isinstance(value, list) else value
-
-
-def _poisoned(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On a pretended device nothing is written, and no one is to take what lies there for a result."""
-    return torch.full(size, float("nan"), dtype=dtype, device=device)

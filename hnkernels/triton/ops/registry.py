@@ -49,10 +49,6 @@ class Operator:
             return self._overload(*args)
         return self._run(*args)
 
-    def prepared(self, *args: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-        """The tensors among the arguments, and what runs on them and their like."""
-        return self._programs.prepared(*args)
-
     def _run(self, *args: Any) -> Any:
         return self._programs(*args) if self._planned(*args) else self.function(*args)
 
