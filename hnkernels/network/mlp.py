@@ -119,6 +119,7 @@ class Prepared:
         modules: what the lists were made of.
         layers: see ``HypernetworkMLP.layers``.
         act: the activation's name in the kernels' table, ``"linear"`` if it has none.
+        drops: the dropout modules.
         activated, norms, dropouts: whether an activation and a LayerNorm follow, and dropout's probability, by layer.
     """
 
@@ -130,6 +131,7 @@ class Prepared:
         self.activated = tuple(layer.activation is not None for layer in self.layers)
         self.norms = tuple(layer.norm is not None for layer in self.layers)
         self.dropouts = tuple(layer.dropout for layer in self.layers)
+        self.drops = [module for module in mlp.linear if isinstance(module, nn.Dropout)]
         self._owners: list[tuple[nn.Module, str]] = []
         for layer in self.layers:
             slope = layer.activation if isinstance(layer.activation, nn.PReLU) else None

@@ -23,6 +23,7 @@ from hnkernels.ops.portable import Chain, acts
 from hnkernels.triton.launch import vendor_linear
 from hnkernels.triton.mlps import all_norm_vectors, unflatten
 from hnkernels.triton.ops.grouped import run_grouped_linear
+from hnkernels.triton.ops.kv import run_kv
 from hnkernels.triton.ops.linear import linear, run_linear
 from hnkernels.triton.ops.mlp import Structure, mlp_forward, mlp_project, run_mlps
 from hnkernels.triton.ops.registry import Operator
@@ -65,6 +66,42 @@ def project_pair(
     if streams.tape is not None:
         streams.tape.end(results)
     return tuple([t.view(*x.shape[:-1], t.shape[-1]) for t in results])
+
+
+def recorded_pair(
+    chain_k: Chain, chain_v: Chain, x: Tensor, given: Sequence[Tensor | None], with_query: bool, recompute: bool
+) -> Callable[..., Sequence[Tensor]] | None:
+    """``project_pair`` with gradients for one MLP each, of one structure, with all that can be decided now decided.
+
+    ``given`` are w_k, w_v, [w_q,] b_k, b_v [, b_q]. ``None`` for other calls. What is returned takes x, the parameters
+    of both MLPs, and what is given.
+    """
+    if len(chain_k) != 1 or len(chain_v) != 1:
+        return None
+    mlps, multipliers = (chain_k[0][0], chain_v[0][0]), (chain_k[0][1], chain_v[0][1])
+    known = not any([isinstance(m, Tensor) or m == 0 for m in multipliers])
+    structure, dtype = _structure(mlps[0]), compute_dtype(x)
+    weights = 3 if with_query else 2
+    parameters = [p for mlp in mlps for p in _parameters(mlp)]
+    records = x.requires_grad or any([p.requires_grad for p in parameters])
+    if not known or not _alike(mlps) or any(structure.dropouts) or not records or x.dtype != dtype:
+        return None
+    linears = [of for mlp in mlps for of in _are_linears(mlp)]
+    plain = all([t.dtype == dtype for t in (*parameters, *given) if t is not None])
+    has_biases = given[weights] is not None or given[weights + 1] is not None
+    numbers = (float(multipliers[0]), float(multipliers[1]))
+    programs: dict[Any, Any] = {}
+
+    def run(x: Tensor, parameters: list[Tensor], given: Sequence[Any]) -> Sequence[Tensor]:
+        if not plain:
+            parameters = [cast(p, dtype) if of else p for p, of in zip(parameters, linears, strict=True)]
+            given = [None if t is None else cast(t, dtype) for t in given]
+        w_k, w_v, b_k, b_v = given[0], given[1], given[weights], given[weights + 1]
+        biases = _biases([(w_k, b_k), (w_v, b_v)]) if has_biases else ()
+        query = (given[2], given[5]) if with_query else None
+        return run_kv(x, parameters, structure, numbers, (w_k, w_v), biases, query, recompute, programs)
+
+    return run
 
 
 def project_group(

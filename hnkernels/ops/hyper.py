@@ -156,6 +156,9 @@ def hyper_qkv(
     return q, k, v
 
 
+_watchers = torch._C._len_torch_dispatch_stack  # who look at every operation, where a plan would have none to show
+
+
 def _projected(
     context: Tensor,
     mlp_k: MLPs,
@@ -168,21 +171,26 @@ def _projected(
 ) -> Sequence[Tensor]:
     """K, V and, where there is a projection for it, Q; ``given`` are the tensors of the projections, in one order."""
     owner = key = None
-    if type(context) is Tensor and not torch.compiler.is_compiling():
-        owner, key = plan.key_of(context, mlp_k, mlp_v, strength, backend, given)
-        kept = None if owner is None else plan.find(owner, key, context, given)
-        if kept is not None:
-            return kept.run(context, given)
+    if type(context) is Tensor and not torch.compiler.is_compiling() and not _watchers():
+        owner, key = plan.key_of(context, mlp_k, mlp_v, strength, backend, recompute, given)
+        if owner is not None and (results := plan.attempt(owner, key, context, given)) is not None:
+            return results
     chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
     _check_all(context, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
     query = projections.get("q")
     if _takes_triton(backend, context, (*chain_k, *chain_v)):
-        from hnkernels.ops.fused import project_pair
+        from hnkernels.ops.fused import project_pair, recorded_pair
 
         tape = None if owner is None else plan.Tape(context, given)
         results = project_pair(context, chain_k, chain_v, projections["k"], projections["v"], query, recompute, tape)
-        if tape is not None and owner is not None and tape.results is not None:
-            plan.keep(owner, key, tape, [mlp for mlp, _ in (*chain_k, *chain_v)])
+        if owner is not None and tape is not None:
+            mlps = [mlp for mlp, _ in (*chain_k, *chain_v)]
+            if tape.results is not None:
+                plan.keep(owner, key, tape, mlps)
+            elif torch.is_grad_enabled():
+                run = recorded_pair(chain_k, chain_v, context, given, "q" in projections, recompute)
+                if run is not None:
+                    plan.store(owner, key, plan.Recorded(run, mlps, given), given)
         return results
     y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
     kv = portable.project(y_k, *projections["k"]), portable.project(y_v, *projections["v"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
@@ -27,7 +28,8 @@ _AT_MOST = 128
 """Plans of one MLP: the layers of its width, at some strengths and shapes."""
 
 _version, _shape, _requires_grad = attrgetter("_version"), attrgetter("shape"), attrgetter("requires_grad")
-_storage_of, _address = Tensor.untyped_storage, attrgetter("_cdata")
+_dtype, _device = attrgetter("dtype"), attrgetter("device")
+_stride, _storage_of, _address = Tensor.stride, Tensor.untyped_storage, attrgetter("_cdata")
 
 
 class Tape:
@@ -91,8 +93,51 @@ def _replaced(value: Any, known: dict[int, Tensor]) -> Any:
     return value
 
 
+class Recorded:
+    """A recorded call that can be made again: checked arguments and what was found out about them.
+
+    Args:
+        run: the call. Shape: context [..., d], parameters of the MLPs, given → [..., n] for every projection.
+    """
+
+    def __init__(
+        self, run: Callable[..., Sequence[Tensor]], mlps: Sequence[HypernetworkMLP], given: Sequence[Tensor | None]
+    ):
+        self._run, self._mlps = run, list(mlps)
+        self._modules = [(mlp._modules, mlp.prepared().modules) for mlp in mlps]
+        self._sources = [source for mlp in mlps for source in mlp.prepared()._sources]
+        tensors = self._tensors(given)
+        self._flags = self._flags_now()
+        self._like = self._like_now(tensors)
+
+    def _tensors(self, given: Sequence[Tensor | None]) -> list[Tensor]:
+        parameters: list[Any] = [of[name] for of, name in self._sources]
+        return parameters + [t for t in given if t is not None]
+
+    def _flags_now(self) -> list[Any]:
+        return [(mlp.training, mlp.multiplier, *[m.p for m in mlp.prepared().drops]) for mlp in self._mlps]
+
+    @staticmethod
+    def _like_now(tensors: list[Tensor]) -> list[Any]:
+        return [
+            *map(_shape, tensors), *map(_stride, tensors), *map(_dtype, tensors), *map(_device, tensors),
+            *map(_requires_grad, tensors),
+        ]  # fmt: skip
+
+    def attempt(self, context: Tensor, given: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
+        """The call, with gradients; ``None`` if anything but values is not as it was when the plan was made."""
+        for modules, known in self._modules:
+            if modules["linear"]._modules != known:  # type: ignore[union-attr]
+                return None
+        parameters: list[Any] = [of[name] for of, name in self._sources]
+        tensors = parameters + [t for t in given if t is not None]
+        if self._flags_now() != self._flags or self._like_now(tensors) != self._like:
+            return None
+        return self._run(context, parameters, given)
+
+
 class Plan:
-    """A call that can be made again: one program, and what it assumes; see the module.
+    """A call at inference that can be made again: one program, and what it assumes; see the module.
 
     Raises:
         KeyError, RuntimeError: it cannot.
@@ -116,28 +161,39 @@ class Plan:
         parameters: list[Any] = [of[name] for of, name in self._sources]
         return parameters + [t for t in given if t is not None]
 
-    def holds(self, context: Tensor, given: Sequence[Tensor | None]) -> bool:
-        """Whether everything is as it was when the plan was made."""
+    def attempt(self, context: Tensor, given: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
+        """The call; ``None`` if anything is not as it was when the plan was made.
+
+        Shape: context [..., d], contiguous → [..., n] for every projection.
+        """
         for modules, known in self._modules:
             if modules["linear"]._modules != known:  # type: ignore[union-attr]
-                return False
-        tensors = self._tensors(given)
-        return (
-            [(mlp.training, mlp.multiplier) for mlp in self._mlps] == self._flags
-            and self._epoch == derived.epoch()
-            and list(map(_address, map(_storage_of, tensors))) == self._storages
-            and list(map(_version, tensors)) == self._versions
-            and list(map(_shape, tensors)) == self._shapes
-            and not (torch.is_grad_enabled() and (context.requires_grad or any(map(_requires_grad, tensors))))
-        )
-
-    def run(self, context: Tensor, given: Sequence[Tensor | None]) -> list[Tensor]:
-        """Launches. Shape: context [..., d], contiguous → [..., n] for every projection."""
-        return self._run([context, *[t for t in given if t is not None], *self.constants])
+                return None
+        there = [t for t in given if t is not None]
+        parameters: list[Any] = [of[name] for of, name in self._sources]
+        tensors = parameters + there
+        if (
+            [(mlp.training, mlp.multiplier) for mlp in self._mlps] != self._flags
+            or self._epoch != derived.epoch()
+            or list(map(_address, map(_storage_of, tensors))) != self._storages
+            or list(map(_version, tensors)) != self._versions
+            or list(map(_shape, tensors)) != self._shapes
+            or (torch.is_grad_enabled() and (context.requires_grad or any(map(_requires_grad, tensors))))
+        ):
+            return None
+        if derived.capturing(context):
+            derived.keep_for_graphs(there, self.constants)
+        return self._run([context, *there, *self.constants])
 
 
 def key_of(
-    context: Tensor, mlp_k: Any, mlp_v: Any, strength: Any, backend: str, given: Sequence[Tensor | None]
+    context: Tensor,
+    mlp_k: Any,
+    mlp_v: Any,
+    strength: Any,
+    backend: str,
+    recompute: bool,
+    given: Sequence[Tensor | None],
 ) -> tuple[HypernetworkMLP | None, Any]:
     """Where the plan of such a call is kept, and under which key. Without an owner no plan can be."""
     who: tuple[int | None, ...]
@@ -154,30 +210,30 @@ def key_of(
     device = context.device
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     key = (
-        who, strength, *map(id, given), context.shape, context.dtype, device, autocast, backend, forced_tiles(),
-        setting(),
+        who, strength, *map(id, given), context.shape, context.dtype, device, autocast, backend, recompute,
+        torch.is_grad_enabled(), forced_tiles(), setting(),
     )  # fmt: skip
     return owner, key
 
 
-def find(owner: HypernetworkMLP, key: Any, context: Tensor, given: Sequence[Tensor | None]) -> Plan | None:
-    """The plan that is kept under this key, if it still holds."""
+def attempt(
+    owner: HypernetworkMLP, key: Any, context: Tensor, given: Sequence[Tensor | None]
+) -> Sequence[Tensor] | None:
+    """What the plan returns that is kept under this key, if it still holds."""
     plans = owner.plans
     if plans is None or (plan := plans.get(key)) is None:
         return None
-    try:
-        if plan.holds(context, given) and context.is_contiguous():
-            if context.is_cuda and torch.cuda.is_current_stream_capturing():
-                derived.keep_for_graphs(given, plan.constants)
-            return plan
-    except (KeyError, RuntimeError):  # a parameter is gone from its place, or a tensor has no version
-        pass
-    plans.pop(key, None)
-    return None
+    results = None
+    if context.is_contiguous():
+        with suppress(KeyError):  # another tool has put something in a parameter's place
+            results = plan.attempt(context, given)
+    if results is None:
+        plans.pop(key, None)
+    return results
 
 
 def keep(owner: HypernetworkMLP, key: Any, tape: Tape, mlps: Sequence[HypernetworkMLP]) -> None:
-    """Makes a plan of what the tape noted, and keeps it as long as the owner and the projections live."""
+    """Makes a plan of what the tape noted, and keeps it."""
     parameters = [p for mlp in mlps for p in mlp.parameters()]
     if not tape.context.is_contiguous() or any(t.is_inference() for t in (*tape.given, *parameters)):
         return
@@ -185,11 +241,17 @@ def keep(owner: HypernetworkMLP, key: Any, tape: Tape, mlps: Sequence[Hypernetwo
         plan = Plan(tape, mlps)
     except (KeyError, RuntimeError):  # not every call can be made again; this one decides anew each time
         return
+    store(owner, key, plan, tape.given)
+
+
+def store(owner: HypernetworkMLP, key: Any, plan: Any, given: Sequence[Tensor | None]) -> None:
+    """Keeps a plan as long as the owner and the projections live."""
     if owner.plans is None:
         owner.plans = {}
     plans = owner.plans
     while len(plans) >= _AT_MOST:
         plans.pop(next(iter(plans)))
     plans[key] = plan
-    for t in tape.given:
-        weakref.finalize(t, plans.pop, key, None).atexit = False
+    for t in given:
+        if t is not None:
+            weakref.finalize(t, plans.pop, key, None).atexit = False

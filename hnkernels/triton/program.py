@@ -27,11 +27,14 @@ from hnkernels.triton import direct
 from hnkernels.triton.launch import Call, Launch, note, on, tracing
 from hnkernels.triton.launch import _calls as _captured
 from hnkernels.triton.launch import _records as _recorded
-from hnkernels.triton.target import pretended, setting
+from hnkernels.triton.target import poisoned, setting
 from hnkernels.triton.tiling import forced_tiles
 
 _ALIGNMENT = 16
 """What Triton specializes pointers on, in bytes."""
+
+_POOL_MOST, _POOL_STEP = 1 << 20, 256
+"""Temporaries of a program share an allocation if they have so many bytes in all; each begins at a multiple."""
 
 _AT_MOST = 256
 """Programs that an operator keeps: shapes times flags of one run of a model, several times over."""
@@ -74,14 +77,14 @@ class Buffer(NamedTuple):
     stride: tuple[int, ...]
     dtype: torch.dtype
 
-    def maker(self, device: torch.device) -> Callable[[], Tensor]:
+    def maker(self, device: torch.device, returned: bool) -> Callable[[], Tensor]:
         """What allocates it.
 
-        On a pretended device nothing will be written into it, and no one is to take what lies there for a result.
+        On a pretended device nothing will be written into it, and nobody is to take what is returned for a result.
         """
-        if pretended() is None:
-            return partial(torch.empty_strided, self.size, self.stride, dtype=self.dtype, device=device)
-        return torch.full(self.size, float("nan"), dtype=self.dtype, device=device).clone
+        if returned and poisoned():
+            return torch.full(self.size, float("nan"), dtype=self.dtype, device=device).clone
+        return partial(torch.empty_strided, self.size, self.stride, dtype=self.dtype, device=device)
 
 
 class Operation(NamedTuple):
@@ -122,7 +125,9 @@ class Program:
         self.slots = len(trace.slots)
         trace.shape_as(self.outputs)
         self.operations, self.steps, self.last = trace.finished({ref.slot for ref in self.outputs})
-        self._make = {b.slot: b.maker(device) for b in trace.buffers.values()}
+        self.known: dict[Any, Any] = {}  # for those who go on from its results
+        returned = {ref.slot for ref in self.outputs}
+        self._make = {b.slot: b.maker(device, b.slot in returned) for b in trace.buffers.values()}
         self._bound: dict[tuple[int, ...], _Bound | None] = {}
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
@@ -213,16 +218,37 @@ class _Bound:
         self._missing = [None] * (self.slots - program.inputs)
         self._tail = [0] * (self.slots - program.inputs + len(views)) + constants
         self._views = [view for slot in self._made(program) for view in dict.fromkeys(after.get(slot, ()))]
+        pooled = self._pool_of(program, after)
         self._entries = []
         for step, kernel, chosen in zip(program.steps, compiled, places, strict=True):
             pick = itemgetter(*[first + p[0] if isinstance(p, tuple) else p for p in chosen])
             allocate = tuple(
-                (b.slot, program._make[b.slot], tuple(dict.fromkeys(after.get(b.slot, ())))) for b in step.allocate
+                (b.slot, program._make[b.slot], tuple(dict.fromkeys(after.get(b.slot, ()))))
+                for b in step.allocate
+                if b.slot not in pooled
             )
-            self._entries.append((allocate, *direct.entry(kernel), *step.grid, pick, step.release))
+            release = tuple(slot for slot in step.release if slot not in pooled)
+            self._entries.append((allocate, *direct.entry(kernel), *step.grid, pick, release))
         self._last = [(b.slot, program._make[b.slot]) for b in program.last]
         self._stream = direct.stream_source()
         self.run = self._run if self.device.type == "cpu" else self._run_there
+
+    def _pool_of(self, program: Program, views: dict[int, list[tuple[int, int, int]]]) -> set[int]:
+        """Lets small temporaries share one allocation, each of which takes as long as a launch; returns their slots."""
+        self._pool: Callable[[], Tensor] | None = None
+        self._pooled: list[tuple[int, int]] = []  # place in the list, and bytes from where the pool begins
+        returned = {ref.slot for ref in program.outputs}
+        temporaries = [b for step in program.steps for b in step.allocate if b.slot not in returned]
+        sizes = [-(-math.prod(b.size) * b.dtype.itemsize // _POOL_STEP) * _POOL_STEP for b in temporaries]
+        if len(temporaries) < 2 or sum(sizes) > _POOL_MOST:
+            return set()
+        begin = 0
+        for buffer, size in zip(temporaries, sizes, strict=True):
+            self._pooled.append((buffer.slot, begin))
+            self._pooled += {(place, begin + offset) for place, _, offset in views.get(buffer.slot, ())}
+            begin += size
+        self._pool = partial(torch.empty_strided, (begin,), (1,), dtype=torch.uint8, device=self.device)
+        return {buffer.slot for buffer in temporaries}
 
     @staticmethod
     def _made(program: Program) -> list[int]:
@@ -244,6 +270,11 @@ class _Bound:
             tensors, values = [*inputs, *self._missing], pointers + self._tail
         for place, slot, offset in self._views:
             values[place] = values[slot] + offset
+        if self._pool is not None:
+            pool = self._pool()  # alive until the last launch is queued
+            begin = pool.data_ptr()
+            for place, offset in self._pooled:
+                values[place] = begin + offset
         stream = self._stream(self.index)
         for buffers, launch, function, metadata, x, y, z, pick, release in self._entries:
             for slot, make, views in buffers:
@@ -381,16 +412,22 @@ class Planned:
                         plain.append(t)
             else:
                 plain.append(a)
-        key = (
-            inputs[0].device, forced_tiles(), setting(), *plain, *map(_shape, inputs), *map(_dtype, inputs),
-            *map(_stride, inputs),
-        )  # fmt: skip
+        return self.program((*plain, *signature(inputs), inputs[0].device), args).run(inputs)
+
+    def program(self, key: tuple, args: Sequence[Any]) -> Program:
+        """The program for arguments of this signature, which ends in the device."""
+        key = (forced_tiles(), setting(), *key)
         program = self.programs.get(key)
         if program is None:
-            program = self.programs[key] = Program(self.function, args, inputs[0].device)
+            program = self.programs[key] = Program(self.function, args, key[-1])
             while len(self.programs) > _AT_MOST:
                 self.programs.popitem(last=False)
-        return program.run(inputs)
+        return program
+
+
+def signature(tensors: Sequence[Tensor]) -> tuple:
+    """What a program depends on of tensors."""
+    return (*map(_shape, tensors), *map(_dtype, tensors), *map(_stride, tensors))
 
 
 def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -60,6 +60,7 @@ _fp32_precision = getattr(torch._C, "_get_fp32_precision_getter", None)  # from 
 
 _planned: ContextVar[Target] = ContextVar("planned", default=TARGETS["sm_80"])
 _pretended: ContextVar[Target | None] = ContextVar("pretended", default=None)
+_poisoned: ContextVar[bool] = ContextVar("poisoned", default=False)
 
 
 def interpreting() -> bool:
@@ -78,14 +79,18 @@ def planned_for(target: Target) -> Iterator[None]:
 
 
 @contextmanager
-def pretending(target: Target) -> Iterator[None]:
+def pretending(target: Target, poison: bool) -> Iterator[None]:
     """Within it CPU tensors stand for tensors of this target; see ``testing.pretend_device``."""
-    token = _pretended.set(target)
+    token, poisoned = _pretended.set(target), _poisoned.set(poison)
     try:
         yield
     finally:
         _pretended.reset(token)
+        _poisoned.reset(poisoned)
 
+
+poisoned = _poisoned.get
+"""Whether what is returned on a pretended device is NaN."""
 
 pretended = _pretended.get
 """The target that CPU tensors stand for now, or ``None``."""
@@ -97,10 +102,11 @@ def tf32_allowed() -> bool:
     return torch._C._get_cublas_allow_tf32() if _fp32_precision is None else _fp32_precision("cuda", "matmul") == "tf32"
 
 
-def setting() -> tuple[str, str | None, bool]:
+def setting() -> tuple[str, tuple[str, bool] | None, bool]:
     """Everything that decides what is launched and is not among an operator's arguments."""
     pretended = _pretended.get()
-    return _planned.get().key, None if pretended is None else pretended.key, tf32_allowed()
+    device = None if pretended is None else (pretended.key, _poisoned.get())
+    return _planned.get().key, device, tf32_allowed()
 
 
 def target_of(device: torch.device) -> Target:

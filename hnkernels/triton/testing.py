@@ -15,15 +15,17 @@ _SHARED_MEMORY: dict[int | str, int] = {80: 166912, 90: 232448, 100: 232448}  # 
 
 
 @contextmanager
-def pretend_device(target: str = "sm_90") -> Iterator[None]:
+def pretend_device(target: str = "sm_90", poison: bool = True) -> Iterator[None]:
     """Within it CPU tensors take the path of tensors on this target, up to launches that do nothing.
 
-    Arguments are bound, kernels compiled for the target, programs planned and run, all as on a device. What a kernel
-    should have written is NaN, so that nothing that is computed here can be mistaken for a result. For tests and
-    benchmarks of what the host does.
+    Arguments are bound, kernels compiled for the target, programs planned and run, all as on a device. What kernels
+    should have returned is NaN, so that it cannot be mistaken for a result. For tests and benchmarks of what the host
+    does.
 
     Args:
         target: one of ``hnkernels.triton.target.TARGETS``.
+        poison: whether to write the NaN. That takes time of its own, which a device would not; without it what is
+            returned is whatever lies in memory.
 
     Raises:
         ValueError: Triton is not installed or interprets kernels, or the target is unknown.
@@ -39,7 +41,7 @@ def pretend_device(target: str = "sm_90") -> Iterator[None]:
     before = driver._active
     driver.set_active(_Driver(TARGETS[target]))
     try:
-        with pretending(TARGETS[target]):
+        with pretending(TARGETS[target], poison):
             yield
     finally:
         driver._active = before

@@ -14,6 +14,7 @@ from hnkernels.triton.kernels.arguments import acc_dtype
 from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.mlps import Layer
 from hnkernels.triton.ops.registry import once, operator, per_stream, with_rows
+from hnkernels.triton.program import signature
 
 _STRUCTURE = "str act, bool[] activated, bool[] norms, float[] dropouts"
 
@@ -162,62 +163,105 @@ class _MLPs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, act, activated, norms, dropouts, multipliers, out_dtype, recompute, count, strength, seed, query_w,
-        query_b, *tensors
+        ctx, structure, multipliers, out_dtype, recompute, count, strength, seed, query_w, query_b, *tensors
     ):  # fmt: skip
         x, parameters = tensors[:count], tensors[count:]
         compute = parameters[0].dtype
-        inputs = [t.to(compute) for t in x]
+        same = x[0].dtype == compute
+        inputs = x if same else tuple([t.to(compute) for t in x])
+        residual = () if same else x
         save = not recompute and any(ctx.needs_input_grad)
-        results = mlp_forward(
-            inputs, x if x[0].dtype != compute else [], parameters, [], seed, query_w, query_b, act, activated, norms,
-            dropouts, multipliers, strength, out_dtype, save,
+        args = (
+            inputs, residual, parameters, (), seed, query_w, query_b, *structure, multipliers, strength, out_dtype, save
         )  # fmt: skip
+        if torch.compiler.is_compiling():
+            results, ctx.program = mlp_forward(*args), None
+        else:
+            given = [*inputs, *residual, *parameters, *[t for t in (seed, query_w, query_b, strength) if t is not None]]
+            key = (
+                structure, multipliers, out_dtype, save, count, same, seed is None, query_w is None, query_b is None,
+                strength is None, *signature(given),
+            )  # fmt: skip
+            results, ctx.program = mlp_forward.planned(key, given, *args)
         outs = len(multipliers) + (query_w is not None)
-        saved = results[outs:]
-        ctx.save_for_backward(*inputs, *parameters, seed, query_w, strength, *saved)
-        ctx.structure = (act, activated, norms, dropouts, multipliers)
+        ctx.save_for_backward(*inputs, *parameters, seed, query_w, strength, *results[outs:])
+        ctx.structure, ctx.multipliers = structure, multipliers
         ctx.count, ctx.parameter_count, ctx.x_dtype = count, len(parameters), x[0].dtype
         ctx.has_query_bias = query_b is not None
         return tuple(results[:outs])
 
     @staticmethod
     def backward(ctx, *dy):
-        act, activated, norms, dropouts, multipliers = ctx.structure
+        structure, multipliers, program = ctx.structure, ctx.multipliers, ctx.program
         tensors = ctx.saved_tensors
         count, end, streams = ctx.count, ctx.count + ctx.parameter_count, len(multipliers)
         x, parameters, (seed, query_w, strength), saved = (
             tensors[:count], tensors[count:end], tensors[end : end + 3], tensors[end + 3 :]
         )  # fmt: skip
-        first = 12  # of the tensors among the arguments of forward
-        needs_query, needs_query_b = ctx.needs_input_grad[first - 2], ctx.needs_input_grad[first - 1]
-        needs_x = any(ctx.needs_input_grad[first : first + count])
-        needs_parameters = any(ctx.needs_input_grad[first + count :])
+        needed = ctx.needs_input_grad
+        first = len(needed) - end
+        needs_x, needs_parameters = any(needed[first : first + count]), any(needed[first + count :])
+        needs_query = needed[first - 2] or needed[first - 1]
         dq = dy[streams] if query_w is not None else None
-        results = list(
-            mlp_backward(
-                dy[:streams], dq, x, parameters, saved, seed, query_w, act, activated, norms, dropouts, multipliers,
-                strength, ctx.x_dtype, needs_x, needs_parameters, needs_query or needs_query_b,
-            )
+        args = (
+            dy[:streams], dq, x, parameters, saved, seed, query_w, *structure, multipliers, strength, ctx.x_dtype,
+            needs_x, needs_parameters, needs_query,
         )  # fmt: skip
-        dx: list[Tensor | None] = [results.pop(0) for _ in x] if needs_x else [None] * count
-        d_parameters: list[Tensor | None] = [None] * ctx.parameter_count
+        if program is None:
+            results = list(mlp_backward(*args))
+        else:  # the program of the forward pass says all but what has come since
+            key = (program, needs_x, needs_parameters, needs_query, *signature(dy))
+            others = [t for t in (seed, query_w, strength) if t is not None]
+            results = list(mlp_backward.planned(key, [*dy, *x, *parameters, *saved, *others], *args)[0])
+        dx: list[Tensor | None] = [None] * count
+        if needs_x:
+            dx, results = results[:count], results[count:]
+        d_parameters: Sequence[Tensor | None] = [None] * ctx.parameter_count
         if needs_parameters:
-            layers = Structure(act, activated, norms, dropouts).layers()
-            per_stream = len(parameters) // streams
-            unflat = mlps.unflatten(layers, [parameters[s * per_stream : (s + 1) * per_stream] for s in range(streams)])
-            weights = results.pop(0)
-            vectors = results.pop(0) if mlps_backward.gradient_sizes(layers, unflat)[1] else None
-            cut = mlps_backward.parameter_gradients(layers, unflat, weights, vectors)
-            d_parameters = [gradient for stream in cut for gradient in stream]
+            cuts = None if program is None else program.known.get("cuts")
+            if cuts is None:
+                cuts = Cuts(structure, parameters, streams)
+                if program is not None:
+                    program.known["cuts"] = cuts
+            d_parameters = cuts.of(results[: cuts.count])
+            results = results[cuts.count :]
         d_query_w = d_query_b = None
-        if needs_query or needs_query_b:
-            flat, (n, k) = results.pop(0), query_w.shape
+        if needs_query:
+            (flat,), (n, k) = results, query_w.shape
             d_query_w = flat[: n * k].view(n, k)
             at = WeightGradients.layout([[(n, k)]])[0][0][1]
             d_query_b = flat[at : at + n] if ctx.has_query_bias else None
         gradients = once((d_query_w, d_query_b, *dx, *d_parameters), *dy, *x, *parameters, query_w)
-        return (*(None,) * 10, *gradients)
+        return (*(None,) * (first - 2), *gradients)
+
+
+class Cuts:
+    """How the flat gradients of weights and vectors are cut into those of the parameters."""
+
+    def __init__(self, structure: Structure, parameters: Sequence[Tensor], streams: int):
+        layers, per_stream = structure.layers(), len(parameters) // streams
+        unflat = mlps.unflatten(layers, [parameters[s * per_stream : (s + 1) * per_stream] for s in range(streams)])
+        sizes = mlps_backward.gradient_sizes(layers, unflat)
+        flat = [torch.empty(size, device="meta") for size in sizes]
+        views = mlps_backward.parameter_gradients(layers, unflat, flat[0], flat[1] if sizes[1] else None)
+        self.count = 1 + (sizes[1] > 0)
+        each = [view for stream in views for view in stream]
+        self._sizes: list[list[int]] = []
+        places: dict[int, int] = {}  # parameter → place among all pieces
+        for t in flat[: self.count]:
+            storage = t.untyped_storage()._cdata
+            mine = [i for i, view in enumerate(each) if view.untyped_storage()._cdata == storage]
+            mine.sort(key=lambda i: int(each[i].storage_offset()))
+            places.update({i: len(places) + at for at, i in enumerate(mine)})
+            self._sizes.append([each[i].numel() for i in mine])
+        self._views = [(places[i], None if view.ndim == 1 else view.shape) for i, view in enumerate(each)]
+
+    def of(self, flat: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients, in the order of the parameters."""
+        pieces: list[Tensor] = []
+        for t, sizes in zip(flat, self._sizes, strict=True):
+            pieces += t.split_with_sizes(sizes)  # nobody writes into the flat one any more
+        return [pieces[at] if shape is None else pieces[at].view(shape) for at, shape in self._views]
 
 
 def run_mlps(
@@ -240,5 +284,5 @@ def run_mlps(
     """
     query_w, query_b = query or (None, None)
     return _MLPs.apply(
-        *structure, multipliers, out_dtype, recompute, len(x), strength, seed, query_w, query_b, *x, *parameters
+        structure, multipliers, out_dtype, recompute, len(x), strength, seed, query_w, query_b, *x, *parameters
     )  # fmt: skip

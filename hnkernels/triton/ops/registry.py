@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hnkernels.triton.program import Planned
+from hnkernels.triton.program import Planned, Program
 
 _library = torch.library.Library("hnkernels", "DEF")
 
@@ -39,7 +39,7 @@ class Operator:
         self, name: str, schema: str, function: Callable[..., Any], planned: Callable[..., bool] = lambda *_: True
     ):
         self.name, self.function = name, function
-        self._planned, self._programs = planned, Planned(function)
+        self._plannable, self._programs = planned, Planned(function)
         _library.define(f"{name}{schema}")
         torch.library.impl(f"hnkernels::{name}", "default", func=self._run, lib=_library)
         self._overload = getattr(torch.ops.hnkernels, name).default
@@ -49,8 +49,21 @@ class Operator:
             return self._overload(*args)
         return self._run(*args)
 
+    def planned(self, key: tuple, tensors: Sequence[Tensor], *args: Any) -> tuple[Any, Program | None]:
+        """A call whose signature the caller knows, and the program that ran; ``None`` where PyTorch looks on.
+
+        Args:
+            key: the signature; equal ones stand for equal programs.
+            tensors: those among the arguments, in order.
+            args: the arguments.
+        """
+        if _watchers():
+            return self._overload(*args), None
+        program = self._programs.program((*key, tensors[0].device), args)
+        return program.run(tensors), program
+
     def _run(self, *args: Any) -> Any:
-        return self._programs(*args) if self._planned(*args) else self.function(*args)
+        return self._programs(*args) if self._plannable(*args) else self.function(*args)
 
     def shapes(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Registers the decorated function as what the operator returns for fake tensors.
