@@ -20,7 +20,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops import derived
-from hnkernels.triton.program import Program
 from hnkernels.triton.target import setting
 from hnkernels.triton.tiling import forced_tiles
 
@@ -144,6 +143,8 @@ class Plan:
     """
 
     def __init__(self, tape: Tape, mlps: Sequence[HypernetworkMLP]):
+        from hnkernels.triton.program import Program  # Triton is optional
+
         self.constants = tape.used()
         inputs = [tape.context, *tape.given, *self.constants]
         self._run = Program(tape.replay, inputs, tape.context.device).run
@@ -208,7 +209,8 @@ def key_of(
     elif isinstance(strength, list):
         strength = tuple(strength)
     device = context.device
-    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    known = device.type != "meta"  # autocast does not know the meta device
+    autocast = torch.get_autocast_dtype(device.type) if known and torch.is_autocast_enabled(device.type) else None
     key = (
         who, strength, *map(id, given), context.shape, context.dtype, device, autocast, backend, recompute,
         torch.is_grad_enabled(), forced_tiles(), setting(),

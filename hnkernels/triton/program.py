@@ -27,7 +27,7 @@ from hnkernels.triton import direct
 from hnkernels.triton.launch import Call, Launch, note, on, tracing
 from hnkernels.triton.launch import _calls as _captured
 from hnkernels.triton.launch import _records as _recorded
-from hnkernels.triton.target import poisoned, setting
+from hnkernels.triton.target import planned_for, poisoned, setting, target_of
 from hnkernels.triton.tiling import forced_tiles
 
 _ALIGNMENT = 16
@@ -93,7 +93,7 @@ class Operation(NamedTuple):
     function: Any
     arguments: tuple
     keywords: dict[str, Any]
-    result: int  # slot
+    result: int | None  # slot; None where it writes into one of its arguments
 
 
 class Step(NamedTuple):
@@ -111,7 +111,7 @@ class Program:
 
     def __init__(self, function: Callable[..., Any], arguments: Sequence[Any], device: torch.device):
         trace = _Trace()
-        with _disable_current_modes(), torch.no_grad(), tracing(trace):
+        with _disable_current_modes(), torch.no_grad(), tracing(trace), planned_for(target_of(device)):
             likenesses = trace.inputs_of(arguments)
             with trace:
                 results = function(*likenesses)
@@ -181,7 +181,9 @@ class Program:
             keywords = {name: _filled(a, tensors) for name, a in operation.keywords.items()}
             if "device" in keywords:
                 keywords["device"] = self.device
-            tensors[operation.result] = operation.function(*arguments, **keywords)
+            result = operation.function(*arguments, **keywords)
+            if operation.result is not None:
+                tensors[operation.result] = result
 
     def _results(self, tensors: list[Any]) -> Any:
         if self.single:
@@ -253,7 +255,8 @@ class _Bound:
     @staticmethod
     def _made(program: Program) -> list[int]:
         """Slots that are there before the first launch."""
-        return [*range(program.inputs), *[operation.result for operation in program.operations]]
+        made = [operation.result for operation in program.operations if operation.result is not None]
+        return [*range(program.inputs), *made]
 
     def _run_there(self, inputs: Sequence[Tensor], pointers: list[int]) -> list[Any]:
         if direct.current_device() == self.index:
@@ -337,7 +340,8 @@ class _Trace(TorchDispatchMode):
         elif func._schema.is_mutable or not self._known(result):  # else it is a view
             arguments = tuple(_mapped(self.ref, a) for a in args)
             keywords = {name: _mapped(self.ref, a) for name, a in kwargs.items()}
-            operation = Operation(func, arguments, keywords, self._slot(result))
+            made = None if func._schema.is_mutable else self._slot(result)
+            operation = Operation(func, arguments, keywords, made)
             if any(ref.slot in self._launched for ref in _refs(operation)):
                 raise RuntimeError(f"{func} on what a launch has touched cannot be a part of a program")
             self.operations.append(operation)  # and so it can come before all launches
@@ -370,7 +374,7 @@ class _Trace(TorchDispatchMode):
             Operation(_aten.empty.memory_format, (list(b.size),), {"dtype": b.dtype, "device": None}, b.slot)
             for b in (self.buffers[slot] for slot in sorted(early))
         ]  # fmt: skip
-        made = {operation.result for operation in self.operations} | early
+        made = {operation.result for operation in self.operations if operation.result is not None} | early
         seen: set[int] = set(made)
         steps = []
         for i, (call, grid, values) in enumerate(zip(self.calls, self.grids, used, strict=True)):

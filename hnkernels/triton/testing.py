@@ -38,13 +38,14 @@ def pretend_device(target: str = "sm_90", poison: bool = True) -> Iterator[None]
         raise ValueError(f"target {target!r} is unknown; accepted are {', '.join(TARGETS)}")
     from triton.runtime import driver
 
-    before = driver._active
+    place = "_active" if hasattr(driver, "_active") else "active"  # up to Triton 3.4
+    before = getattr(driver, place)
     driver.set_active(_Driver(TARGETS[target]))
     try:
         with pretending(TARGETS[target], poison):
             yield
     finally:
-        driver._active = before
+        setattr(driver, place, before)
 
 
 class _Driver:

@@ -126,7 +126,9 @@ def mlp_layer_forward_kernel(
     x_ptr, w_ptr, b_ptr, out_ptr, stride_xm = x_k_ptr, w_k_ptr, b_k_ptr, out_k_ptr, stride_xk
     width = N
     if stream == 1:
-        x_ptr, w_ptr, b_ptr, out_ptr, stride_xm = x_v_ptr, w_v_ptr, b_v_ptr, out_v_ptr, stride_xv
+        x_ptr, w_ptr, b_ptr, stride_xm = x_v_ptr, w_v_ptr, b_v_ptr, stride_xv
+        if out_k_ptr is not None:  # older compilers cannot choose between two that are None
+            out_ptr = out_v_ptr
     if query_w_ptr is not None:
         if stream == 2:
             w_ptr, width = query_w_ptr, QUERY_N
@@ -163,8 +165,15 @@ def mlp_layer_forward_kernel(
     wg_ptr, alpha_ptr, g_ptr = wg_k_ptr, alpha_k_ptr, g_k_ptr
     residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
     if stream == 1:
-        wg_ptr, alpha_ptr, g_ptr = wg_v_ptr, alpha_v_ptr, g_v_ptr
-        residual_ptr, stride_rm, m = residual_v_ptr, stride_rv, multiplier_v
+        stride_rm, m = stride_rv, multiplier_v
+        if NORM_IN:
+            wg_ptr = wg_v_ptr
+        if PRELU:
+            alpha_ptr = alpha_v_ptr
+        if g_k_ptr is not None:
+            g_ptr = g_v_ptr
+        if RESIDUAL:
+            residual_ptr = residual_v_ptr
     if strength_ptr is not None:
         m *= tl.load(strength_ptr + stream)
     mean, rstd = 0.0, 0.0

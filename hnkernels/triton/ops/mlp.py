@@ -14,7 +14,7 @@ from hnkernels.triton.kernels.arguments import acc_dtype
 from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.mlps import Layer
 from hnkernels.triton.ops.registry import once, operator, per_stream, with_rows
-from hnkernels.triton.program import signature
+from hnkernels.triton.program import Program, signature
 
 _STRUCTURE = "str act, bool[] activated, bool[] norms, float[] dropouts"
 
@@ -218,13 +218,8 @@ class _MLPs(torch.autograd.Function):
             dx, results = results[:count], results[count:]
         d_parameters: Sequence[Tensor | None] = [None] * ctx.parameter_count
         if needs_parameters:
-            cuts = None if program is None else program.known.get("cuts")
-            if cuts is None:
-                cuts = Cuts(structure, parameters, streams)
-                if program is not None:
-                    program.known["cuts"] = cuts
-            d_parameters = cuts.of(results[: cuts.count])
-            results = results[cuts.count :]
+            count, d_parameters = _parameter_gradients(program, structure, parameters, streams, results)
+            results = results[count:]
         d_query_w = d_query_b = None
         if needs_query:
             (flat,), (n, k) = results, query_w.shape
@@ -233,6 +228,22 @@ class _MLPs(torch.autograd.Function):
             d_query_b = flat[at : at + n] if ctx.has_query_bias else None
         gradients = once((d_query_w, d_query_b, *dx, *d_parameters), *dy, *x, *parameters, query_w)
         return (*(None,) * (first - 2), *gradients)
+
+
+def _parameter_gradients(
+    program: Program | None, structure: Structure, parameters: Sequence[Tensor], streams: int, flat: Sequence[Tensor]
+) -> tuple[int, Sequence[Tensor]]:
+    """How many of the flat gradients are the parameters', and these, cut."""
+    if program is not None:
+        cuts = program.known.get("cuts")
+        if cuts is None:
+            cuts = program.known["cuts"] = Cuts(structure, parameters, streams)
+        return cuts.count, cuts.of(flat[: cuts.count])
+    layers, per_stream = structure.layers(), len(parameters) // streams
+    unflat = mlps.unflatten(layers, [parameters[s * per_stream : (s + 1) * per_stream] for s in range(streams)])
+    vectors = flat[1] if mlps_backward.gradient_sizes(layers, unflat)[1] else None
+    cut = mlps_backward.parameter_gradients(layers, unflat, flat[0], vectors)
+    return 1 + (vectors is not None), [gradient for stream in cut for gradient in stream]
 
 
 class Cuts:
