@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hnkernels import HypernetworkMLP, hyper_context, hyper_kv
+from hnkernels.ops import fused
 from hnkernels.ops.hyper import hyper_context_pair
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.tiling import Tiles, forced
