@@ -6,7 +6,7 @@ A launcher says what it launches by ``launch``. While an operator is traced that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -56,6 +56,8 @@ class Trace(Protocol):
     launches: list[Launch]
 
     def add(self, launch: Launch, call: Call, grid: tuple[int, ...]) -> None: ...
+
+    def operate(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor: ...
 
 
 _records: ContextVar[tuple[list[Launch], ...]] = ContextVar("records", default=())
@@ -150,13 +152,16 @@ def on(device: torch.device) -> AbstractContextManager:
 
 
 def vendor_linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """``x wᵀ + b`` by PyTorch's own linear, which a bare projection cannot better; counted like a launch."""
-    out = F.linear(x, w, b)
+    """``x wᵀ + b`` by PyTorch's own linear, which a bare projection cannot better; counted like a launch.
+
+    Shape: x [..., d], w [n, d], b [n] → [..., n].
+    """
     if torch.compiler.is_compiling():
-        return out
+        return F.linear(x, w, b)
     trace = _trace.get()
+    out = F.linear(x, w, b) if trace is None else trace.operate(F.linear, x, w, b)
     if trace is not None or _records.get():
-        flops = 2 * x.shape[0] * w.numel()
+        flops = 2 * (x.numel() // x.shape[-1]) * w.numel()
         entry = Launch("vendor_linear", 1, None, flops, _unique_bytes([x, w, b]), _unique_bytes([out]))
         note([entry]) if trace is None else trace.launches.append(entry)
     return out

@@ -139,6 +139,8 @@ class Program:
         if self.operations:
             inputs = [*inputs, *(None,) * (self.slots - self.inputs)]  # type: ignore[list-item]
             self._operate(inputs)
+            if not self.steps and not self.last:
+                return self._results(inputs)
             pointers = [0 if t is None else t.data_ptr() for t in inputs]
         else:
             pointers = list(map(_pointer, inputs))
@@ -176,14 +178,15 @@ class Program:
         return tensors
 
     def _operate(self, tensors: list[Any]) -> None:
-        for operation in self.operations:
-            arguments = [_filled(a, tensors) for a in operation.arguments]
-            keywords = {name: _filled(a, tensors) for name, a in operation.keywords.items()}
-            if "device" in keywords:
-                keywords["device"] = self.device
-            result = operation.function(*arguments, **keywords)
-            if operation.result is not None:
-                tensors[operation.result] = result
+        for function, arguments, keywords, made in self.operations:
+            given = [_filled(a, tensors) if isinstance(a, (Ref, list)) else a for a in arguments]
+            if keywords:
+                keywords = {name: _filled(a, tensors) for name, a in keywords.items()}
+                if "device" in keywords:
+                    keywords["device"] = self.device
+            result = function(*given, **keywords)
+            if made is not None:
+                tensors[made] = result
 
     def _results(self, tensors: list[Any]) -> Any:
         if self.single:
@@ -338,14 +341,23 @@ class _Trace(TorchDispatchMode):
             if len(self.inputs) <= (slot := self._slot(result)):
                 self.buffers[slot] = Buffer(slot, tuple(result.shape), result.stride(), result.dtype)
         elif func._schema.is_mutable or not self._known(result):  # else it is a view
-            arguments = tuple(_mapped(self.ref, a) for a in args)
-            keywords = {name: _mapped(self.ref, a) for name, a in kwargs.items()}
             made = None if func._schema.is_mutable else self._slot(result)
-            operation = Operation(func, arguments, keywords, made)
-            if any(ref.slot in self._launched for ref in _refs(operation)):
-                raise RuntimeError(f"{func} on what a launch has touched cannot be a part of a program")
-            self.operations.append(operation)  # and so it can come before all launches
+            self._operation(func, args, kwargs, made)
         return result
+
+    def operate(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """Takes an operation of PyTorch as a whole."""
+        with _disable_current_modes():
+            result = function(*arguments)
+        self._operation(function, arguments, {}, self._slot(result))
+        return result
+
+    def _operation(self, function: Any, arguments: Sequence[Any], keywords: dict[str, Any], made: int | None) -> None:
+        refs = tuple(_mapped(self.ref, a) for a in arguments)
+        operation = Operation(function, refs, {name: _mapped(self.ref, a) for name, a in keywords.items()}, made)
+        if any(ref.slot in self._launched for ref in _refs(operation)):
+            raise RuntimeError(f"{function} on what a launch has touched cannot be a part of a program")
+        self.operations.append(operation)  # and so it can come before all launches
 
     def add(self, launch: Launch, call: Call, grid: tuple[int, ...]) -> None:
         """Takes a launch; see ``launch.Trace``."""

@@ -88,5 +88,10 @@ class _Launcher:
     def __init__(self, source: Any, metadata: Any):
         pass
 
-    def __call__(self, *_: Any) -> None:
-        """Launches nothing."""
+    def __call__(self, *given: Any) -> None:
+        """Launches nothing; hooks of profilers are called."""
+        launch_metadata, enter, leave = given[6:9]
+        if enter is not None:
+            enter(launch_metadata)
+        if leave is not None:
+            leave(launch_metadata)
