@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops import plan, portable
+from hnkernels.ops.checks import check_call, check_chain, check_context, describe
 from hnkernels.triton import support
 
 MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
@@ -45,8 +46,8 @@ def hyper_context(
     """
     chain = _chain("mlps", mlps, strength)
     support.check_backend(backend)
-    _check_context(context)
-    _check_chain("mlps", chain, context)
+    check_context(context)
+    check_chain("mlps", chain, context)
     if _takes_triton(backend, context, chain):
         from hnkernels.ops.fused import transform
 
@@ -69,9 +70,9 @@ def hyper_context_pair(
     """
     chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
     support.check_backend(backend)
-    _check_context(context)
-    _check_chain("mlp_k", chain_k, context)
-    _check_chain("mlp_v", chain_v, context)
+    check_context(context)
+    check_chain("mlp_k", chain_k, context)
+    check_chain("mlp_v", chain_v, context)
     if _takes_triton(backend, context, (*chain_k, *chain_v)):
         from hnkernels.ops.fused import transform_pair
 
@@ -176,7 +177,7 @@ def _projected(
         if owner is not None and (results := plan.attempt(owner, key, context, given)) is not None:
             return results
     chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
-    _check_all(context, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
+    check_call(context, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
     query = projections.get("q")
     if _takes_triton(backend, context, (*chain_k, *chain_v)):
         from hnkernels.ops.fused import project_pair, recorded_pair
@@ -219,7 +220,7 @@ def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
         if not (isinstance(s, Tensor) and s.ndim == 0) and not isinstance(s, (int, float)):
             raise ValueError(
                 "strength must be a number or a tensor without dimensions, or one per MLP of the chain, not "
-                + (_describe(s) if isinstance(s, Tensor) else repr(strength))
+                + (describe(s) if isinstance(s, Tensor) else repr(strength))
             )
     if len(strengths) != len(mlps):
         raise ValueError(f"strength has {len(strengths)} values and {name} is a chain of {len(mlps)}; give one each")
@@ -229,70 +230,3 @@ def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
 def _takes_triton(backend: str, context: Tensor, chain: portable.Chain) -> bool:
     """Whether the Triton backend is to run."""
     return support.takes_triton(backend, context, [mlp for mlp, m in chain if portable.acts(m)])
-
-
-def _check_all(
-    context: Tensor,
-    chains: dict[str, portable.Chain],
-    projections: dict[str, tuple[Tensor, Tensor | None]],
-    backend: str,
-) -> None:
-    support.check_backend(backend)
-    _check_context(context)
-    for name, chain in chains.items():
-        _check_chain(name, chain, context)
-    for suffix, (weight, bias) in projections.items():
-        _check_projection(suffix, weight, bias, context)
-
-
-def _check_context(context: Tensor) -> None:
-    if not isinstance(context, Tensor):
-        raise ValueError(f"context must be a tensor, not {type(context).__name__}")
-    if context.ndim < 1 or not context.is_floating_point():
-        raise ValueError(
-            f"context must be a floating-point tensor [..., d], not {_describe(context)}; cast it with .float()"
-        )
-
-
-def _check_chain(name: str, chain: portable.Chain, context: Tensor) -> None:
-    for mlp, _ in chain:
-        if mlp.dim != context.shape[-1]:
-            raise ValueError(
-                f"{name} is for contexts of width {mlp.dim}, the context is {_describe(context)}, width "
-                f"{context.shape[-1]}"
-            )
-        weight = mlp.linear[0].weight
-        if weight.device != context.device:
-            raise ValueError(
-                f"{name} is on {weight.device}, the context on {context.device}; move one with .to(device)"
-            )
-
-
-def _check_projection(suffix: str, weight: Tensor, bias: Tensor | None, context: Tensor) -> None:
-    width = context.shape[-1]
-    for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
-        if not isinstance(tensor, Tensor) and not (tensor is None and name[0] == "b"):
-            raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
-    if weight.ndim != 2 or weight.shape[1] != width:
-        raise ValueError(
-            f"w_{suffix} must be [n, {width}] for a context of width {width}, not {list(weight.shape)}"
-            + ("; it looks transposed" if weight.ndim == 2 and weight.shape[0] == width else "")
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"b_{suffix} must be [{weight.shape[0]}] like w_{suffix}, not {list(bias.shape)}")
-    for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
-        if tensor is None:
-            continue
-        if tensor.device != context.device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, the context on {context.device}; move one with .to(device)"
-            )
-        if tensor.dtype != context.dtype and not torch.is_autocast_enabled(context.device.type):
-            raise ValueError(
-                f"{name} is {tensor.dtype} and the context {context.dtype}; cast one of them, or run under "
-                "torch.autocast"
-            )
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"

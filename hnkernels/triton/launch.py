@@ -97,6 +97,11 @@ def tracing(trace: Trace | None) -> Iterator[None]:
         _trace.reset(token)
 
 
+def recorded() -> bool:
+    """Whether somebody wants to know of launches."""
+    return bool(_records.get()) or _calls.get() is not None
+
+
 def note(launches: Sequence[Launch], calls: Sequence[Call] = ()) -> None:
     """Enters launches into whatever records them now."""
     for record in _records.get():

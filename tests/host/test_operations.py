@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hnkernels.ops import derived, fused
-from hnkernels.triton import direct, program
+from hnkernels.triton import bound, direct
 from hnkernels.triton.launch import recording
 from hnkernels.triton.testing import pretend_device
 from tests.host.changes import CHANGES, OUT, WIDTH, Call
@@ -107,11 +107,11 @@ def test_pointers_that_are_not_aligned_have_kernels_of_their_own():
     call = Call()
     call.run(), call.run()
     (plan,) = call.mlps[0].plans.values()
-    bound = plan._run.__self__._bound
-    assert len(bound) == 1
+    kept = plan._run.__self__._bound
+    assert len(kept) == 1
     call.x = torch.randn(3 * WIDTH + 1, dtype=torch.float16)[1:].view(1, 3, WIDTH)
     call.run()
-    assert len(bound) == 2
+    assert len(kept) == 2
 
 
 def test_a_device_that_nobody_knows_is_refused():
@@ -138,7 +138,7 @@ def test_where_the_call_of_a_kernel_is_not_known_triton_launches(monkeypatch):
     assert "99" not in direct.route()  # the version is named as Triton names itself
     assert "is not one of 3.2 to 3.9" in direct.route()
     monkeypatch.setattr(direct, "_DIRECT", False)
-    monkeypatch.setattr(program._Bound, "_run", lambda *_: pytest.fail("launched directly"))
+    monkeypatch.setattr(bound.Bound, "_run", lambda *_: pytest.fail("launched directly"))
     call = Call(**{"activation": "tanh"})
     for _ in range(3):
         with recording() as launches:
