@@ -6,7 +6,7 @@ import difflib
 from typing import Any, NamedTuple
 
 from hnkernels.adapter.projections import Projection, find_projections
-from hnkernels.adapter.sites import denoiser
+from hnkernels.adapter.layers import denoiser
 
 
 class _Block(NamedTuple):
