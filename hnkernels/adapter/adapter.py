@@ -139,8 +139,8 @@ class Adapter(Handle):
         """Computes an affine network inside the weights of ``to_k`` and ``to_v``: exact, and free at inference.
 
         The host's own weights stay untouched; changes of strength or weights are followed. Where a gradient of the
-        network is recorded, ``to_k`` is not a plain linear (LoRA), strength differs by row or the model is compiled, the
-        layer computes unfused.
+        network is recorded, ``to_k`` is not a plain linear (LoRA), strength differs by row or the model is compiled,
+        the layer computes unfused.
 
         Raises:
             AdapterError: the network is not affine or is parallel to another, or another network that is not fused
@@ -149,7 +149,7 @@ class Adapter(Handle):
         host = self._here()
         later = [other for other in host.adapters[host.adapters.index(self) + 1 :] if isinstance(other, Adapter)]
         if self.parallel or any(other.parallel for other in later[:1]):
-            raise AdapterError("parallel networks cannot be fused; attach them one after the other")
+            raise AdapterError("networks side by side cannot be fused; attach them one after the other")
         if not _all_affine(self.net):
             raise AdapterError(
                 "only an affine hypernetwork can be fused: activation None or 'linear', no layer_norm, no active "

@@ -110,7 +110,8 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def capturing(device: torch.device | None) -> bool:
     """Whether what is launched now goes into a CUDA graph."""
-    return device is not None and device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    on_gpu = device is not None and device.type == "cuda" and torch.cuda.is_available()
+    return on_gpu and torch.cuda.is_current_stream_capturing()
 
 
 def in_backward() -> bool:

@@ -42,6 +42,11 @@ class Rewritten:
         self.once = once  # dropout was drawn: it serves this one call
         self.version = pair[0]._version + pair[1]._version
 
+    def serves(self, serial: int) -> bool:
+        """Whether it may be used in that call."""
+        unwritten = self.pair[0]._version + self.pair[1]._version == self.version
+        return unwritten and (not self.once or self.serial == serial)
+
 
 class SharedContext:
     """One context tensor with all that was made of it. That its sources are unchanged is proven elsewhere."""
@@ -89,10 +94,9 @@ class SharedContext:
         assert x is not None
         key = (links, autocast_dtype(x))
         kept = self._rewritten.get(key)
-        if kept is not None and (kept.serial == serial or self.recorded or not kept.once):
-            if self.recorded or kept.pair[0]._version + kept.pair[1]._version == kept.version:
-                kept.serial = serial
-                return kept
+        if kept is not None and (self.recorded or kept.serves(serial)):
+            kept.serial = serial
+            return kept
         if not self.recorded:  # a strength that changes at every step would leave one behind each time
             for old in [k for k, other in self._rewritten.items() if other.serial < self._previous(serial)]:
                 del self._rewritten[old]

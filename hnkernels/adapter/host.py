@@ -182,10 +182,10 @@ class Host:
             if not call.grad:
                 if context is not None:
                     self._open(call, context)
-                self._prepare(call, compiled, context)
+                self._prepare(compiled, context)
                 return None
         alias = None if context is None else self._record(call, context)
-        self._prepare(call, compiled, alias)
+        self._prepare(compiled, alias)
         if alias is None:
             return None
         name, index = self._context  # type: ignore[misc]
@@ -269,8 +269,8 @@ class Host:
         call.context = context
 
     def _record(self, call: Call, context: Tensor) -> Tensor | None:
-        """Rewrites the context outside of blocks that may be checkpointed. Returns an alias that stands for this call."""
-        layers = [layer for layer in self._of_context(context)]
+        """Rewrites the context outside of blocks that may be checkpointed. Returns an alias that stands for the call."""
+        layers = self._of_context(context)
         # A dict, not a set: dropout must draw for the chains in the same order in every run.
         replay = {d: d.state for layer in self.layers for deltas in layer.deltas.values() for d in deltas}
         self.shared.replay_entry, self.shared.replay_without_context = None, None
@@ -311,12 +311,12 @@ class Host:
                 return True
         return self.model._compiled_call_impl is not None
 
-    def _prepare(self, call: Call, compiled: bool, context: Tensor | None) -> None:
+    def _prepare(self, compiled: bool, context: Tensor | None) -> None:
         if compiled:
             for layer in self.layers:
-                layer.prepare(None, call)
+                layer.prepare(None)
             for layer in self._of_context(context):
-                layer.prepare(context, call)
+                layer.prepare(context)
 
     def _after(self, model: nn.Module, args: object, output: object) -> None:
         if torch.compiler.is_compiling():

@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from hnkernels.adapter.call import Call
 from hnkernels.adapter.deltas import WeightDelta
 from hnkernels.adapter.layers import AdapterError, AttentionSpec
 from hnkernels.adapter.links import Action, Links
 from hnkernels.adapter.plan import acting_deltas, links_now
 from hnkernels.adapter.proof import Watch
-from hnkernels.adapter.run import Projection, RunLayer, plan_of, tapped
+from hnkernels.adapter.run import Projection, RunLayer, tapped
 from hnkernels.adapter.shared import Shared
 from hnkernels.adapter.strength import STREAMS
 from hnkernels.adapter.taps import TAPPED, Tap
@@ -161,19 +160,17 @@ class TappedLayer:
         """Forgets the weights that networks are folded into."""
         self.folds = {}
 
-    def prepare(self, x: Tensor | None, call: Call) -> None:
+    def prepare(self, x: Tensor | None) -> None:
         """Computes K and V of this context before the layer runs; ``None`` forgets them.
 
         For layers inside a part of the model that is compiled by itself: what is shared and kept lies outside of it.
         """
         self.prepared = None
-        if x is not None and self.taps and self.plain:
-            plan = plan_of(self, call)
-            if plan.links or any(stream in plan.deltas for stream in STREAMS):
-                k, v = (self.run(self.taps[stream], x, (), {}) for stream in STREAMS)
-                # Whether a tensor is a view, and of what, would be one more thing that compiled code depends on.
-                k, v = (t.clone() if t._is_view() else t for t in (k, v))
-                self.prepared = x, k, v
+        if x is not None and self.taps and self.plain:  # also at strength 0, where compiled code still asks for it
+            k, v = (self.run(self.taps[stream], x, (), {}) for stream in STREAMS)
+            # Whether a tensor is a view, and of what, would be one more thing that compiled code depends on.
+            k, v = (t.clone() if t._is_view() else t for t in (k, v))
+            self.prepared = x, k, v
 
     def settle(self) -> None:
         """Takes the hooks off: the attention has reached its taps, and will while it is what it is."""

@@ -16,7 +16,7 @@ from hnkernels.ops.hyper import hyper_context, hyper_context_pair
 
 
 class Link(NamedTuple):
-    """What one adapter does at one layer: its MLPs, their strengths, and whether it acts in parallel to the link before.
+    """What one adapter does at one layer: its MLPs, their strengths, and whether it is parallel to the link before.
 
     The strengths are numbers, or tensors in a compiled model; one per part of the batch where they differ by row.
     """

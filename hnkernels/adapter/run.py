@@ -191,7 +191,7 @@ def _of_context(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor, en
     """K or V of a context that other layers see as well."""
     with layer.shared.contexts.lock:
         stream, number = tap.stream, tap.number
-        weight, bias = _own(tap)
+        weight, _ = _own(tap)
         proven = entry.recorded or layer.watched.get(stream) is weight
         token = _token(layer, call, plan, stream, x, entry)
         kept = _valid(entry, number, token) if proven else None

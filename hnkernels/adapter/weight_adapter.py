@@ -161,7 +161,7 @@ class WeightAdapter(Handle):
 
 
 class _Pipeline:
-    """A pipeline, to be asked and not to be kept. A copy of it that is made with a copied pipeline belongs to that one."""
+    """A pipeline, to be asked and not to be kept. A copy of it, made with a copied pipeline, belongs to that one."""
 
     def __init__(self, pipeline: Any):
         self._ref = None if pipeline is None else weakref.ref(pipeline)
