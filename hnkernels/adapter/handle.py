@@ -32,6 +32,8 @@ class Handle(ABC):
         streams: on what there.
     """
 
+    fused = False  # whether it may live in the model's weights
+
     def __init__(self, name: str, strength: Strength, places: Sequence[Place], streams: Sequence[str] = STREAMS):
         self._host: Host | None = None
         self._name = name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -23,7 +23,6 @@ from hnkernels.adapter.layers import AdapterError, AttentionSpec
 from hnkernels.adapter.proof import Fingerprint, Runs, Watch
 from hnkernels.adapter.run import computed_links, grouped_kv, plan_of
 from hnkernels.adapter.shared import Follows, Shared
-from hnkernels.adapter.strength import STREAMS
 from hnkernels.adapter.taps import TAPPED, Tap
 from hnkernels.adapter.trace import TracedContext
 from hnkernels.ops import onednn
@@ -37,13 +36,12 @@ _TIMESTEP_ARGUMENTS = ("timestep", "timesteps", "t", "sigma")
 class Attached(Follows, Protocol):
     """An adapter, as far as the host knows it."""
 
-    name: str
     fused: bool
 
-    def arrange(self, layers: list[TappedLayer]) -> None:
+    def arrange(self, layers: Sequence[TappedLayer]) -> None:
         """Tells the layers what it does there."""
 
-    def networks(self) -> list[nn.Module]:
+    def networks(self) -> Sequence[nn.Module]:
         """What of it, changed, changes what is kept."""
 
     def situation(self) -> object:
@@ -269,14 +267,14 @@ class Host:
         call.context = context
 
     def _record(self, call: Call, context: Tensor) -> Tensor | None:
-        """Rewrites the context outside of blocks that may be checkpointed. Returns an alias that stands for the call."""
+        """Rewrites the context outside of blocks that may be checkpointed. Returns an alias for this call."""
         layers = self._of_context(context)
         # A dict, not a set: dropout must draw for the chains in the same order in every run.
         replay = {d: d.state for layer in self.layers for deltas in layer.deltas.values() for d in deltas}
         self.shared.replay_entry, self.shared.replay_without_context = None, None
         plans = [(layer, plan_of(layer, call)) for layer in layers]
         chains = {computed_links(layer, plan): layer for layer, plan in plans}
-        if not any(plan.deltas.get(stream) for _, plan in plans for stream in STREAMS):
+        if not any(plan.changed_kv for _, plan in plans):
             chains.pop((), None)
         if not (chains or replay):
             return None

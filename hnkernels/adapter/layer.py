@@ -240,5 +240,5 @@ class TappedLayer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a call or is kept."""
-        nothing = {"prepared": None, "waiting": None, "watched": {}, "folds": {}, "fits": (None, False)}
+        nothing: dict[str, Any] = {"prepared": None, "waiting": None, "watched": {}, "folds": {}, "fits": (None, False)}
         return {**self.__dict__, **nothing, "_reached": set()}

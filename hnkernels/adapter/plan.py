@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         links: all that act on its context, in order.
         computed, folded: those that are computed, and those after them that live in the projections' weights.
-        deltas: by stream, the generated weights that act.
+        deltas: by stream, the generated weights that act; ``changed_kv``, whether some do on K or V.
         plain: whether K's and V's taps stand in front of linears without any other tool in between.
         one_operation: the computed links as one operation takes them; ``None`` if that cannot be.
         mlps: of the computed links.
@@ -39,6 +39,7 @@ class Plan:
     computed: Links
     folded: Links
     deltas: Mapping[str, Deltas]
+    changed_kv: bool
     plain: bool
     one_operation: Arguments | None
     mlps: Sequence[HypernetworkMLP]
@@ -71,13 +72,14 @@ def make_plan(layer: Layer, grad: bool, fold: bool = True, replay: Replay | None
     plain = layer.plain
     count = len(links)
     # Generated weights of K and V act on what the links make of the context: these cannot be in the weights then.
-    if fold and plain and not any(stream in deltas for stream in STREAMS):
+    changed_kv = any(stream in deltas for stream in STREAMS)
+    if fold and plain and not changed_kv:
         while count and _foldable(layer, links[count - 1], grad):
             count -= 1
     computed = links[:count]
     one_operation = arguments(computed) if computed and in_one_operation(computed) else None
     mlps = [mlp for link in computed for mlp in (link.mlp_k, link.mlp_v)]
-    return Plan(links, computed, links[count:], deltas, plain, one_operation, mlps)
+    return Plan(links, computed, links[count:], deltas, changed_kv, plain, one_operation, mlps)
 
 
 def links_now(layer: Layer) -> Links:
@@ -110,7 +112,7 @@ class Plans:
     """
 
     def __init__(self, taps: int):
-        self._plans: dict[int, Plan] = {}
+        self._plans: list[Plan | None] = [None] * taps
         self.weights: list[tuple[Tensor, Tensor | None] | None] = [None] * taps
 
     def forget(self) -> None:
@@ -119,7 +121,7 @@ class Plans:
 
     def of(self, layer: Layer) -> Plan:
         """The layer's plan."""
-        plan = self._plans.get(layer.number)
+        plan = self._plans[layer.number]
         if plan is None:
             plan = self._plans[layer.number] = make_plan(layer, torch.is_grad_enabled())
         return plan

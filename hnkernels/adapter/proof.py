@@ -53,7 +53,7 @@ class Watch:
         """The modules on a dotted path below a module."""
         for name in path.split("."):
             child = module._modules[name]
-            self._present.append((module._modules, name, child))  # type: ignore[arg-type]
+            self._present.append((module._modules, name, child))
             module = child  # type: ignore[assignment]
 
     def module(self, module: nn.Module) -> None:

@@ -21,7 +21,6 @@ from hnkernels.adapter.taps import Tap
 from hnkernels.adapter.trace import changed
 from hnkernels.ops.folding import fold_projection
 from hnkernels.ops.hyper import hyper_kv, hyper_qkv
-from hnkernels.ops.memo import version_of
 from hnkernels.ops.portable import project
 from hnkernels.triton.support import why_not
 
@@ -70,10 +69,10 @@ def tapped(layer: RunLayer, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, 
         q = _all_three(layer, call, plan, x) if bare and tap.plain else None
         if q is not None:
             return q
-        if bare and not deltas and tap.plain and not plan.computed and not _deltas_of_kv(plan):
+        if bare and not deltas and tap.plain and not plan.computed and not plan.changed_kv:
             _make_ready(layer, call, tap, x, _own(tap))
         return changed(tap, deltas, x, args, kwargs)
-    index = STREAMS.index(stream)
+    index = 0 if stream == "k" else 1
     if bare and layer.prepared is not None and layer.prepared[0] is x:
         return layer.prepared[1 + index]
     entry = _entry(layer, call, x)
@@ -121,9 +120,9 @@ def grouped_kv(layer: RunLayer, call: Call, entry: SharedContext, links: Links) 
     for peer in layer.peers:
         if peer.shared_context and peer.width == layer.width:
             plan = plan_of(peer, call)
-            if plan.plain and not plan.folded and plan.computed == links and (links or _deltas_of_kv(plan)):
+            if plan.plain and not plan.folded and plan.computed == links and (links or plan.changed_kv):
                 group.append((peer, plan))
-    has_deltas = any(_deltas_of_kv(plan) for _, plan in group)
+    has_deltas = any(plan.changed_kv for _, plan in group)
     if not has_deltas and (not mlps or why_not(x, mlps) is not None):
         return False
     linears = {
@@ -242,7 +241,7 @@ def _all_three(layer: RunLayer, call: Call, plan: Plan, x: Tensor) -> Tensor | N
         (w_k, b_k), (w_v, b_v) = (_projection(layer, call, plan, s) for s in STREAMS)
         mlps_k, mlps_v, strength = plan.one_operation
         q, k, v = hyper_qkv(x, mlps_k, mlps_v, w_q, w_k, w_v, b_q, b_k, b_v, strength=strength)
-    call.pending[layer.number] = (x, version_of(x), {"k": k, "v": v})
+    call.pending[layer.number] = (x, _version(x), {"k": k, "v": v})
     return q
 
 
@@ -267,7 +266,7 @@ def _both(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor) -> Tenso
             return with_deltas.linear(x, *projection, deltas)
         _make_ready(layer, call, tap, x, projection)
         return torch.nn.functional.linear(x, *projection)
-    if plan.one_operation is not None and not _deltas_of_kv(plan):
+    if plan.one_operation is not None and not plan.changed_kv:
         (w_k, b_k), (w_v, b_v) = (_projection(layer, call, plan, s) for s in STREAMS)
         mlps_k, mlps_v, strength = plan.one_operation
         k, v = hyper_kv(x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strength)
@@ -276,7 +275,7 @@ def _both(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor) -> Tenso
         k, v = (_projected(layer, call, plan, s, y) for s, y in zip(STREAMS, pair, strict=True))
     if stream == "v":  # on its own, or of another tensor than K's
         return v
-    call.pending[layer.number] = (x, version_of(x), {"v": v})
+    call.pending[layer.number] = (x, _version(x), {"v": v})
     return k
 
 
@@ -297,7 +296,7 @@ def _pair(layer: RunLayer, call: Call, stream: str, x: Tensor, links: Links) -> 
         return x, x
     pair = rewrite(x, links)
     if stream == "k":
-        call.pending[layer.number] = (x, version_of(x), {"v": pair[1]})
+        call.pending[layer.number] = (x, _version(x), {"v": pair[1]})
     return pair
 
 
@@ -306,7 +305,7 @@ def _take(layer: RunLayer, call: Call, stream: str, x: Tensor) -> Tensor | None:
     waiting = call.pending.get(layer.number)
     if waiting is None or stream not in waiting[2]:
         return None
-    if waiting[0] is not x or waiting[1] != version_of(x):
+    if waiting[0] is not x or waiting[1] != _version(x):
         layer.together = layer.together and stream != "k"  # Q and K see different tensors here
         return None
     value = waiting[2].pop(stream)
@@ -322,8 +321,8 @@ def _own(tap: Tap) -> Projection:
     return weight, parameters["bias"]
 
 
-def _deltas_of_kv(plan: Plan) -> bool:
-    return any(stream in plan.deltas for stream in STREAMS)
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 def _projection(layer: RunLayer, call: Call, plan: Plan, stream: str) -> Projection:
@@ -337,8 +336,9 @@ def _projection(layer: RunLayer, call: Call, plan: Plan, stream: str) -> Project
     if call.captured and folded is not None:
         _in_graphs.setdefault(weight, []).append(folded)
     if folded is None:
-        chain = tuple((mlp, mlp.multiplier_at(s)) for mlp, s in (link.stream(stream) for link in plan.folded))
-        folded = to_keep(lambda: fold_projection(weight, bias, chain))  # type: ignore[arg-type]
+        streams = (link.stream(stream) for link in plan.folded)  # strengths by row are never folded
+        chain = tuple((mlp, mlp.multiplier_at(s)) for mlp, s in streams if not isinstance(s, tuple))
+        folded = to_keep(lambda: fold_projection(weight, bias, chain))
         if proven and not call.captured:
             for old in [k for k in layer.folds if k[0] == stream]:
                 del layer.folds[old]

@@ -76,5 +76,5 @@ class Shared:
         return self.replay_without_context if entry is None else entry.replay
 
     def __getstate__(self) -> dict[str, Any]:
-        nothing = {"plans": {}, "traced": None, "replay_entry": None, "replay_without_context": None}
+        nothing: dict[str, Any] = {"plans": {}, "traced": None, "replay_entry": None, "replay_without_context": None}
         return {**self.__dict__, **nothing}

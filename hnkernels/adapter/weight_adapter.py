@@ -140,8 +140,6 @@ class WeightAdapter(Handle):
                 delta.state = State(a, b, weights.scales(name), weights.index, self.guidance, serial)
         self._tell()
 
-    fused = False  # generated weights are never folded into the model's
-
     def _reached(self) -> Iterable[int]:
         return range(len(self._places))
 
