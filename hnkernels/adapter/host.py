@@ -21,7 +21,7 @@ from hnkernels.adapter.contexts import ContextStore
 from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AdapterError, AttentionSpec
 from hnkernels.adapter.proof import Fingerprint, Runs, Watch
-from hnkernels.adapter.run import computed_links, grouped_kv, plan_of
+from hnkernels.adapter.run import computed_links, grouped_kv, keep_for_graph, plan_of
 from hnkernels.adapter.shared import Follows, Shared
 from hnkernels.adapter.taps import TAPPED, Tap
 from hnkernels.adapter.trace import TracedContext
@@ -177,6 +177,9 @@ class Host:
             call.plans = shared.plans_in(call.grad)
             call.weights = call.plans.weights
             compiled = self._compiled()
+            if call.captured:
+                for layer in self.layers:
+                    keep_for_graph(layer)
             if not call.grad:
                 if context is not None:
                     self._open(call, context)

@@ -160,10 +160,11 @@ class Watch:
         """
         by_device: dict[torch.device, list[Tensor]] = {}
         for tensor, integers in self._sources:
-            columns = tensor.view(integers) if tensor.is_contiguous() else tensor.contiguous().view(integers)
-            columns = columns if columns.ndim == 1 else columns.reshape(columns.shape[0], -1).sum(0)
+            columns = (tensor if tensor.is_contiguous() else tensor.contiguous()).view(integers)
+            if columns.ndim > 1:
+                columns = (columns if columns.ndim == 2 else columns.flatten(1)).sum(0)
             by_device.setdefault(tensor.device, []).append(columns)
-        content = {device: torch.cat([c.long() for c in sums]) for device, sums in by_device.items()}
+        content = {device: torch.cat(sums) for device, sums in by_device.items()}
         return Fingerprint(content, [id(tensor) for tensor, _ in self._sources])
 
 

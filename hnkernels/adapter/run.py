@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hnkernels.adapter import deltas as with_deltas
-from hnkernels.adapter.call import Call, Kept, autocast_dtype, in_backward, to_keep
+from hnkernels.adapter.call import Call, Kept, autocast_dtype, to_keep
 from hnkernels.adapter.contexts import SharedContext
 from hnkernels.adapter.deltas import GroupedLinear, grouped_linears
 from hnkernels.adapter.links import Links, rewrite
@@ -90,7 +90,7 @@ def tapped(layer: RunLayer, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, 
 def plan_of(layer: RunLayer, call: Call) -> Plan:
     """What the layer does now: as planned for the call, or found out where nothing was proven."""
     grad = torch.is_grad_enabled()
-    if call.loose or (layer.deltas and in_backward()):
+    if call.loose or (layer.deltas and torch._C._current_graph_task_id() != -1):  # in a backward pass
         return make_plan(layer, grad, fold=False, replay=layer.shared.replay())
     if grad is not call.grad:
         return layer.shared.plans_in(grad).of(layer)
@@ -333,8 +333,6 @@ def _projection(layer: RunLayer, call: Call, plan: Plan, stream: str) -> Project
     key = (stream, plan.folded)
     proven = layer.watched.get(stream) is weight
     folded = layer.folds.get(key) if proven else None
-    if call.captured and folded is not None:
-        _in_graphs.setdefault(weight, []).append(folded)
     if folded is None:
         streams = (link.stream(stream) for link in plan.folded)  # strengths by row are never folded
         chain = tuple((mlp, mlp.multiplier_at(s)) for mlp, s in streams if not isinstance(s, tuple))
@@ -344,6 +342,14 @@ def _projection(layer: RunLayer, call: Call, plan: Plan, stream: str) -> Project
                 del layer.folds[old]
             layer.folds[key] = folded
     return folded
+
+
+def keep_for_graph(layer: RunLayer) -> None:
+    """A graph is being captured: what it reads of folded weights stays where it is."""
+    for (stream, _), folded in layer.folds.items():
+        alive = _in_graphs.setdefault(layer.watched[stream], [])
+        if not any(other is folded for other in alive):
+            alive.append(folded)
 
 
 def _make_ready(layer: RunLayer, call: Call, tap: Tap, x: Tensor, projection: Projection) -> None:
