@@ -194,7 +194,7 @@ def train(
 ) -> None:
     """Train a hypernetwork on a folder of images."""
     from hnkernels import Hypernetwork, HypernetworkTrainer, TrainingConfig, load_hypernetwork
-    from hnkernels.adapter.sites import find_attention
+    from hnkernels.adapter.layers import find_attention
     from hnkernels.pipeline import load_pipeline
 
     settings = _read_config(config)
@@ -321,7 +321,7 @@ def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Runs the command line; a user's mistake ends it with one line on stderr and exit code 1."""
-    from hnkernels.adapter.sites import AdapterError
+    from hnkernels.adapter.layers import AdapterError
     from hnkernels.checkpoint import CheckpointError
 
     try:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from hnkernels.adapter.handle import Handle
-from hnkernels.adapter.links import Link
-from hnkernels.adapter.site import Action, Site
-from hnkernels.adapter.sites import AdapterError, AttentionSpec, accepted_targets, check_reach
+from hnkernels.adapter.layer import TappedLayer
+from hnkernels.adapter.layers import AdapterError, AttentionSpec, accepted_targets, check_reach
+from hnkernels.adapter.links import Action, Link
 from hnkernels.adapter.strength import Level, Place, Strength
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.ops.folding import is_affine
@@ -20,10 +20,10 @@ class Adapter(Handle):
     """One hypernetwork on one model. Made by ``attach``; also a context manager that detaches on leaving.
 
     Attributes:
-        net: the hypernetwork. Change its parameters or its mode freely; nothing stale is used. (One exception: a
-            write through ``parameter.data``, or the step of an optimiser with ``fused=True`` that trains it on another
-            model, leaves no trace in PyTorch's version counter; call ``clear_cache()`` then.) A call of the model, if
-            that is not compiled as a whole, moves it to the device of the model's inputs.
+        net: the hypernetwork. Change its parameters or its mode freely; nothing stale is used. (A write that leaves no
+            trace in PyTorch's version counter, through ``parameter.data`` say, is seen at the start of the next
+            sampling run, but not between two steps of one; call ``clear_cache()`` then.) A call of the model, if that
+            is not compiled as a whole, moves it to the device of the model's inputs.
         name: by which ``hnkernels.adapters`` finds it.
         strength: factor on the network's multiplier: a number; ``PerRow(0, 1)`` for parts of the batch; or a table such
             as ``{"down": 0.5, "attn2": {"k": 0, "v": 1}, "up": {"block_1": [0.2, 0.4]}, "mid_block.*": 0}``. Where
@@ -32,7 +32,7 @@ class Adapter(Handle):
             checkpointing, change it only after the backward pass, which computes the layers once more.
         enabled: whether the network acts at all.
         targets: the kinds of attention it acts on.
-        beside: whether it acts on what the network attached before it acts on, and adds to that one's result. Where
+        parallel: whether it acts on what the network attached before it acts on, and adds to that one's result. Where
             that one does not act, it takes its place.
         fused: whether ``fuse()`` is in force.
     """
@@ -43,12 +43,12 @@ class Adapter(Handle):
         name: str,
         strength: Strength,
         targets: str | Sequence[str],
-        beside: bool,
+        parallel: bool,
         specs: Sequence[AttentionSpec],
     ):
         self._net = net
-        self.beside = beside
-        self.fused = False
+        self._parallel = parallel
+        self._fused = False
         self._widths = [spec.width for spec in specs]
         self._targets = accepted_targets(targets)
         super().__init__(name, strength, [Place.of(spec.name, spec.kind) for spec in specs])
@@ -67,6 +67,26 @@ class Adapter(Handle):
         self._resolve(self._strength)
 
     @property
+    def parallel(self) -> bool:
+        return self._parallel
+
+    @parallel.setter
+    def parallel(self, value: bool) -> None:
+        self._parallel = value
+        self._tell()
+
+    beside = parallel  # its former name
+
+    @property
+    def fused(self) -> bool:
+        return self._fused
+
+    @fused.setter
+    def fused(self, value: bool) -> None:
+        self._fused = value
+        self._tell()
+
+    @property
     def targets(self) -> tuple[str, ...]:
         return self._targets
 
@@ -79,7 +99,7 @@ class Adapter(Handle):
 
     def _check_reach(self, net: Hypernetwork, targets: tuple[str, ...]) -> None:
         if self._host is not None:
-            specs = [site.spec for site in self._host.sites]
+            specs = [layer.spec for layer in self._host.layers]
             check_reach(type(self._host.model).__name__, specs, list(net), targets)
 
     def _reached(self) -> list[int]:
@@ -95,9 +115,12 @@ class Adapter(Handle):
     def parameters(self) -> Iterable[nn.Parameter]:
         return self.net.parameters()
 
-    def arrange(self, sites: Sequence[Site]) -> None:
-        for number, site in enumerate(sites):
-            site.actions.append(Action(self, self._level_of.get(number)))
+    def networks(self) -> Sequence[nn.Module]:
+        return (self.net,)
+
+    def arrange(self, layers: Sequence[TappedLayer]) -> None:
+        for number, layer in enumerate(layers):
+            layer.add_action(Action(self, self._level_of.get(number)))
 
     def link(self, width: int, level: Level | None) -> Link | None:
         """What it does now with contexts of this width at this strength; ``None`` if nothing."""
@@ -108,7 +131,7 @@ class Adapter(Handle):
         k, v = values["k"], values["v"]
         # In training mode strength has no effect, and so is no reason to tell parts of the batch apart.
         link = Link(
-            mlp_k, mlp_v, 1.0 if mlp_k.training else k, 1.0 if mlp_v.training else v, self.beside, self.fused
+            mlp_k, mlp_v, 1.0 if mlp_k.training else k, 1.0 if mlp_v.training else v, self.parallel, self.fused
         )  # fmt: skip
         return link if link.acts else None
 
@@ -116,16 +139,16 @@ class Adapter(Handle):
         """Computes an affine network inside the weights of ``to_k`` and ``to_v``: exact, and free at inference.
 
         The host's own weights stay untouched; changes of strength or weights are followed. Where a gradient of the
-        network is recorded, ``to_k`` is no plain linear (LoRA), strength differs by row or the model is compiled, the
-        layer computes unfused.
+        network is recorded, ``to_k`` is not a plain linear (LoRA), strength differs by row or the model is compiled,
+        the layer computes unfused.
 
         Raises:
-            AdapterError: the network is not affine or stands beside another, or another network that is not fused
+            AdapterError: the network is not affine or is parallel to another, or another network that is not fused
                 comes after it.
         """
         host = self._here()
         later = [other for other in host.adapters[host.adapters.index(self) + 1 :] if isinstance(other, Adapter)]
-        if self.beside or any(other.beside for other in later[:1]):
+        if self.parallel or any(other.parallel for other in later[:1]):
             raise AdapterError("networks side by side cannot be fused; attach them one after the other")
         if not _all_affine(self.net):
             raise AdapterError(

@@ -10,8 +10,8 @@ from torch import nn
 from hnkernels.adapter.adapter import Adapter
 from hnkernels.adapter.handle import Handle
 from hnkernels.adapter.host import Host
+from hnkernels.adapter.layers import TARGETS, AdapterError, accepted_targets, check_reach, denoiser, find_attention
 from hnkernels.adapter.projections import find_projections
-from hnkernels.adapter.sites import TARGETS, AdapterError, accepted_targets, check_reach, denoiser, find_attention
 from hnkernels.adapter.strength import Strength
 from hnkernels.adapter.weight_adapter import WeightAdapter
 from hnkernels.network.hypernetwork import Hypernetwork
@@ -28,6 +28,7 @@ def attach(
     targets: Sequence[str] = TARGETS,
     *,
     name: str | None = None,
+    parallel: bool = False,
     beside: bool = False,
 ) -> Adapter: ...
 
@@ -45,6 +46,7 @@ def attach(
     targets: Sequence[str] = TARGETS,
     *,
     name: str | None = None,
+    parallel: bool = False,
     beside: bool = False,
 ) -> Handle:
     """Lets a hypernetwork act in every attention layer of a model whose context width it knows.
@@ -58,14 +60,15 @@ def attach(
 
     Args:
         model: a diffusers pipeline, or a UNet, transformer, ControlNet or other module with attention layers
-            (``to_q``, ``to_k``, ``to_v``; see ``hnkernels.adapter.sites.find_attention`` for those with other names),
+            (``to_q``, ``to_k``, ``to_v``; see ``hnkernels.adapter.layers.find_attention`` for those with other names),
             also compiled or wrapped in DistributedDataParallel.
         net: the hypernetwork. Its dtype and device may differ from the model's.
         strength: factor on the network's multiplier; see ``Adapter``.
         targets: for a ``Hypernetwork``, ``"attn1"`` (self-attention), ``"attn2"`` (cross-attention), or both.
         name: by which ``hnkernels.adapters(model)`` finds it. Without one, the network's own name, numbered if taken.
-        beside: for a ``Hypernetwork``, act beside the network attached before instead of after it:
+        parallel: for a ``Hypernetwork``, act in parallel to the network attached before instead of after it:
             ``x + s₁·f₁(x) + s₂·f₂(x)``.
+        beside: the former name of ``parallel``.
 
     Returns:
         The handle, an ``Adapter`` (``.strength``, ``.fuse()``, ``.detach()``) or ``WeightAdapter`` (``.condition(x)``).
@@ -75,7 +78,7 @@ def attach(
             weights are for; or the name is taken. The model is then as it was.
         ValueError: an argument is of the wrong kind.
     """
-    from hnkernels.generator import GeneratedWeights, WeightHypernetwork  # they know the adapter's sites
+    from hnkernels.generator import GeneratedWeights, WeightHypernetwork  # they know the adapter's layers
 
     if not isinstance(net, (Hypernetwork, WeightHypernetwork, GeneratedWeights)):
         raise ValueError(
@@ -85,22 +88,25 @@ def attach(
     targets = accepted_targets(targets)
     module = denoiser(model)
     host = Host.of(module)
-    specs = find_attention(module) if host is None else [site.spec for site in host.sites]
+    specs = find_attention(module) if host is None else [layer.spec for layer in host.layers]
     adapter: Handle
     if isinstance(net, Hypernetwork):
         check_reach(type(module).__name__, specs, net.sizes, targets)
-        adapter = Adapter(net, _free_name(name, net, host), strength, targets, beside, specs)
+        adapter = Adapter(net, _free_name(name, net, host), strength, targets, parallel or beside, specs)
     else:
-        if targets != TARGETS or beside:
-            raise ValueError("targets and beside are for a Hypernetwork; generated weights act on their own layers")
+        if targets != TARGETS or parallel or beside:
+            raise ValueError("targets and parallel are for a Hypernetwork; generated weights act on their own layers")
         pipeline = None if isinstance(model, nn.Module) else model
         adapter = WeightAdapter(net, _free_name(name, net, host), strength, pipeline, find_projections(module))
     if host is None:
         host = Host(module, specs)
         host.install()
     adapter._host = host
-    host.adapters.append(adapter)
-    host.arrange()
+    try:
+        host.add(adapter)
+    except BaseException:
+        adapter._host = None
+        raise
     return adapter
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hnkernels.adapter.handle import Handle
 from hnkernels.adapter.host import Host
-from hnkernels.adapter.sites import AdapterError, denoiser
+from hnkernels.adapter.layers import AdapterError, denoiser
 from hnkernels.adapter.strength import Strength
 
 

@@ -11,15 +11,14 @@ import torch
 from torch import nn
 
 from hnkernels.adapter.contexts import CacheStats
-from hnkernels.adapter.sites import AdapterError
+from hnkernels.adapter.host import Host
+from hnkernels.adapter.layer import TappedLayer
+from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.strength import STREAMS, Level, Place, Strength, resolve
 from hnkernels.ops import derived, onednn
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
-
-    from hnkernels.adapter.host import Host
-    from hnkernels.adapter.site import Site
 
 
 class Handle(ABC):
@@ -32,10 +31,12 @@ class Handle(ABC):
         streams: on what there.
     """
 
+    fused = False  # whether it may live in the model's weights
+
     def __init__(self, name: str, strength: Strength, places: Sequence[Place], streams: Sequence[str] = STREAMS):
         self._host: Host | None = None
         self._name = name
-        self.enabled = True
+        self._enabled = True
         self._places, self._streams = list(places), streams
         self._levels: dict[tuple, Level] = {}
         self._level_of: dict[int, Level] = {}  # by the number of the place, where it acts
@@ -45,6 +46,19 @@ class Handle(ABC):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def enabled(self) -> bool:
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = value
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._host is not None:
+            self._host.changed()
 
     @property
     def strength(self) -> Strength:
@@ -81,8 +95,16 @@ class Handle(ABC):
         """Brings its tensors to a device."""
 
     @abstractmethod
-    def arrange(self, sites: Sequence[Site]) -> None:
-        """Tells the sites what it does there."""
+    def arrange(self, layers: Sequence[TappedLayer]) -> None:
+        """Tells the layers what it does there."""
+
+    @abstractmethod
+    def networks(self) -> Sequence[nn.Module]:
+        """What of it, changed, changes what the model computes."""
+
+    def situation(self) -> object:
+        """What else its effect depends on."""
+        return None
 
     @abstractmethod
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -157,14 +179,10 @@ class Handle(ABC):
             AdapterError: it is off already.
         """
         host = self._here()
-        host.adapters.remove(self)
-        host.arrange()
         self._host = None
-        host.clear()
+        host.discard(self)
         onednn.forget()  # what was made of the model's own weights, which nobody watches from now on
         derived.forget()
-        if not host.adapters:
-            host.remove()
 
     def _here(self) -> Host:
         if self._host is None:

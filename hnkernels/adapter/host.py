@@ -1,31 +1,50 @@
-"""A model with hypernetworks on it: the adapters in their order, the sites, the shared contexts."""
+"""A model with hypernetworks on it: what begins and ends with each of its calls.
+
+Before a call, one pass proves that plans and kept values still hold, and the context that cross-attention layers share
+is rewritten where it will be recorded. The layers themselves do the rest when their taps are asked.
+"""
 
 from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from hnkernels.adapter.changes import Replay, Together, changed_linears
-from hnkernels.adapter.contexts import ContextStore, Group, Layers, SharedContext, TracedContext
-from hnkernels.adapter.links import Links
-from hnkernels.adapter.site import Site
-from hnkernels.adapter.sites import AttentionSpec
-from hnkernels.adapter.strength import STREAMS
+from hnkernels.adapter.call import Call, in_backward
+from hnkernels.adapter.contexts import ContextStore
+from hnkernels.adapter.layer import TappedLayer
+from hnkernels.adapter.layers import AdapterError, AttentionSpec
+from hnkernels.adapter.proof import Fingerprint, Runs, Watch
+from hnkernels.adapter.run import computed_links, grouped_kv, keep_for_graph, plan_of
+from hnkernels.adapter.shared import Follows, Shared
+from hnkernels.adapter.taps import TAPPED, Tap
+from hnkernels.adapter.trace import TracedContext
 from hnkernels.ops import derived, onednn
-from hnkernels.triton.support import why_not
-
-if TYPE_CHECKING:
-    from hnkernels.adapter.handle import Handle
 
 _ATTRIBUTE = "_hnkernels_host"
 _CONTEXT_ARGUMENTS = ("encoder_hidden_states", "context")  # diffusers' name, and that of the original repositories
+_TIMESTEP_ARGUMENTS = ("timestep", "timesteps", "t", "sigma")
+
+
+class Attached(Follows, Protocol):
+    """An adapter, as far as the host knows it."""
+
+    fused: bool
+
+    def arrange(self, layers: Sequence[TappedLayer]) -> None:
+        """Tells the layers what it does there."""
+
+    def networks(self) -> Sequence[nn.Module]:
+        """What of it, changed, changes what is kept."""
+
+    def situation(self) -> object:
+        """What else its effect depends on, asked once per call."""
 
 
 class Host:
@@ -33,38 +52,44 @@ class Host:
 
     def __init__(self, model: nn.Module, specs: list[AttentionSpec]):
         self.model = model
-        self.adapters: list[Handle] = []
-        self.contexts = ContextStore()
-        self.traced: TracedContext | None = None
-        self._replay: Callable[[], SharedContext | None] | None = None
-        self._replay_without_context: Replay | None = None
-        self._device: torch.device | None = None  # where the networks are, within a call
+        self.shared = Shared()
+        self.shared.taps = len(TAPPED) * len(specs)
         parameters = list(inspect.signature(type(model).forward).parameters)
-        self._context_name = next((name for name in _CONTEXT_ARGUMENTS if name in parameters), None)
-        self._context_index = parameters.index(self._context_name) - 1 if self._context_name else -1
-        self.sites = [Site(spec, self) for spec in specs]
+        self._context = _argument(parameters, _CONTEXT_ARGUMENTS)
+        self._timestep = _argument(parameters, _TIMESTEP_ARGUMENTS)
+        self.layers = [TappedLayer(spec, number, self.shared) for number, spec in enumerate(specs)]
+        for layer in self.layers:
+            layer.peers = self.layers
         inside = {m for spec in specs for m in _path(model, spec.path)}
         self._around = list(inside)  # what the layers lie in, and may be compiled or checkpointed by itself
         self._hooks: list[Any] = []
         self._replaying: list[Any] = []
+        self._watch: Watch | None = None
+        self._fingerprint: Fingerprint | None = None
+        self._changed = True
+        self._device: torch.device | None = None  # where the networks are
+
+    @property
+    def adapters(self) -> list[Any]:
+        """In order of application."""
+        return self.shared.adapters
+
+    @property
+    def contexts(self) -> ContextStore:
+        """What is kept of the model's prompts."""
+        return self.shared.contexts
 
     def install(self) -> None:
-        """Puts taps and hooks in place: all of them, or none if one cannot be."""
-        try:
-            for site in self.sites:
-                site.install()
-            self._hooks = [
-                self.model.register_forward_pre_hook(self._before, with_kwargs=True),
-                self.model.register_forward_hook(self._after, always_call=True),
-            ]
-        except BaseException:
-            self.remove()
-            raise
+        """Puts the model's hooks in place."""
+        self._hooks = [
+            self.model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.model.register_forward_hook(self._after, always_call=True),
+        ]
         self.model.__dict__[_ATTRIBUTE] = self
         watch_projections()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_replay": None, "_replay_without_context": None}
+        return {**self.__dict__, "_watch": None, "_fingerprint": None, "_device": None, "_changed": True}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -77,140 +102,200 @@ class Host:
 
     def remove(self) -> None:
         """Gives the model back as it was."""
-        for site in self.sites:
-            site.remove()
+        for layer in self.layers:
+            layer.remove()
         for hook in (*self._hooks, *self._replaying):
             hook.remove()
         self.model.__dict__.pop(_ATTRIBUTE, None)
 
+    def add(self, adapter: Attached) -> None:
+        """Takes an adapter on: wholly, or not at all if a projection cannot be tapped."""
+        self.adapters.append(adapter)
+        try:
+            self.arrange()
+        except BaseException:
+            self.discard(adapter)
+            raise
+
+    def discard(self, adapter: Attached) -> None:
+        """Takes an adapter off; with the last one goes the host."""
+        self.adapters.remove(adapter)
+        if self.adapters:
+            self.arrange()
+        else:
+            self.remove()
+        self.clear()
+        self._watch = None
+
     def arrange(self) -> None:
-        """Tells the sites what acts on them, after an adapter has come, gone or changed."""
-        for site in self.sites:
-            site.begin_arranging()
-        for adapter in self.adapters:
-            adapter.arrange(self.sites)
-        for site in self.sites:
-            site.end_arranging()
-        if any(site.changes for site in self.sites) != bool(self._replaying):
-            for hook in self._replaying:
-                hook.remove()
-            around = [] if self._replaying else self._around
-            self._replaying = [m.register_forward_pre_hook(self._find_replay, with_kwargs=True) for m in around]
+        """Tells the layers what acts on them, after an adapter has come, gone or changed."""
+        with self.contexts.lock:
+            for layer in self.layers:
+                layer.begin_arranging()
+            for adapter in self.adapters:
+                adapter.arrange(self.layers)
+            for layer in self.layers:
+                layer.end_arranging()
+            self.changed()
+            if any(layer.deltas for layer in self.layers) != bool(self._replaying):
+                for hook in self._replaying:
+                    hook.remove()
+                around = [] if self._replaying else self._around
+                self._replaying = [m.register_forward_pre_hook(self._find_replay, with_kwargs=True) for m in around]
+
+    def changed(self) -> None:
+        """An adapter does something else now: plans are made once more, and what is kept stays where it fits them."""
+        self._changed = True
+        self.shared.replan()
 
     def clear(self) -> None:
         """Forgets all that was computed once and kept."""
         self.contexts.clear()
-        for site in self.sites:
-            site.clear()
-
-    def replay(self) -> Replay | None:
-        """The generated weights of the recorded call that is being computed once more, in a backward pass."""
-        if not in_backward():
-            return None
-        entry = None if self._replay is None else self._replay()
-        return self._replay_without_context if entry is None else entry.replay
+        for layer in self.layers:
+            layer.forget()
+        self.shared.replan()
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the model's linears; fp32 where these are quantised."""
-        dtypes = (p.dtype for site in self.sites for p in site.attention.parameters())
+        dtypes = (p.dtype for layer in self.layers for p in layer.attention.parameters())
         return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
-    def shared(self, x: Tensor) -> SharedContext | None:
-        """The entry of a context that sites share; ``None`` where each has to compute for itself."""
-        if torch.is_grad_enabled():
-            # Only what was computed outside a checkpointed block may be used inside it.
-            entry = self.contexts.find(x)
-            return entry if entry is not None and entry.recorded else None
-        return self.contexts.open(x)
-
-    def grouped(self, width: int, entry: SharedContext, links: Links) -> tuple[Layers, bool]:
-        """K and V of the layers that see this context behind these links, in one launch, and whether they were kept.
-
-        Empty where each layer projects for itself: with projections that are trained, or with nothing to be gained (on
-        the portable backend without generated weights).
-        """
-        return entry.grouped(links, self.contexts, lambda: self._group(width, entry, links))
-
-    def _group(self, width: int, entry: SharedContext, links: Links) -> Group | None:
-        x = entry.source()
-        assert x is not None
-        mlps = [mlp for link in links for mlp in (link.mlp_k, link.mlp_v)]
-        together: dict[tuple[str, str], Together] = {}
-        for site in self.sites:
-            if site.shared and site.width == width and site.computed_links() == links:
-                for stream, projection in site.bare_projections().items():
-                    together[site.name, stream] = Together(*projection, site.acting(stream))
-        changed = any(t.changes for t in together.values())
-        if not changed and (not mlps or why_not(x, mlps) is not None):
-            return None
-        weights = [t for linear in together.values() for t in (linear.weight, linear.bias) if t is not None]
-        if not weights or (torch.is_grad_enabled() and any(t.requires_grad for t in weights)):
-            return None
-        if any(t.device != x.device for t in weights):  # offloaded for now, or on another GPU
-            return None
-        rows = [change.rows(x) for linear in together.values() for change in linear.changes]
-        weights += [factor for r in rows for factor in (r.a, r.b)]
-
-        def compute(y_k: Tensor, y_v: Tensor) -> Layers:
-            linears = [(y_k if stream == "k" else y_v, t) for (_, stream), t in together.items()]
-            results: Sequence[Tensor]
-            if changed:
-                results = changed_linears(linears)
-            else:
-                from hnkernels.ops.fused import project_group
-
-                streams = [STREAMS.index(stream) for _, stream in together]
-                results = project_group(y_k, y_v, [(t.weight, t.bias) for t in together.values()], streams)
-            return dict(zip(together, results, strict=True))
-
-        return Group(tuple(together), weights, compute, tuple(r.token for r in rows))
-
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        positional = len(args) > self._context_index
-        context = None
-        if self._context_name is not None:
-            context = args[self._context_index] if positional else kwargs.get(self._context_name)
+        context = _value(self._context, args, kwargs)
         if not isinstance(context, Tensor):
             context = None
-        if torch.compiler.is_compiling():  # what changed from call to call would be compiled anew every time
-            self.traced = None if context is None else TracedContext(context)
+        if torch.compiler.is_compiling():  # what changed from call to call would be compiled once more every time
+            self.shared.traced = None if context is None else TracedContext(context)
             return None
-        self._device = None  # the networks may have been moved since
-        self.follow(context if context is not None else next(_tensors(args, kwargs), None))
-        self.contexts.call += 1
-        self.contexts.running = True
-        for site in self.sites:
-            site.prepare(None)
-            site.refresh()
-        sites = [] if context is None else [s for s in self.sites if s.shared and s.width == context.shape[-1]]
-        if not torch.is_grad_enabled():
-            self._prepare(sites, context)
+        shared = self.shared
+        x = context if context is not None else next(_tensors(args, kwargs), None)
+        call = Call(shared.taps, x).begin(shared.calls)
+        with shared.contexts.lock:
+            self._prove(call, x, context, _value(self._timestep, args, kwargs))
+            call.plans = shared.plans_in(call.grad)
+            call.weights = call.plans.weights
+            compiled = self._compiled()
+            if call.captured:
+                for layer in self.layers:
+                    keep_for_graph(layer)
+            if not call.grad:
+                if context is not None:
+                    self._open(call, context)
+                self._prepare(compiled, context)
+                return None
+        alias = None if context is None else self._record(call, context)
+        self._prepare(compiled, alias)
+        if alias is None:
             return None
-        if any(p.requires_grad for adapter in self.adapters for p in adapter.parameters()):
-            # A training step: optimisers with fused=True change parameters without a trace in their version.
-            self.contexts.forget_kept()
-            for site in self.sites:
-                site.clear()
+        name, index = self._context  # type: ignore[misc]
+        if len(args) > index:
+            return (*args[:index], alias, *args[index + 1 :]), kwargs
+        return args, {**kwargs, name: alias}
+
+    def _prove(self, call: Call, x: Tensor | None, context: Tensor | None, timestep: Any) -> None:
+        """Forgets what no longer holds."""
+        watch = self._watch
+        stands = watch is not None and watch.stands()
+        unchanged = watch is not None and watch.unchanged()
+        moved = x is not None and not x.is_meta and x.device != self._device
+        if watch is None or not stands or moved or self._changed:
+            if not unchanged or not stands or moved:
+                self._forget()
+            if not stands:
+                for layer in self.layers:
+                    layer.refresh()
+            if not stands or moved:
+                self.shared.replan()
+            if x is not None:
+                self.shared.follow(x, call)
+                self._device = call.device
+            watch = self._watch = self._make_watch()
+            self._changed = False
+        elif not unchanged:
+            self._forget()
+            watch.renew()
+        runs = self.shared.calls.runs
+        if runs is None:
+            runs = self.shared.calls.runs = Runs()
+        if call.grad:
+            runs.forget()
+            if watch.trains:  # optimisers with fused=True change parameters without a trace in their version
+                self._forget()
+            if not any(adapter.fused for adapter in self.adapters):
+                if not unchanged:
+                    self._fingerprint = None
+                return
+            goes_on = False
+        else:
+            goes_on = runs.goes_on(context, timestep)
+        if call.captured or (goes_on and unchanged and self._fingerprint is not None):
+            return
+        fingerprint = watch.fingerprint()
+        if not fingerprint.equals(self._fingerprint):
+            if self._fingerprint is not None:
+                onednn.forget()
+                derived.forget()
+            self._forget()
+            self._fingerprint = fingerprint
+
+    def _make_watch(self) -> Watch:
+        watch = Watch()
+        for adapter in self.adapters:
+            for network in adapter.networks():
+                watch.network(network)
+        for layer in self.layers:
+            if layer.reached:
+                layer.watch(watch)
+        return watch
+
+    def _forget(self) -> None:
+        """What was computed from values that are others now; the plans stay."""
+        self.contexts.forget_kept()
+        for layer in self.layers:
+            layer.forget()
+        for plans in self.shared.plans.values():
+            plans.forget()
+
+    def _open(self, call: Call, context: Tensor) -> None:
+        """Finds what is kept of the context."""
+        if call.captured:  # a replay follows what is copied into the context: all of it is computed in the graph
+            call.entry = self.contexts.alone(context)
+        else:
+            call.entry = self.contexts.open(context)
+            call.entry.check(call.serial)
+            situation = tuple([adapter.situation() for adapter in self.adapters])
+            call.kept = call.entry.ready((call.plans, call.autocast, situation), self.shared.taps)
+        call.context = context
+
+    def _record(self, call: Call, context: Tensor) -> Tensor | None:
+        """Rewrites the context outside of blocks that may be checkpointed. Returns an alias for this call."""
+        layers = self._of_context(context)
         # A dict, not a set: dropout must draw for the chains in the same order in every run.
-        replay = {c: c.state for site in self.sites for changes in site.changes.values() for c in changes}
-        self._replay, self._replay_without_context = None, replay if context is None else None
-        chains = dict.fromkeys(site.computed_links() for site in sites)
-        if not any(site.acting(stream) for site in sites for stream in STREAMS):
+        replay = {d: d.state for layer in self.layers for deltas in layer.deltas.values() for d in deltas}
+        self.shared.replay_entry, self.shared.replay_without_context = None, None
+        plans = [(layer, plan_of(layer, call)) for layer in layers]
+        chains = {computed_links(layer, plan): layer for layer, plan in plans}
+        if not any(plan.changed_kv for _, plan in plans):
             chains.pop((), None)
-        if context is None or not (chains or replay):
+        if not (chains or replay):
             return None
         alias = context.view_as(context)
         entry = self.contexts.open(alias)
         entry.replay = replay
-        self._replay = weakref.ref(entry)
-        for links in chains:
-            entry.rewritten(links, self.contexts)
-            self.grouped(context.shape[-1], entry, links)
-        self._prepare(sites, alias)
-        if positional:
-            return (*args[: self._context_index], alias, *args[self._context_index + 1 :]), kwargs
-        return args, {**kwargs, str(self._context_name): alias}
+        self.shared.replay_entry = weakref.ref(entry)
+        call.entry, call.context = entry, alias
+        for links, layer in chains.items():
+            if links:
+                entry.rewritten(links, call.serial)
+            call.grouped.add((id(entry), links))
+            grouped_kv(layer, call, entry, links)
+        return alias
+
+    def _of_context(self, context: Tensor | None) -> list[TappedLayer]:
+        if context is None:
+            return []
+        return [a for a in self.layers if a.reached and a.shared_context and a.width == context.shape[-1]]
 
     def _find_replay(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before a checkpointed block is computed once more: what acted in that call. Its context says which it was."""
@@ -218,34 +303,63 @@ class Host:
             for value in _tensors(args, kwargs):
                 entry = self.contexts.find(value)
                 if entry is not None and entry.recorded:
-                    self._replay = weakref.ref(entry)
+                    self.shared.replay_entry = weakref.ref(entry)
 
-    def _prepare(self, sites: list[Site], context: Tensor | None) -> None:
-        if any(module._compiled_call_impl is not None for module in self._around):
-            for site in sites:
-                site.prepare(context)
+    def _compiled(self) -> bool:
+        for module in self._around:
+            if module._compiled_call_impl is not None:
+                return True
+        return self.model._compiled_call_impl is not None
 
-    def follow(self, x: Tensor | None) -> None:
-        """Brings the networks to where the model computes, which with offloading is not where its weights lie."""
-        if x is not None and not x.is_meta and x.device != self._device:
-            for adapter in self.adapters:
-                adapter.follow(x.device)
-            self._device = x.device
+    def _prepare(self, compiled: bool, context: Tensor | None) -> None:
+        if compiled:
+            for layer in self.layers:
+                layer.prepare(None)
+            for layer in self._of_context(context):
+                layer.prepare(context)
 
-    def _after(self, *_: object) -> None:
-        self.traced = None
-        if not torch.compiler.is_compiling():
-            self.contexts.running = False
-            for site in self.sites:
-                site.forget_call()
-            if not torch.is_grad_enabled():  # a checkpointed block will ask once more, in the backward pass
-                for site in self.sites:
-                    site.prepare(None)
+    def _after(self, model: nn.Module, args: object, output: object) -> None:
+        if torch.compiler.is_compiling():
+            self.shared.traced = None
+            return
+        shared = self.shared
+        call = shared.calls.current
+        if call is None:
+            return
+        call.end(shared.calls)
+        shared.contexts.count(call.hits, call.misses)
+        if self._compiled():
+            if not call.grad:  # a checkpointed block will ask once more, in the backward pass
+                for layer in self.layers:
+                    layer.prepared = None
+            return
+        for layer in call.used:
+            layer.settle()
+        if output is not None and True not in call.reached:
+            self._check_reached(call)
+
+    def _check_reached(self, call: Call) -> None:
+        acting = [layer for layer in self.layers if layer.reached]
+        plans = [plan_of(layer, call) for layer in acting]
+        if any(plan.links or plan.deltas for plan in plans):
+            raise AdapterError(
+                f"{type(self.model).__name__} computed its output without one of the {len(acting)} attention layers "
+                "that the hypernetwork acts on; call unfuse_qkv_projections(), set other attention processors, or "
+                "attach again if another tool has reset their forward"
+            )
 
 
-def in_backward() -> bool:
-    """Whether this is called from a backward pass, which is where checkpointed blocks are computed once more."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+def _argument(parameters: list[str], names: tuple[str, ...]) -> tuple[str, int] | None:
+    """Name and position of the first of these arguments of a forward that has one."""
+    name = next((name for name in names if name in parameters), None)
+    return None if name is None else (name, parameters.index(name) - 1)
+
+
+def _value(argument: tuple[str, int] | None, args: tuple, kwargs: dict[str, Any]) -> Any:
+    if argument is None:
+        return None
+    name, index = argument
+    return args[index] if len(args) > index else kwargs.get(name)
 
 
 def _path(model: nn.Module, name: str) -> Iterator[nn.Module]:
@@ -268,10 +382,11 @@ def watch_projections() -> None:
     register_module_module_registration_hook(_forget_replaced)
 
 
-def _forget_replaced(parent: nn.Module, name: str, _: object) -> None:
-    for hook in parent._forward_pre_hooks.values():
-        site = getattr(hook, "__self__", None)
-        if isinstance(site, Site) and name in site.projections.values():
-            site.host.clear()
+def _forget_replaced(parent: nn.Module, name: str, module: object) -> None:
+    for candidate in (parent._modules.get(name), module):
+        forward = getattr(candidate, "__dict__", {}).get("forward")
+        tap = getattr(forward, "__self__", None)
+        if isinstance(tap, Tap) and tap.runs is not None:
+            tap.runs.forget_all()
             onednn.forget()
             derived.forget()

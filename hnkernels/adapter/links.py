@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from hnkernels.adapter.sites import AdapterError
-from hnkernels.adapter.strength import STREAMS, Value, parts
+from hnkernels.adapter.layers import AdapterError
+from hnkernels.adapter.strength import STREAMS, Level, Value, parts
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops.hyper import hyper_context, hyper_context_pair
 
 
 class Link(NamedTuple):
-    """What one adapter does at one site: its MLPs, their strengths, and whether it stands beside the link before it.
+    """What one adapter does at one layer: its MLPs, their strengths, and whether it is parallel to the link before.
 
     The strengths are numbers, or tensors in a compiled model; one per part of the batch where they differ by row.
     """
@@ -25,7 +25,7 @@ class Link(NamedTuple):
     mlp_v: HypernetworkMLP
     k: Value | Tensor
     v: Value | Tensor
-    beside: bool = False
+    parallel: bool = False
     fused: bool = False
 
     @property
@@ -62,26 +62,44 @@ def arguments(links: Links) -> Arguments:
     return Arguments(mlps_k, mlps_v, {s: [m for _, m in chains[s]] for s in STREAMS})
 
 
-def acting(candidates: Iterable[tuple[Link | None, bool]]) -> Links:
-    """The links that act, in their order. Candidates: each adapter's link, ``None`` if it does not act, and ``beside``.
+class LinkSource(Protocol):
+    """An adapter that rewrites contexts."""
 
-    Where the first of several side by side does not act, the next of them takes its place.
+    parallel: bool
+
+    def link(self, width: int, level: Level | None) -> Link | None:
+        """What it does now with contexts of this width at this strength; ``None`` if nothing."""
+
+
+class Action(NamedTuple):
+    """One adapter at one attention layer, and how strong it is there."""
+
+    adapter: LinkSource
+    level: Level | None  # None where it does not reach
+
+
+def acting(candidates: Iterable[tuple[Link | None, bool]]) -> Links:
+    """The links that act, in order. Candidates: each adapter's link, ``None`` if it does not act, and ``parallel``.
+
+    Where the first of several parallel ones does not act, the next of them takes its place.
     """
     links: list[Link] = []
     vacant = True
-    for link, beside in candidates:
-        if not beside:
+    for link, parallel in candidates:
+        if not parallel:
             vacant = link is None
         elif link is not None and vacant:
-            link, vacant = link._replace(beside=False), False
+            link, vacant = link._replace(parallel=False), False
         if link is not None:
             links.append(link)
     return tuple(links)
 
 
 def in_one_operation(links: Links) -> bool:
-    """Whether the links follow one another, none beside another, at the same strengths in the whole batch."""
-    return not any(link.beside for link in links[1:]) and all(parts(s) == 1 for link in links for s in (link.k, link.v))
+    """Whether the links follow one another, none in parallel to another, at the same strengths in the whole batch."""
+    return not any(link.parallel for link in links[1:]) and all(
+        parts(s) == 1 for link in links for s in (link.k, link.v)
+    )
 
 
 def rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
@@ -97,7 +115,7 @@ def rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
     segments: list[tuple[int, Links]] = []  # how many parts, and what acts there
     for index in range(count):
         parted = [link.part(index, count) for link in links]
-        here = acting([(link if link.acts else None, link.beside) for link in parted])
+        here = acting([(link if link.acts else None, link.parallel) for link in parted])
         traced = any(isinstance(s, Tensor) for link in here for s in (link.k, link.v))
         if segments and not traced and segments[-1][1] == here:
             segments[-1] = (segments[-1][0] + 1, here)
@@ -116,7 +134,7 @@ def _rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
     y = [x, x]
     groups: list[list[Link]] = []
     for link in links:
-        if link.beside and groups:
+        if link.parallel and groups:
             groups[-1].append(link)
         else:
             groups.append([link])
@@ -126,7 +144,7 @@ def _rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
 
 
 def _mixed(y: Tensor, links: list[tuple[HypernetworkMLP, Any]]) -> Tensor:
-    """``y + Σ m·f(y)`` over networks side by side."""
+    """``y + Σ m·f(y)`` over parallel networks."""
     first, *others = (hyper_context(y, mlp, strength=m) for mlp, m in links)
     if not others:
         return first

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from hnkernels.adapter.sites import PROTOCOL, AttentionSpec, find_attention
+from hnkernels.adapter.layers import PROTOCOL, AttentionSpec, find_attention
 from hnkernels.adapter.strength import PROJECTIONS
 
 

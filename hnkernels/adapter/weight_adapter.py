@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hnkernels.adapter.changes import Change, State
+from hnkernels.adapter.deltas import State, WeightDelta
 from hnkernels.adapter.handle import Handle
+from hnkernels.adapter.layer import TappedLayer
+from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.projections import Projection
-from hnkernels.adapter.site import Site
-from hnkernels.adapter.sites import AdapterError
 from hnkernels.adapter.strength import PROJECTIONS, Place, Strength
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class WeightAdapter(Handle):
         _check_fit(self.layers, found)
         self.guidance: bool | None = None
         self._pipeline = _Pipeline(pipeline)
-        self._changes = {layer.name: Change(self, layer.projection) for layer in self.layers}
+        self._deltas = {layer.name: WeightDelta(self, layer.projection) for layer in self.layers}
         self._weights: GeneratedWeights | None = None
-        self._dtype: torch.dtype | None = None  # that in which the changes have them
+        self._dtype: torch.dtype | None = None  # that in which the deltas have them
         places = {layer.attention: Place.of(layer.attention, layer.kind) for layer in self.layers}
         streams = [p for p in PROJECTIONS if any(layer.projection == p for layer in self.layers)]
         super().__init__(name, strength, list(places.values()), streams)
@@ -109,34 +109,36 @@ class WeightAdapter(Handle):
             return guidance
         return not torch.is_grad_enabled() and self._pipeline.guides()
 
-    def state_of(self, change: Change) -> State | None:
-        """The weights of a change: those of now, or while a recorded call is computed once more of then."""
-        replay = None if self._host is None else self._host.replay()
-        return change.state if replay is None else replay.get(change)
+    def situation(self) -> object:
+        return None if self._weights is None else self.guided(self.guidance)
 
-    def arrange(self, sites: Sequence[Site]) -> None:
-        by_name = {site.name: site for site in sites}
+    def networks(self) -> Sequence[nn.Module]:
+        return ()  # the generated weights are watched where they act
+
+    def arrange(self, layers: Sequence[TappedLayer]) -> None:
+        by_name = {layer.name: layer for layer in layers}
         levels = {place.name: self._level_of[i] for i, place in enumerate(self._places)}
-        for layer in self.layers:
-            change, site = self._changes[layer.name], by_name[layer.attention]
-            change.level = levels[layer.attention]
-            site.add_change(layer.projection, layer.name.removeprefix(f"{site.spec.path}."), change)
+        for target in self.layers:
+            delta, layer = self._deltas[target.name], by_name[target.attention]
+            delta.level = levels[target.attention]
+            layer.add_delta(target.projection, target.name.removeprefix(f"{layer.spec.path}."), delta)
         if self._host is not None and self._dtype != self._host.dtype:
             self._hand_out()
 
     def _hand_out(self) -> None:
-        """Gives every change its state, in the dtype of the model's linears."""
+        """Gives every delta its state, in the dtype of the model's linears."""
         weights = self._weights
         names = set() if weights is None else {layer.name for layer in weights.layers}
         if self._host is not None:
             self._dtype = self._host.dtype
             weights = None if weights is None else weights.to(self._dtype)
         serial = next(_serials)
-        for name, change in self._changes.items():
-            change.state = None
+        for name, delta in self._deltas.items():
+            delta.state = None
             if weights is not None and name in names:
                 a, b = weights.factors(name)
-                change.state = State(a, b, weights.scales(name), weights.index, self.guidance, serial)
+                delta.state = State(a, b, weights.scales(name), weights.index, self.guidance, serial)
+        self._tell()
 
     def _reached(self) -> Iterable[int]:
         return range(len(self._places))
@@ -157,7 +159,7 @@ class WeightAdapter(Handle):
 
 
 class _Pipeline:
-    """A pipeline, to be asked and not to be kept. A copy of it beside a copied pipeline belongs to that one."""
+    """A pipeline, to be asked and not to be kept. A copy of it, made with a copied pipeline, belongs to that one."""
 
     def __init__(self, pipeline: Any):
         self._ref = None if pipeline is None else weakref.ref(pipeline)

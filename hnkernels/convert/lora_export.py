@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hnkernels.adapter.sites import (
+from hnkernels.adapter.layers import (
     TARGETS,
     accepted_targets,
     check_reach,

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hnkernels.adapter.sites import (
+from hnkernels.adapter.layers import (
     TARGETS,
     AttentionLayer,
     accepted_targets,

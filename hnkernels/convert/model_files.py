@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hnkernels.adapter.sites import TARGETS
+from hnkernels.adapter.layers import TARGETS
 from hnkernels.checkpoint.atomic import placing
 from hnkernels.checkpoint.errors import Fault, naming
 from hnkernels.checkpoint.reading import read_safetensors_file, read_torch_file

@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from hnkernels.adapter.sites import AttentionLayer, find_attention, find_attention_keys
+from hnkernels.adapter.layers import AttentionLayer, find_attention, find_attention_keys
 from hnkernels.checkpoint.errors import Fault, naming
 from hnkernels.checkpoint.reading import check_regular, read_torch_file
 from hnkernels.convert.merging import ORIGINAL_PREFIX

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hnkernels as hn
-from hnkernels.adapter.sites import find_attention
+from hnkernels.adapter.layers import find_attention
 from hnkernels.assets import TINY_SD
 from hnkernels.demo.compare import compare_with_a1111_way
 from hnkernels.demo.figures import before_after, loss_curve

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any, NamedTuple
 
+from hnkernels.adapter.layers import denoiser
 from hnkernels.adapter.projections import Projection, find_projections
-from hnkernels.adapter.sites import denoiser
 
 
 class _Block(NamedTuple):

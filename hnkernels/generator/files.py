@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hnkernels.adapter.sites import TARGETS
+from hnkernels.adapter.layers import TARGETS
 from hnkernels.adapter.strength import PROJECTIONS
 from hnkernels.checkpoint.atomic import replacing
 from hnkernels.checkpoint.errors import CheckpointError, Fault, brief, naming

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hnkernels.adapter.sites import TARGETS
+from hnkernels.adapter.layers import TARGETS
 from hnkernels.adapter.strength import PROJECTIONS, Place
 from hnkernels.generator.blocks import ResidualMLP, check_count
 from hnkernels.generator.targets import TargetLayer

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hnkernels.adapter.sites import TARGETS
+from hnkernels.adapter.layers import TARGETS
 from hnkernels.training.schedule import Schedule
 
 _CHOICES = {

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from hnkernels.adapter import attach
 from hnkernels.adapter.host import Host
-from hnkernels.adapter.sites import TARGETS, denoiser
+from hnkernels.adapter.layers import TARGETS, denoiser
 from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.losses import Loss, Step, denoises, denoising

@@ -17,7 +17,7 @@ from torch import Generator
 from tqdm.auto import tqdm
 
 from hnkernels.adapter import attach
-from hnkernels.adapter.sites import denoiser
+from hnkernels.adapter.layers import denoiser
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.config import TrainingConfig

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.projections import Projection, find_projections
-from hnkernels.adapter.sites import AdapterError
 from tests.adapter.hosts import JOINT_ATTENTION
 from tests.models import attention_layers, tiny_unet
 

@@ -306,7 +306,7 @@ def test_weights_for_another_model_are_refused(unet, gen, weights):
         adapter.condition("ink"),
     ):
         pass
-    with pytest.raises(ValueError, match="targets and beside are for a Hypernetwork"):
+    with pytest.raises(ValueError, match="targets and parallel are for a Hypernetwork"):
         hn.attach(unet, gen, beside=True)
 
 
@@ -385,7 +385,7 @@ def test_what_a_call_was_recorded_with_goes_with_its_graph(unet, gen, x, text):
     alive = []
     with hn.attach(unet, gen) as adapter:
         with adapter.condition("ink"):
-            alive += [weakref.ref(change.state.a) for change in adapter._changes.values()]
+            alive += [weakref.ref(change.state.a) for change in adapter._deltas.values()]
             y = denoise(unet, x, text)
         del y
         gc.collect()

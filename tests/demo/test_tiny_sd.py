@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from hnkernels.adapter.sites import find_attention
+from hnkernels.adapter.layers import find_attention
 from hnkernels.assets import TINY_SD
 from hnkernels.demo.glyphs import handwritten_digits, printed_glyphs
 from hnkernels.demo.job import draw_digits

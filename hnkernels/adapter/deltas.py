@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from hnkernels.adapter.sites import AdapterError
+from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.strength import Level, parts
 from hnkernels.ops.lowrank import lowrank_add, lowrank_linear, lowrank_linears
 from hnkernels.ops.portable import project
-
-if TYPE_CHECKING:
-    from hnkernels.adapter.weight_adapter import WeightAdapter
 
 
 class State(NamedTuple):
@@ -37,7 +34,7 @@ class State(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The change of one linear for a batch: what ``lowrank_linear`` takes.
+    """The delta of one linear for a batch: what ``lowrank_linear`` takes.
 
     Attributes:
         a, b: the factors.
@@ -53,63 +50,86 @@ class Rows(NamedTuple):
     token: Hashable
 
 
-class Change:
-    """What one weight adapter adds at one linear.
+class Source(Protocol):
+    """The adapter that a delta comes from."""
+
+    enabled: bool
+
+    def guided(self, guidance: bool | None) -> bool:
+        """Whether the first half of the batch is unconditional."""
+
+
+class WeightDelta:
+    """What one weight adapter adds to the weight of one linear.
 
     It stays the same object under all conditions, whose tensors a compiled model reads from it.
     """
 
-    def __init__(self, adapter: WeightAdapter, projection: str):
+    def __init__(self, adapter: Source, projection: str):
         self.adapter = adapter
         self.projection = projection
         self.level: Level | None = None
         self.state: State | None = None
         self._rows: tuple[object, tuple] = (None, ())
 
-    def acting(self) -> State | None:
-        """The weights that act now, if any do."""
+    def acting(self, replay: Replay | None = None) -> State | None:
+        """The weights that act: those of now, or those of a recorded call that is computed once more."""
         assert self.level is not None
-        compiling = torch.compiler.is_compiling()
-        state = self.state if compiling else self.adapter.state_of(self)
+        state = self.state if replay is None else replay.get(self)
         if state is None or not self.adapter.enabled:
             return None
-        if compiling:
+        if torch.compiler.is_compiling():
             return state
         value = self.level.values[self.projection]
         return state if (any(value) if isinstance(value, tuple) else value != 0) else None
 
-    def rows(self, x: Tensor) -> Rows:
-        """The change for x [S, ..., d], while it acts.
+    def rows(self, x: Tensor, state: State) -> Rows:
+        """The delta for x [S, ..., d] with these weights.
 
         Raises:
             AdapterError: the sets of weights cannot be told to the rows.
         """
-        state = self.acting()
-        assert state is not None
         assert self.level is not None
-        compiling = torch.compiler.is_compiling()
-        strength = (self.level.tensors if compiling else self.level.values)[self.projection]
         guided = self.adapter.guided(state.guidance)
-        key = None if compiling else (state.serial, strength, guided, x.shape[0], x.device, state.a.requires_grad)
-        if compiling or self._rows[0] != key:
-            self._rows = (key, _scale_and_index(state, strength, guided, x.shape[0]))
-        scale, index = self._rows[1]
+        if torch.compiler.is_compiling():
+            scale, index = _scale_and_index(state, self.level.tensors[self.projection], guided, x.shape[0])
+            return Rows(state.a, state.b, scale, index, None)
+        strength = self.level.values[self.projection]
+        recorded = state.a.requires_grad and torch.is_grad_enabled()
+        key = (state.serial, strength, guided, x.shape[0], x.device, recorded)
+        kept = self._rows  # read once: another thread may put others in their place
+        if kept[0] != key:
+            kept = self._rows = (key, _scale_and_index(state, strength, guided, x.shape[0]))
+        scale, index = kept[1]
         return Rows(state.a, state.b, scale, index, key)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_rows": (None, ())}
 
 
-Replay = dict[Change, State | None]
+class ActingDelta(NamedTuple):
+    """A delta that acts, and its weights."""
+
+    delta: WeightDelta
+    state: State
+
+    def rows(self, x: Tensor) -> Rows:
+        """For x [S, ..., d]."""
+        return self.delta.rows(x, self.state)
+
+
+Deltas = tuple[ActingDelta, ...]
+
+Replay = Mapping[WeightDelta, State | None]
 """What acted in one call of the model."""
 
 
-class Together(NamedTuple):
-    """One of several linears that are computed together, and the changes that act on it."""
+class GroupedLinear(NamedTuple):
+    """One of several linears that are computed together, and the deltas that act on it."""
 
     weight: Tensor
     bias: Tensor | None
-    changes: tuple[Change, ...]
+    deltas: Deltas
 
 
 def _scale_and_index(
@@ -147,35 +167,35 @@ def _scale_and_index(
     return scale, None if plain else index
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, changes: Sequence[Change]) -> Tensor:
-    """A linear with the changes, which act. Shape: x [S, ..., d] → [S, ..., n]."""
-    rows = changes[0].rows(x)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: Deltas) -> Tensor:
+    """A linear with the deltas, at least one. Shape: x [S, ..., d] → [S, ..., n]."""
+    rows = deltas[0].rows(x)
     y = lowrank_linear(x, weight, rows.a, rows.b, rows.scale, bias, index=rows.serving)
-    return add(y, x, changes[1:])
+    return add(y, x, deltas[1:])
 
 
-def add(y: Tensor, x: Tensor, changes: Sequence[Change]) -> Tensor:
-    """The output y of a linear of x, with the changes, which act."""
-    for change in changes:
-        rows = change.rows(x)
+def add(y: Tensor, x: Tensor, deltas: Deltas) -> Tensor:
+    """The output y of a linear of x, with the deltas."""
+    for delta in deltas:
+        rows = delta.rows(x)
         y = lowrank_add(y, x, rows.a, rows.b, rows.scale, index=rows.serving)
     return y
 
 
-def changed_linears(linears: Sequence[tuple[Tensor, Together]]) -> list[Tensor]:
+def grouped_linears(linears: Sequence[tuple[Tensor, GroupedLinear]]) -> list[Tensor]:
     """The outputs of several linears, each of its x [S, ..., d]; those of one x read it together, where they can."""
     groups: dict[tuple[int, int], list[int]] = {}
-    first = {i: t.changes[0].rows(x) for i, (x, t) in enumerate(linears) if t.changes}
+    first = {i: g.deltas[0].rows(x) for i, (x, g) in enumerate(linears) if g.deltas}
     for i in first:
-        x, t = linears[i]  # the changes of one adapter serve the rows of one x alike
-        groups.setdefault((id(x), id(t.changes[0].adapter)), []).append(i)
+        x, g = linears[i]  # the deltas of one adapter serve the rows of one x alike
+        groups.setdefault((id(x), id(g.deltas[0].delta.adapter)), []).append(i)
     results: dict[int, Tensor] = {
-        i: project(x, t.weight, t.bias, few_rows=True) for i, (x, t) in enumerate(linears) if not t.changes
+        i: project(x, g.weight, g.bias, few_rows=True) for i, (x, g) in enumerate(linears) if not g.deltas
     }
     for members in groups.values():
-        weights, biases, changes = zip(*(linears[i][1] for i in members), strict=True)
+        weights, biases, deltas = zip(*(linears[i][1] for i in members), strict=True)
         a, b, scales, indices, _ = zip(*(first[i] for i in members), strict=True)
         x = linears[members[0]][0]
         ys = lowrank_linears(x, weights, a, b, list(scales), biases, index=indices[0])
-        results.update({i: add(y, x, c[1:]) for i, y, c in zip(members, ys, changes, strict=True)})
+        results.update({i: add(y, x, d[1:]) for i, y, d in zip(members, ys, deltas, strict=True)})
     return [results[i] for i in range(len(linears))]

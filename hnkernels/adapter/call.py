@@ -1,0 +1,127 @@
+"""The call: what belongs to one call of the model in one thread, and is gone when that returns."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
+
+T = TypeVar("T")
+
+_serials = itertools.count(1)
+
+
+class Kept(NamedTuple):
+    """K or V of one layer for one context.
+
+    Attributes:
+        value: [batch, tokens, n].
+        version: of the value when it was computed; it is computed once more if its receiver has written into it.
+        token: equals that of the layer's plan for as long as the value is what the plan would compute.
+        serial: of the call that computed it.
+    """
+
+    value: Tensor
+    version: int
+    token: Hashable
+    serial: int
+
+
+class Call:
+    """One call of a model in one thread. A layer that is called by itself has a loose one, which proves nothing.
+
+    Attributes:
+        grad, autocast: the modes at its beginning; ``autocast`` is the dtype or ``None``.
+        context: the tensor that cross-attention layers receive, and ``entry`` what was made of it.
+        plans: what each layer does, in this grad mode.
+        kept: by tap number, K or V of ``context`` ready to be handed out.
+        weights: by tap number, the weight and bias that are all that is to be applied.
+        pending: by layer number, what was computed for taps that are yet to ask.
+        reached: by tap number, whether the tap was asked.
+        grouped: the contexts and links for which one operation for all layers was tried.
+        captured: whether the call is recorded into a CUDA graph: what depends on the context is then computed in it.
+    """
+
+    def __init__(self, taps: int, x: Tensor | None, loose: bool = False):
+        self.serial = next(_serials)
+        self.loose = loose
+        self.grad = torch.is_grad_enabled()
+        self.device = None if x is None else x.device
+        self.device_type = "cpu" if x is None or x.is_meta else x.device.type
+        self.autocasting = torch.is_autocast_enabled(self.device_type)
+        self.autocast = torch.get_autocast_dtype(self.device_type) if self.autocasting else None
+        self.captured = capturing(self.device)
+        self.context: Tensor | None = None
+        self.entry: Any = None
+        self.plans: Any = None
+        self.kept: list[Kept | None] = [None] * taps
+        self.weights: list[tuple[Tensor, Tensor | None] | None] = [None] * taps
+        self.reached = [False] * taps
+        self.pending: dict[int, tuple[Tensor, int, dict[str, Tensor]]] = {}
+        self.grouped: set[Hashable] = set()
+        self.used: list[Any] = []  # layers whose attention a hook has seen reach its taps
+        self.hits = self.misses = 0
+        self.outer: Call | None = None
+
+    def begin(self, calls: Calls) -> Self:
+        """Makes it the thread's present call. What lasts as long as a call may be entered here."""
+        self.outer, calls.current = calls.current, self
+        calls.loose = None
+        return self
+
+    def end(self, calls: Calls) -> None:
+        """Gives way to the call around it."""
+        calls.current = self.outer
+        self.outer = None
+
+    def replan(self) -> None:
+        """Forgets what was ready: something has changed in the middle of the call."""
+        self.plans = None
+        self.kept = [None] * len(self.kept)
+        self.weights = [None] * len(self.weights)
+
+
+class Calls(threading.local):
+    """The calls of one model that run in the present thread. A copy or pickle starts with none."""
+
+    current: Call | None = None
+    loose: Call | None = None
+    runs: Any = None  # the sampling runs of the thread
+
+    def __deepcopy__(self, memo: dict) -> Calls:
+        return memo.setdefault(id(self), Calls())
+
+    def __reduce__(self):
+        return Calls, ()
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes in where x is, if it is on."""
+    device = "cpu" if x.is_meta else x.device.type  # autocast does not know the meta device
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def capturing(device: torch.device | None) -> bool:
+    """Whether what is launched now goes into a CUDA graph."""
+    on_gpu = device is not None and device.type == "cuda" and torch.cuda.is_available()
+    return on_gpu and torch.cuda.is_current_stream_capturing()
+
+
+def in_backward() -> bool:
+    """Whether this is called from a backward pass, which is where checkpointed blocks are computed once more."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def to_keep(compute: Callable[[], T]) -> T:
+    """What ``compute`` gives, outside of inference mode: its tensors carry no version, and cannot be recorded later."""
+    if not torch.is_inference_mode_enabled():
+        return compute()
+    with torch.inference_mode(False), torch.no_grad():
+        return compute()

@@ -1,0 +1,239 @@
+"""The proof that what plans and kept values assume still holds: one pass over flat lists per call of the model.
+
+Within a sampling run autograd's version counters are trusted, with the identity of tensors and storages. Some writes
+leave no trace there: through ``parameter.data`` (diffusers' ``EMAModel``, tools that merge weights), or the step of an
+optimiser with ``fused=True``. So the start of every run compares the content itself, by fingerprints.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from hnkernels.adapter.deltas import State
+from hnkernels.network.mlp import HypernetworkMLP
+
+_TIMESTEPS_AT_MOST = 64  # of a batch, to be compared one by one
+
+
+class Watch:
+    """What everything kept depends on, as it was when this was made.
+
+    Attributes:
+        trains: whether a parameter of a network takes a gradient.
+    """
+
+    def __init__(self) -> None:
+        self.trains = False
+        self._present: list[tuple[dict, str, object]] = []
+        self._absent: list[tuple[dict, str]] = []
+        self._types: list[tuple[object, type]] = []
+        self._hooks: list[tuple[dict, bool]] = []
+        self._modes: list[tuple[HypernetworkMLP, bool, float]] = []
+        self._tensors: list[tuple[dict, str, Tensor, int, int, bool]] = []
+        self._factors: list[tuple[weakref.ref[Tensor], int]] = []
+        self._storages: list[StorageWeakRef] = []  # while they are referred to, no other storage has their address
+        self._sources: list[tuple[Tensor, torch.dtype]] = []
+        self._unversioned = False
+
+    def attribute(self, module: nn.Module, name: str) -> None:
+        """An instance attribute of a module, a submodule included, that stays the same object or absent."""
+        for owner in (module.__dict__, module._modules):
+            if name in owner:
+                self._present.append((owner, name, owner[name]))
+            else:
+                self._absent.append((owner, name))
+
+    def path(self, module: nn.Module, path: str) -> None:
+        """The modules on a dotted path below a module."""
+        for name in path.split("."):
+            child = module._modules[name]
+            self._present.append((module._modules, name, child))
+            module = child  # type: ignore[assignment]
+
+    def module(self, module: nn.Module) -> None:
+        """A projection: its class, its instance forward, and whether hooks come before it."""
+        self.attribute(module, "forward")
+        self._types.append((module, type(module)))
+        self._hooks.append((module._forward_pre_hooks, bool(module._forward_pre_hooks)))
+
+    def kind(self, module: nn.Module) -> None:
+        """The class of a module."""
+        self._types.append((module, type(module)))
+
+    def parameters(self, module: nn.Module, of_network: bool = False) -> None:
+        """The parameters of one module, without those below it."""
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                self._present.append((module._parameters, name, None))
+                continue
+            if parameter.is_inference():  # it carries no version, and is never taken for unchanged
+                self._unversioned = True
+                continue
+            storage = parameter.untyped_storage()
+            self._storages.append(StorageWeakRef(storage))
+            state = (parameter._version, storage._cdata, parameter.requires_grad)
+            self._tensors.append((module._parameters, name, parameter, *state))
+            self.trains = self.trains or (of_network and parameter.requires_grad)
+            if type(parameter) in (Tensor, nn.Parameter) and not parameter.is_meta and parameter.numel():
+                self._sources.append((parameter, _integers(parameter)))
+
+    def network(self, net: nn.Module) -> None:
+        """All of a network: its modules, parameters, modes and multipliers."""
+        for module in net.modules():
+            for name, child in module._modules.items():
+                self._present.append((module._modules, name, child))
+            self.parameters(module, of_network=True)
+            if isinstance(module, HypernetworkMLP):
+                self._modes.append((module, module.training, module.multiplier))
+
+    def factors(self, state: State) -> None:
+        """Generated weights. They are not held on to: what was kept of them is found no more when they are gone."""
+        for factor in (state.a, state.b):
+            if factor.is_inference():
+                self._unversioned = True
+            else:
+                self._factors.append((weakref.ref(factor), factor._version))
+
+    def stands(self) -> bool:
+        """Whether modules, hooks, modes and parameters are those that were there."""
+        if self._unversioned:
+            return False
+        try:
+            for owner, name, value in self._present:
+                if owner[name] is not value:
+                    return False
+            for owner, name in self._absent:
+                if name in owner:
+                    return False
+            for module, kind in self._types:
+                if type(module) is not kind:
+                    return False
+            for hooks, hooked in self._hooks:
+                if hooked is not (True if hooks else False):  # noqa: SIM210  # bool() would be one more call
+                    return False
+            for mlp, training, multiplier in self._modes:
+                if mlp.training is not training or mlp.multiplier != multiplier:
+                    return False
+            for owner, name, tensor, _, _, grad in self._tensors:
+                if owner[name] is not tensor or tensor.requires_grad is not grad:
+                    return False
+        except KeyError:
+            return False
+        return True
+
+    def unchanged(self) -> bool:
+        """Whether the values of all parameters are those that were there, as far as a change leaves a trace."""
+        try:
+            for _, _, tensor, version, storage, _ in self._tensors:
+                if tensor._version != version or tensor.untyped_storage()._cdata != storage:
+                    return False
+            for ref, version in self._factors:
+                factor = ref()
+                if factor is not None and factor._version != version:
+                    return False
+        except RuntimeError:  # it has become an inference tensor
+            return False
+        return True
+
+    def renew(self) -> None:
+        """Takes the present values for those that were there."""
+        storages = [entry[2].untyped_storage() for entry in self._tensors]
+        self._storages = [StorageWeakRef(storage) for storage in storages]
+        self._tensors = [
+            (owner, name, tensor, tensor._version, storage._cdata, grad)
+            for (owner, name, tensor, _, _, grad), storage in zip(self._tensors, storages, strict=True)
+        ]
+        factors = [ref() for ref, _ in self._factors]
+        self._factors = [(weakref.ref(f), f._version) for f in factors if f is not None]
+
+    @torch.no_grad()
+    def fingerprint(self) -> Fingerprint:
+        """Of the content of all parameters: 64-bit sums over the rows of each.
+
+        A changed element changes the sum of its column, unless others of the column make up for it bit for bit.
+        """
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for tensor, integers in self._sources:
+            columns = (tensor if tensor.is_contiguous() else tensor.contiguous()).view(integers)
+            if columns.ndim > 1:
+                columns = (columns if columns.ndim == 2 else columns.flatten(1)).sum(0)
+            by_device.setdefault(tensor.device, []).append(columns)
+        content = {device: torch.cat(sums) for device, sums in by_device.items()}
+        return Fingerprint(content, [id(tensor) for tensor, _ in self._sources])
+
+
+class Fingerprint:
+    """The content of some tensors, shortened."""
+
+    def __init__(self, content: dict[torch.device, Tensor], tensors: Sequence[int]):
+        self._content = content
+        self._tensors = tensors
+
+    def equals(self, other: Fingerprint | None) -> bool:
+        """Whether these are the same tensors with the same content. Waits for the device, once."""
+        if other is None or self._tensors != other._tensors or self._content.keys() != other._content.keys():
+            return False
+        return all(torch.equal(sums, other._content[device]) for device, sums in self._content.items())
+
+
+def _integers(t: Tensor) -> torch.dtype:
+    """The widest integers that the rows of a tensor can be read as."""
+    row = (t.shape[-1] if t.ndim else 1) * t.element_size()
+    start = t.storage_offset() * t.element_size()
+    for dtype in (torch.int64, torch.int32, torch.int16):
+        if t.ndim and row % dtype.itemsize == 0 and start % dtype.itemsize == 0 and dtype.itemsize >= t.element_size():
+            return dtype
+    return {8: torch.int64, 4: torch.int32, 2: torch.int16}.get(t.element_size(), torch.int8)
+
+
+class Runs:
+    """Which calls of a thread go on with a sampling run: those that are known to come later in it.
+
+    Of each of the last contexts it knows the timestep. A prompt and its negative may be called apart at one timestep.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
+
+    def goes_on(self, context: Tensor | None, timestep: Any) -> bool:
+        """Whether a call with this context comes later than the last with it. Takes note of it."""
+        now = _moment(timestep)
+        if context is None:
+            return False
+        last = self._last.pop(id(context), None)
+        self._last[id(context)] = (weakref.ref(context), now)
+        if len(self._last) > 8:
+            del self._last[next(iter(self._last))]
+        return last is not None and last[0]() is context and _later(now, last[1])
+
+    def forget(self) -> None:
+        """The next call starts a run."""
+        self._last.clear()
+
+
+def _moment(timestep: Any) -> tuple[float, ...] | Tensor | None:
+    """A timestep as it can be compared; one on an accelerator is not read."""
+    if isinstance(timestep, (int, float)):
+        return (float(timestep),)
+    if type(timestep) is not Tensor or timestep.is_meta:
+        return None
+    if timestep.device.type != "cpu":
+        return timestep
+    return tuple(timestep.flatten().tolist()) if 0 < timestep.numel() <= _TIMESTEPS_AT_MOST else None
+
+
+def _later(now: Any, before: Any) -> bool:
+    if isinstance(now, tuple) and isinstance(before, tuple):
+        if len(now) != len(before):
+            return False
+        return all(n < b for n, b in zip(now, before, strict=True))
+    if isinstance(now, Tensor) and isinstance(before, Tensor):  # schedulers walk through a tensor of timesteps
+        same = now.untyped_storage()._cdata == before.untyped_storage()._cdata and now._version == before._version
+        return same and now.storage_offset() > before.storage_offset()
+    return False

@@ -1,0 +1,112 @@
+"""The tap: what stands in the place of ``forward`` on the instance of one projection."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from hnkernels.adapter.call import Calls
+
+TAPPED = ("q", "k", "v", "out")
+"""A tap's number is four times its layer's and the place of its stream here."""
+
+
+class Runs(Protocol):
+    """What answers for a projection where the tap itself cannot."""
+
+    def run(self, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """The output of the projection."""
+
+    def trace(self, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """The same while PyTorch's compiler is watching."""
+
+    def forget_all(self) -> None:
+        """Everything that was made of the model's weights may be stale."""
+
+
+class Tap:
+    """Stands in the place of ``forward`` on the instance of one ``to_k`` or ``to_v``.
+
+    The module stays where it is and keeps its class, parameters, hooks and state-dict keys. If another tool wraps the
+    tap and it is taken off while inside that wrapper, it stays there and passes everything through.
+    """
+
+    def __init__(self, runs: Runs, calls: Calls, stream: str, number: int, module: nn.Module):
+        self.runs: Runs | None = runs
+        self.calls = calls
+        self.stream = stream
+        self.number = number
+        self.module = module
+        self.wrapped = module.__dict__.get("forward")  # another tool's instance forward, or None
+        # A bound method: PyTorch's compiler compares its function, and one compiled block can serve all its like.
+        module.forward = self.forward
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        runs = self.runs
+        if runs is None:
+            return self.inner(x, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return runs.trace(self, x, args, kwargs)
+        # What is ready is found before anything else is asked. The call's forward pre-hook has proven it.
+        call = self.calls.current
+        if call is not None and not args and not kwargs and torch.is_grad_enabled() is call.grad:
+            number = self.number
+            kept = call.kept[number]
+            if (
+                kept is not None
+                and x is call.context
+                and kept.value._version == kept.version
+                and torch.is_autocast_enabled(call.device_type) is call.autocasting
+            ):
+                call.reached[number] = True
+                call.hits += kept.serial != call.serial
+                return kept.value
+            ready = call.weights[number]
+            if ready is not None:
+                call.reached[number] = True
+                return linear(x, ready[0], ready[1])
+        return runs.run(self, x, args, kwargs)
+
+    def inner(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the module does without us."""
+        if self.wrapped is not None:
+            return self.wrapped(x, *args, **kwargs)
+        return type(self.module).forward(self.module, x, *args, **kwargs)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the module is a linear whose weight and bias say all there is to say, before it is called too."""
+        alone = self.wrapped is None and self.in_place and not self.module._forward_pre_hooks
+        # A subclass of a parameter may be quantised.
+        return alone and type(self.module) is nn.Linear and type(self.module.weight) in (Tensor, nn.Parameter)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the tap is what the module calls: neither wrapped by another tool nor thrown away by it."""
+        return getattr(self.module.__dict__.get("forward"), "__self__", None) is self
+
+    @property
+    def wrapped_by_another(self) -> bool:
+        """Whether another tool has put its own forward over the tap, rather than the class's back in its place."""
+        forward = self.module.__dict__.get("forward")
+        if forward is None or self.in_place:
+            return False
+        return getattr(forward, "__func__", None) is not type(self.module).forward
+
+    def remove(self) -> None:
+        """Gives the module back as it was."""
+        self.runs = None
+        if self.in_place:
+            del self.module.__dict__["forward"]
+            if self.wrapped is not None:
+                self.module.forward = self.wrapped
+            return
+        outer = getattr(self.module.__dict__.get("forward"), "__self__", None)
+        while isinstance(outer, Tap):  # of another model that this one is a part of, or that is a part of this one
+            inner = getattr(outer.wrapped, "__self__", None)
+            if inner is self:
+                outer.wrapped = self.wrapped
+            outer = inner
