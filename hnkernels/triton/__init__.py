@@ -1,15 +1,14 @@
 """The GPU backend: fused Triton kernels for hypernetwork MLPs inside the K and V projections, and low-rank weights.
 
-From the device upwards:
+From the device upwards; each line imports only from those before it:
 
-- ``_compat``, ``activations``, ``dropout``, ``tiles``: device code that the kernels share.
-- ``layer_forward``, ``rows``, ``project``, ``layer_backward``, ``norm_backward``, ``weight_gradient``,
-  ``lowrank_slices``, ``lowrank_forward``, ``lowrank_backward``: the kernels.
-- ``tiling``, ``autotune``: how they are cut up. ``launch``: where they are started and counted.
-- ``launchers/``: a function on tensors for each of them.
-- ``mlps``, ``mlps_backward``: which of these make up an MLP, in which order, and what is kept in between.
-- ``ops``, ``functions``: as operators of PyTorch, and with gradients.
-- ``derived``, ``composition``: what inference computes once.
-- ``backend``, ``lowrank_backend``: what ``hnkernels.ops.hyper`` and ``hnkernels.ops.lowrank`` call, where ``support``
-  finds that it can run.
+- ``target``: what the kernels run on. ``support``: whether they can. ``_compat``: what Triton's interpreter needs.
+- ``tiling``: the table of tiles. ``launch``: where a launch is said, and counted. ``autotune``: tiles by measurement.
+- ``kernels/``: device code, and every kernel beside the function on tensors that launches it.
+- ``mlps``, ``mlps_backward``: which kernels make up an MLP, in which order, and what is kept in between.
+- ``trace``, ``program``, ``bound``, ``direct``: what an operator launches, decided once, and then only run.
+- ``ops/``: the operators of PyTorch, each beside its gradients.
+- ``testing``: a device that is not there.
+
+What calls this is ``hnkernels.ops``: ``fused`` for MLPs, ``lowrank`` for low-rank weights.
 """
