@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Hashable
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -69,17 +71,29 @@ class Call:
         self.used: list[Any] = []  # layers whose attention a hook has seen reach its taps
         self.hits = self.misses = 0
         self.outer: Call | None = None
+        self._frame: FrameType | None = None
 
     def begin(self, calls: Calls) -> Self:
         """Makes it the thread's present call. What lasts as long as a call may be entered here."""
-        self.outer, calls.current = calls.current, self
+        outer = calls.current
+        while outer is not None and not outer._runs():
+            outer = outer.outer  # KeyboardInterrupt ends a call without a word
+        self.outer, calls.current = outer, self
+        self._frame = sys._getframe(2)  # who calls the forward pre-hook, and then the forward itself
         calls.loose = None
         return self
 
     def end(self, calls: Calls) -> None:
         """Gives way to the call around it."""
         calls.current = self.outer
-        self.outer = None
+        self.outer = self._frame = None
+
+    def _runs(self) -> bool:
+        """Whether it is still under way further up this stack."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
 
     def replan(self) -> None:
         """Forgets what was ready: something has changed in the middle of the call."""

@@ -9,23 +9,22 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from hnkernels.adapter.call import Call, in_backward
 from hnkernels.adapter.contexts import ContextStore
 from hnkernels.adapter.layer import TappedLayer
-from hnkernels.adapter.layers import AdapterError, AttentionSpec
-from hnkernels.adapter.proof import Fingerprint, Runs, Watch
-from hnkernels.adapter.run import computed_links, grouped_kv, keep_for_graph, plan_of
+from hnkernels.adapter.layers import AttentionSpec
+from hnkernels.adapter.projecting import keep_for_graph, plan_of
+from hnkernels.adapter.prover import Prover
+from hnkernels.adapter.replacements import watch_projections
 from hnkernels.adapter.shared import Follows, Shared
-from hnkernels.adapter.taps import TAPPED, Tap
+from hnkernels.adapter.shared_kv import grouped_kv
+from hnkernels.adapter.taps import TAPPED
 from hnkernels.adapter.trace import TracedContext
-from hnkernels.ops import derived, onednn
 
 _ATTRIBUTE = "_hnkernels_host"
 _CONTEXT_ARGUMENTS = ("encoder_hidden_states", "context")  # diffusers' name, and that of the original repositories
@@ -64,10 +63,7 @@ class Host:
         self._around = list(inside)  # what the layers lie in, and may be compiled or checkpointed by itself
         self._hooks: list[Any] = []
         self._replaying: list[Any] = []
-        self._watch: Watch | None = None
-        self._fingerprint: Fingerprint | None = None
-        self._changed = True
-        self._device: torch.device | None = None  # where the networks are
+        self._prover = Prover(self.shared, self.layers)
 
     @property
     def adapters(self) -> list[Any]:
@@ -87,9 +83,6 @@ class Host:
         ]
         self.model.__dict__[_ATTRIBUTE] = self
         watch_projections()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_watch": None, "_fingerprint": None, "_device": None, "_changed": True}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -125,7 +118,7 @@ class Host:
         else:
             self.remove()
         self.clear()
-        self._watch = None
+        self._prover.watch = None
 
     def arrange(self) -> None:
         """Tells the layers what acts on them, after an adapter has come, gone or changed."""
@@ -145,7 +138,7 @@ class Host:
 
     def changed(self) -> None:
         """An adapter does something else now: plans are made once more, and what is kept stays where it fits them."""
-        self._changed = True
+        self._prover.changed = True
         self.shared.replan()
 
     def clear(self) -> None:
@@ -172,7 +165,7 @@ class Host:
         x = context if context is not None else next(_tensors(args, kwargs), None)
         call = Call(shared.taps, x).begin(shared.calls)
         with shared.contexts.lock:
-            self._prove(call, x, context, _value(self._timestep, args, kwargs))
+            self._prover.prove(call, x, context, _value(self._timestep, args, kwargs))
             call.plans = shared.plans_in(call.grad)
             call.weights = call.plans.weights
             compiled = self._compiled()
@@ -193,70 +186,6 @@ class Host:
             return (*args[:index], alias, *args[index + 1 :]), kwargs
         return args, {**kwargs, name: alias}
 
-    def _prove(self, call: Call, x: Tensor | None, context: Tensor | None, timestep: Any) -> None:
-        """Forgets what no longer holds."""
-        watch = self._watch
-        stands = watch is not None and watch.stands()
-        unchanged = watch is not None and watch.unchanged()
-        moved = x is not None and not x.is_meta and x.device != self._device
-        if watch is None or not stands or moved or self._changed:
-            if not unchanged or not stands or moved:
-                self._forget()
-            if not stands:
-                for layer in self.layers:
-                    layer.refresh()
-            if not stands or moved:
-                self.shared.replan()
-            if x is not None:
-                self.shared.follow(x, call)
-                self._device = call.device
-            watch = self._watch = self._make_watch()
-            self._changed = False
-        elif not unchanged:
-            self._forget()
-            watch.renew()
-        runs = self.shared.calls.runs
-        if runs is None:
-            runs = self.shared.calls.runs = Runs()
-        if call.grad:
-            runs.forget()
-            if watch.trains:  # optimisers with fused=True change parameters without a trace in their version
-                self._forget()
-            if not any(adapter.fused for adapter in self.adapters):
-                if not unchanged:
-                    self._fingerprint = None
-                return
-            goes_on = False
-        else:
-            goes_on = runs.goes_on(context, timestep)
-        if call.captured or (goes_on and unchanged and self._fingerprint is not None):
-            return
-        fingerprint = watch.fingerprint()
-        if not fingerprint.equals(self._fingerprint):
-            if self._fingerprint is not None:
-                onednn.forget()
-                derived.forget()
-            self._forget()
-            self._fingerprint = fingerprint
-
-    def _make_watch(self) -> Watch:
-        watch = Watch()
-        for adapter in self.adapters:
-            for network in adapter.networks():
-                watch.network(network)
-        for layer in self.layers:
-            if layer.reached:
-                layer.watch(watch)
-        return watch
-
-    def _forget(self) -> None:
-        """What was computed from values that are others now; the plans stay."""
-        self.contexts.forget_kept()
-        for layer in self.layers:
-            layer.forget()
-        for plans in self.shared.plans.values():
-            plans.forget()
-
     def _open(self, call: Call, context: Tensor) -> None:
         """Finds what is kept of the context."""
         if call.captured:  # a replay follows what is copied into the context: all of it is computed in the graph
@@ -275,7 +204,7 @@ class Host:
         replay = {d: d.state for layer in self.layers for deltas in layer.deltas.values() for d in deltas}
         self.shared.replay_entry, self.shared.replay_without_context = None, None
         plans = [(layer, plan_of(layer, call)) for layer in layers]
-        chains = {computed_links(layer, plan): layer for layer, plan in plans}
+        chains = {plan.computed: layer for layer, plan in plans}
         if not any(plan.changed_kv for _, plan in plans):
             chains.pop((), None)
         if not (chains or replay):
@@ -336,17 +265,10 @@ class Host:
         for layer in call.used:
             layer.settle()
         if output is not None and True not in call.reached:
-            self._check_reached(call)
-
-    def _check_reached(self, call: Call) -> None:
-        acting = [layer for layer in self.layers if layer.reached]
-        plans = [plan_of(layer, call) for layer in acting]
-        if any(plan.links or plan.deltas for plan in plans):
-            raise AdapterError(
-                f"{type(self.model).__name__} computed its output without one of the {len(acting)} attention layers "
-                "that the hypernetwork acts on; call unfuse_qkv_projections(), set other attention processors, or "
-                "attach again if another tool has reset their forward"
-            )
+            # Either nothing of what is tapped has run, as with tools that skip blocks at some steps, or an attention
+            # goes past its taps though it looks as it did when it was verified. The next call will tell.
+            for layer in self.layers:
+                layer.doubt()
 
 
 def _argument(parameters: list[str], names: tuple[str, ...]) -> tuple[str, int] | None:
@@ -370,23 +292,3 @@ def _path(model: nn.Module, name: str) -> Iterator[nn.Module]:
 
 def _tensors(args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor]:
     return (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point())
-
-
-@lru_cache
-def watch_projections() -> None:
-    """From now on, forgets what was computed from projections when another tool puts a module in their place.
-
-    Merging a LoRA and taking its modules out again leaves the old module with new values, written through ``.data``
-    without a trace in the version counter; that it is put back is the trace. One hook for all models, for copies too.
-    """
-    register_module_module_registration_hook(_forget_replaced)
-
-
-def _forget_replaced(parent: nn.Module, name: str, module: object) -> None:
-    for candidate in (parent._modules.get(name), module):
-        forward = getattr(candidate, "__dict__", {}).get("forward")
-        tap = getattr(forward, "__self__", None)
-        if isinstance(tap, Tap) and tap.runs is not None:
-            tap.runs.forget_all()
-            onednn.forget()
-            derived.forget()

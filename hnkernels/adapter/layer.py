@@ -12,8 +12,9 @@ from hnkernels.adapter.deltas import WeightDelta
 from hnkernels.adapter.layers import AdapterError, AttentionSpec
 from hnkernels.adapter.links import Action, Links
 from hnkernels.adapter.plan import acting_deltas, links_now
+from hnkernels.adapter.projecting import Projection, RunLayer
 from hnkernels.adapter.proof import Watch
-from hnkernels.adapter.run import Projection, RunLayer, tapped
+from hnkernels.adapter.run import tapped
 from hnkernels.adapter.shared import Shared
 from hnkernels.adapter.strength import STREAMS
 from hnkernels.adapter.taps import TAPPED, Tap
@@ -176,6 +177,11 @@ class TappedLayer:
         """Takes the hooks off: the attention has reached its taps, and will while it is what it is."""
         self._verified = self._signature()
         self._remove_hooks()
+
+    def doubt(self) -> None:
+        """Has the next call verify the attention once more."""
+        if self._paths:
+            self._put_hooks()
 
     def _tap(self, stream: str, module: Any) -> None:
         number = len(TAPPED) * self.number + TAPPED.index(stream)

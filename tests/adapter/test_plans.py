@@ -224,7 +224,7 @@ def test_what_is_changed_counts_at_once(unet, net, adapter, x, text, change, wit
         change(unet, net, adapter)
         after = denoise(unet, x, text, 9 if within else 10)
         adapter.clear_cache()
-        Host.of(unet)._watch = None
+        Host.of(unet)._prover.watch = None
         assert torch.equal(denoise(unet, x, text, 9 if within else 10), after)
         if change not in (change_by_moving, change_mode):  # in training mode strength is 1, as it was before
             assert relative_error(after, before) > 1e-4
@@ -352,6 +352,17 @@ def test_an_exception_inside_a_layer_ends_the_call(unet, net, adapter, x, text):
 
 
 @torch.no_grad()
+def test_a_call_that_is_interrupted_is_not_taken_for_one_that_runs(unet, net, adapter, x, text):
+    expected = denoise(unet, x, text)
+    hook = unet.mid_block.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        denoise(unet, x, text)
+    hook.remove()
+    assert torch.equal(denoise(unet, x, text), expected)
+    assert Host.of(unet).shared.calls.current is None
+
+
+@torch.no_grad()
 def test_a_call_within_a_call(unet, net, adapter, x, text):
     other = prompt()
     expected, nested = denoise(unet, x, text), denoise(unet, x, other)
@@ -409,12 +420,13 @@ def test_an_attention_that_is_swapped_after_it_was_verified(unet, net, adapter, 
         assert not layer._forward_hooks
 
 
-def test_a_model_that_reaches_no_tap_at_all_is_an_error(unet, net, adapter, x, text):
+def test_a_model_that_reaches_no_tap_at_all_is_looked_at_more_closely(unet, net, adapter, x, text):
     with torch.no_grad():
         denoise(unet, x, text)
         for layer in attention_layers(unet).values():
             layer.processor.__class__ = NoProjections  # the same object, which no signature tells from before
-        with pytest.raises(hn.AdapterError, match="without one of the 14 attention layers"):
+        denoise(unet, x, text)  # it may have skipped them, as caching tools do at some steps
+        with pytest.raises(hn.AdapterError, match="computed its attention without"):
             denoise(unet, x, text)
 
 
@@ -444,7 +456,7 @@ class TestCapture:
         hn.attach(unet, make_net(activation=None)).fuse()
         self.pretend(True)
         monkeypatch.setattr("hnkernels.adapter.proof.Watch.fingerprint", lambda _: pytest.fail("a wait"))
-        monkeypatch.setattr("hnkernels.adapter.run.fold_projection", lambda *_: pytest.fail("a wait"))
+        monkeypatch.setattr("hnkernels.adapter.projecting.fold_projection", lambda *_: pytest.fail("a wait"))
         denoise(unet, x, text)
 
     @torch.no_grad()
