@@ -15,6 +15,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
 
+from hnkernels.ops.casting import Casts, exchange_casts
+
 T = TypeVar("T")
 
 _serials = itertools.count(1)
@@ -71,6 +73,7 @@ class Call:
         self.used: list[Any] = []  # layers whose attention a hook has seen reach its taps
         self.hits = self.misses = 0
         self.outer: Call | None = None
+        self._casts_outside: Casts | None = None
         self._frame: FrameType | None = None
 
     def begin(self, calls: Calls) -> Self:
@@ -81,10 +84,12 @@ class Call:
         self.outer, calls.current = outer, self
         self._frame = sys._getframe(2)  # who calls the forward pre-hook, and then the forward itself
         calls.loose = None
+        self._casts_outside = exchange_casts({} if self.grad and self.autocasting else None)
         return self
 
     def end(self, calls: Calls) -> None:
         """Gives way to the call around it."""
+        exchange_casts(self._casts_outside)
         calls.current = self.outer
         self.outer = self._frame = None
 

@@ -11,19 +11,29 @@ from torch import Tensor
 
 from hnkernels.ops.derived import derived
 
-_Casts = dict[tuple[int, torch.dtype, int, bool], tuple[Tensor, Tensor]]
+Casts = dict[tuple[int, torch.dtype, int, bool], tuple[Tensor, Tensor]]
+"""(id of the parameter, dtype, version, whether in a backward pass) → the parameter, so that its id stays its own, and
+its copy."""
 
-_casts: ContextVar[_Casts | None] = ContextVar("casts", default=None)
+_casts: ContextVar[Casts | None] = ContextVar("casts", default=None)
+
+
+def exchange_casts(casts: Casts | None) -> Casts | None:
+    """From now on in this thread, keeps casts here (``None``: nowhere), as eager PyTorch's autocast does; returns where
+    they were kept. For hooks at the beginning and the end of a model's call."""
+    before = _casts.get()
+    _casts.set(casts)
+    return before
 
 
 @contextmanager
 def keeping_casts() -> Iterator[None]:
-    """Within it, one call of a model, every parameter is cast once, as eager PyTorch's autocast does it."""
-    token = _casts.set({})
+    """Within it, one call of a model, every parameter is cast once."""
+    before = exchange_casts({})
     try:
         yield
     finally:
-        _casts.reset(token)
+        exchange_casts(before)
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
