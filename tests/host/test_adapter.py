@@ -1,0 +1,59 @@
+"""What an adapter costs the host on a device that is not there, operations and launches included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hnkernels as hn
+from hnkernels.triton.testing import pretend_device
+from tests.adapter.test_call_counts import LAYERS, sd15, steps
+from tests.models import make_net
+
+
+@pytest.fixture(autouse=True)
+def _device():
+    with pretend_device("sm_90"):
+        yield
+
+
+def extra(attach, layers: int) -> float:
+    """Calls of functions beyond the bare model's, per layer that the adapter acts on."""
+    (bare,) = steps(sd15())
+    unet = sd15()
+    attach(unet)
+    return (steps(unet, count=3)[-1] - bare) / layers
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}], ids=["relu", "relu + LayerNorm"])
+def test_a_self_attention_layer(options):
+    net = make_net((4, 8), **options)
+    assert extra(lambda unet: hn.attach(unet, net, targets="attn1"), LAYERS) <= 200
+
+
+def test_kept_keys_and_values_of_the_prompt():
+    net = make_net((8,))
+    assert extra(lambda unet: hn.attach(unet, net, targets="attn2"), LAYERS) <= 15
+
+
+def test_a_fused_network():
+    net = make_net((4, 8), activation=None)
+    assert extra(lambda unet: hn.attach(unet, net).fuse(), 2 * LAYERS) <= 15
+
+
+def test_under_autocast_a_network_is_cast_once_and_not_in_every_layer():
+    unet, net = sd15(), make_net((4, 8)).train()
+    adapter = hn.attach(unet, net)
+    x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 8)
+
+    def casts() -> int:
+        with torch.autocast("cpu", torch.bfloat16):
+            unet(x, 5, text)
+            with torch.profiler.profile() as profile:
+                unet(x, 5, text)
+        return {event.key: event.count for event in profile.key_averages()}["aten::_to_copy"]
+
+    acting = casts()
+    adapter.enabled = False
+    # The bare projections cast their frozen weights anew in every call; ours are kept.
+    assert acting <= casts() + sum(1 for _ in net.parameters())
