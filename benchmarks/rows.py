@@ -75,7 +75,7 @@ def read(file: Path) -> list[Row]:
         reader = csv.DictReader(stream)
         expected = [f.name for f in fields(Row)]
         if reader.fieldnames != expected:
-            raise ValueError(f"{file} has the columns {reader.fieldnames}; expected are {expected}: run it anew")
+            raise ValueError(f"{file} has the columns {reader.fieldnames}; expected are {expected}: run it again")
         return [_parse(line) for line in reader]
 
 

@@ -12,10 +12,10 @@ def load_pipeline(folder: Path) -> Any:
     For programs, not for libraries: it switches off the loading bars and warnings of diffusers and transformers.
 
     Raises:
-        ValueError: there is no pipeline in the folder, or it cannot be loaded.
+        ValueError: there is not a pipeline in the folder, or it cannot be loaded.
     """
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is no diffusers pipeline: there is no model_index.json in it")
+        raise ValueError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
     import torch
     import transformers
 

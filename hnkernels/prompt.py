@@ -20,7 +20,7 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
     """Takes the ``<hypernet:name:strength>`` tags out of a prompt. Without a strength it is 1; other tags stay.
 
     Raises:
-        ValueError: a tag has no name, a strength that is no number, or a name that another tag has too.
+        ValueError: a tag has no name, a strength that is not a number, or a name that another tag has too.
     """
     strengths: dict[str, float] = {}
     for tag in _TAG.finditer(prompt):
@@ -31,7 +31,7 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
             strength = math.nan
         if not name or not math.isfinite(strength):
             raise ValueError(
-                f"{tag.group(0)} is no hypernetwork tag; it must be <hypernet:name> or <hypernet:name:0.7>"
+                f"{tag.group(0)} is not a hypernetwork tag; it must be <hypernet:name> or <hypernet:name:0.7>"
             )
         if name in strengths:
             raise ValueError(f"the prompt names the hypernetwork {name!r} twice; name it once")

@@ -16,7 +16,7 @@ TOKENS = 7
 FORWARD_TOLERANCE = 2e-6
 GRADIENT_TOLERANCE = 1e-5
 
-UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers behind one another
+UNET_TOLERANCE = 10 * FORWARD_TOLERANCE  # some fifty layers one after another
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -22,7 +22,7 @@ def test_tags_are_taken_out(prompt, text, strengths):
 
 @pytest.mark.parametrize("tag", ["", ":0.5", "ink:strong", "ink:1:2", "ink:nan"])
 def test_a_tag_that_is_none_is_refused(tag):
-    with pytest.raises(ValueError, match=r"is no hypernetwork tag; it must be <hypernet:name> or"):
+    with pytest.raises(ValueError, match=r"is not a hypernetwork tag; it must be <hypernet:name> or"):
         parse_prompt(f"a castle <hypernet:{tag}>")
 
 

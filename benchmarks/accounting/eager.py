@@ -142,7 +142,7 @@ def training(
     """The accounts of ``"forward"``, ``"backward"`` and ``"forward + backward"``.
 
     The peak of the backward pass includes what the forward pass has left. The gradients of the results are given;
-    those of inputs and parameters, where they are required, are made anew.
+    those of inputs and parameters, where they are required, are made again.
 
     Args:
         run: what is differentiated.

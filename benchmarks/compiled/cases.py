@@ -36,9 +36,9 @@ class Case:
     Attributes:
         name: what the report calls it.
         act: the activation's device name.
-        norm: LayerNorm behind every linear.
-        dropout: active dropout behind every layer but the last.
-        activate_output: activation behind the last linear too.
+        norm: LayerNorm after every linear.
+        dropout: active dropout after every layer but the last.
+        activate_output: activation after the last linear too.
         depth: linears.
         training: forward that saves and backward; else inference with the last linear inside the projection.
         shared: K and V rewrite one context.

@@ -20,7 +20,7 @@ class Layers:
     """``to_k`` and ``to_v`` of layers with so many channels, over contexts [rows, tokens, width].
 
     Attributes:
-        networks: hypernetworks one behind the other.
+        networks: hypernetworks one after another.
     """
 
     name: str

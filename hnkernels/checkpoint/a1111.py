@@ -39,7 +39,7 @@ def parse(flat: object, stem: str, allow_legacy_activations: bool = False) -> Re
         allow_legacy_activations: accept the softmax family.
 
     Raises:
-        Fault: it is no hypernetwork, or contradicts itself.
+        Fault: it is not a hypernetwork, or contradicts itself.
     """
     if not isinstance(flat, Mapping):
         raise Fault(f"holds {brief(flat)}, not a dict", _NO_HYPERNETWORK)
@@ -119,9 +119,7 @@ def _pairs(flat: Mapping[Any, Any], notes: list[str]) -> dict[int, tuple[StateDi
         if type(key) is int:
             pairs[key] = _pair(key, value, notes)
         elif type(key) is not str or key.strip().isdecimal():
-            raise Fault(
-                f"has the key {brief(key)} where widths are whole numbers and options are named", _NO_HYPERNETWORK
-            )
+            raise Fault(f"has the key {brief(key)} where widths are integers and options are named", _NO_HYPERNETWORK)
     if not pairs:
         raise Fault("has no weights for any context width (320, 768, …)", _NO_HYPERNETWORK)
     return pairs

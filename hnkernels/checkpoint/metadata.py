@@ -28,10 +28,10 @@ class Metadata:
         return self._typed(key, default, bool, "True or False")
 
     def integer(self, key: str, default: int) -> int:
-        """A whole number of at most 64 bits that is not a bool."""
-        value = self._typed(key, default, int, "a whole number")
+        """An integer of at most 64 bits that is not a bool."""
+        value = self._typed(key, default, int, "an integer")
         if abs(value) >= 2**63:
-            raise self._fault(key, "a whole number of at most 64 bits")
+            raise self._fault(key, "an integer of at most 64 bits")
         return value
 
     def text(self, key: str, default: str) -> str:

@@ -1,7 +1,7 @@
 """Where the dropouts of a file are, read off the positions of its weights.
 
 Files of October 2022 have dropouts at other places than later ones. A dropout has no weights, but it moves the index
-of everything behind it: between two linears lie an activation (if there is one), a LayerNorm (if there is one) and a
+of everything after it: between two linears lie an activation (if there is one), a LayerNorm (if there is one) and a
 dropout (if there is one), so what the first two do not fill is the dropout.
 """
 
@@ -23,11 +23,11 @@ _REMEDY = "correct the options stored in the file, or save it again with the pro
 def output_is_activated(sublayers: dict[int, Kind], activation: str | None) -> bool:
     """Whether the activation follows the last linear, for a file that does not say.
 
-    True, as A1111 assumes, unless a LayerNorm directly behind the linear, or a PReLU missing there, shows otherwise.
+    True, as A1111 assumes, unless a LayerNorm directly after the linear, or a PReLU missing there, shows otherwise.
     """
     last = _linears(sublayers)[-1]
-    behind = sublayers.get(last + 1)
-    return behind is Kind.SCALAR if activation == "prelu" else behind is not Kind.NORM
+    after = sublayers.get(last + 1)
+    return after is Kind.SCALAR if activation == "prelu" else after is not Kind.NORM
 
 
 def dropout_structure(
@@ -45,7 +45,7 @@ def dropout_structure(
     Args:
         where: which MLP, for messages.
         sublayers: its sub-layers with parameters; as many linears as ``layer_count`` says.
-        between: sub-layers behind each hidden linear that are no dropout: activation and LayerNorm, 0 … 2.
+        between: sub-layers after each hidden linear that are not dropout: activation and LayerNorm, 0 … 2.
         layer_count: ``len(layer_structure)``.
         stated: the file's own list, ``None`` if it has none.
         use_dropout: the file's own word.
@@ -53,7 +53,7 @@ def dropout_structure(
 
     Returns:
         The list, with ``layer_count`` entries, and whether positions had to be taken from the weights because they
-        contradict the file's options. Rates are the stated ones, and 0.3 where the file names none. A dropout behind
+        contradict the file's options. Rates are the stated ones, and 0.3 where the file names none. A dropout after
         the last linear leaves no trace; there the options decide.
 
     Raises:

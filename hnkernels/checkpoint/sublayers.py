@@ -16,7 +16,7 @@ StateDict = dict[str, Tensor]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _KEY = re.compile(r"linear\.(0|[1-9]\d{0,5})\.(weight|bias)")
-_OTHER_FILE = "this is no hypernetwork file, or one of a program that changed the format; convert it there"
+_OTHER_FILE = "this is not a hypernetwork file, or one of a program that changed the format; convert it there"
 _RETRAIN = "use an earlier snapshot of the training"
 _RESAVE = "save it again with the program that made it"
 

@@ -2,7 +2,7 @@
 
 An affine network adds ``ΔW = m·W A`` to a projection W (``merging``). The best approximation of rank r is the truncated
 singular value decomposition, ``ΔW ≈ (U √S) (√S Vᵀ)`` (Eckart and Young, 1936), whose factors are ``lora_B`` and
-``lora_A``. The constant ``m·W a`` that comes with it is no matrix: on K softmax does not see it, on V it is lost,
+``lora_A``. The constant ``m·W a`` that comes with it is not a matrix: on K softmax does not see it, on V it is lost,
 unless the LoRA carries biases, which diffusers (with peft) reads and other programs do not.
 """
 
@@ -114,7 +114,7 @@ def to_lora(
     check_affine(net)
     check_number("strength", strength)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a whole number of at least 1, not {rank!r}")
+        raise ValueError(f"rank must be an integer >= 1, not {rank!r}")
     changes = _changes(net, model, strength, accepted_targets(targets))
     if not changes:
         raise ValueError("at this strength the network does nothing, so there is nothing to export; give another")

@@ -1,10 +1,10 @@
 """Affine hypernetworks merged into a model's own weights, exactly and for good.
 
-An affine MLP makes the projection behind it another projection, ``W (x + A x + a) = W (I + A) x + W a`` (``folding``).
+An affine MLP makes the projection after it another projection, ``W (x + A x + a) = W (I + A) x + W a`` (``folding``).
 Stock checkpoints have no bias at ``to_k`` and ``to_v`` to hold the constant ``c = W a``, and need none:
 
 * on K, c adds the same number, ``q·c``, to all logits of a query, and softmax does not see it;
-* on V, c is added to every row of the attention's output, because probabilities sum to 1, and behind ``to_out`` it is
+* on V, c is added to every row of the attention's output, because probabilities sum to 1, and after ``to_out`` it is
   the constant ``W_out c``, which joins the bias that is there.
 
 So the merged model has the keys, shapes and dtypes of the old one, and any program that loads the one loads the other.
@@ -74,7 +74,7 @@ def merge(
 
     Raises:
         ValueError: a network is not affine or not in eval mode, another argument is of the wrong kind, or a layer
-            cannot take the change (quantised, wrapped by a LoRA, without a bias behind V, values beyond its dtype).
+            cannot take the change (quantised, wrapped by a LoRA, without a bias after V, values beyond its dtype).
         AdapterError: the model has no attention layers of a width that a network has.
     """
     module = denoiser(model)
@@ -141,7 +141,7 @@ def affine_changes(
         ``"k"`` and ``"v"`` → the change; without the streams where the chain does nothing.
 
     Raises:
-        ValueError: the projection is no floating-point matrix of the layer's width.
+        ValueError: the projection is not a floating-point matrix of the layer's width.
     """
     changes = {}
     for stream, composed in zip("kv", chains.get(layer.width, ()), strict=False):
@@ -172,7 +172,7 @@ def check_affine(net: Hypernetwork) -> None:
     """Refuses what cannot become part of a weight.
 
     Raises:
-        ValueError: ``net`` is no hypernetwork, in training mode, or not affine.
+        ValueError: ``net`` is not a hypernetwork, in training mode, or not affine.
     """
     if not isinstance(net, Hypernetwork):
         raise ValueError(f"net must be a Hypernetwork, not {type(net).__name__}; load one with load_hypernetwork(path)")
@@ -269,7 +269,7 @@ def _matrix(state: Mapping[str, Tensor], name: str, width: int) -> Tensor:
     """The weight [n, width] of a linear, in float64 on the CPU."""
     weight = state.get(f"{name}.weight")
     if weight is None:
-        raise ValueError(f"{name} is no plain linear layer; remove LoRAs and quantisation before merging")
+        raise ValueError(f"{name} is not a plain linear layer; remove LoRAs and quantisation before merging")
     if weight.dtype not in _DTYPES or weight.is_meta:
         kind = "without data (offloaded?)" if weight.is_meta else str(weight.dtype)
         raise ValueError(f"{name}.weight is {kind}; load the model in float32, float16 or bfloat16, without offloading")

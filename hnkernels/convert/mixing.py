@@ -32,7 +32,7 @@ def interpolate(net_a: Hypernetwork, net_b: Hypernetwork, t: float) -> Hypernetw
         float64 and rounded once, to the wider of the dtypes.
 
     Raises:
-        ValueError: the networks differ in size or structure (the message names the first difference), t is no finite
+        ValueError: the networks differ in size or structure (the message names the first difference), t is not a finite
             number, or a parameter becomes infinite.
     """
     check_number("t", t)

@@ -55,7 +55,7 @@ def merge_files(
     if model.is_dir():
         _check_pipeline(model)
         if out.exists() and not (out / "model_index.json").is_file():
-            raise ValueError(f"{out} exists and is no diffusers pipeline, so it is not replaced; give another name")
+            raise ValueError(f"{out} exists and is not a diffusers pipeline, so it is not replaced; give another name")
         with naming(out), placing(out) as folder:
             (folder / "unet").mkdir(parents=True)
             for files in _weights_of(model / "unet"):
@@ -99,9 +99,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _check_pipeline(folder: Path) -> None:
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is no diffusers pipeline: there is no model_index.json in it")
+        raise ValueError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
     if not (folder / "unet").is_dir():
-        raise ValueError(f"{folder} is a diffusers pipeline without a UNet: there is no folder unet in it")
+        raise ValueError(f"{folder} is a diffusers pipeline without a UNet: there is not a folder unet in it")
 
 
 def _weights_of(unet: Path) -> list[list[Path]]:

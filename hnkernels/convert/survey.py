@@ -30,7 +30,7 @@ def attention_on_disk(model: Path) -> list[AttentionLayer]:
         return list(find_attention(_without_weights(model)))
     if model.suffix.lower() not in (".safetensors", ".ckpt"):
         raise ValueError(
-            f"{model} is no model; give a diffusers folder, or a checkpoint that ends in .safetensors or .ckpt"
+            f"{model} is not a model; give a diffusers folder, or a checkpoint that ends in .safetensors or .ckpt"
         )
     with naming(model):
         state = _shapes(model)
@@ -52,7 +52,7 @@ def _without_weights(folder: Path) -> torch.nn.Module:
     config = (inside[0] if inside else folder) / "config.json"
     if not config.is_file():
         raise ValueError(
-            f"{folder} is no diffusers model: there is no config.json in it, nor in a folder unet or transformer there"
+            f"{folder} is not a diffusers model: there is no config.json in it, or in its folder unet or transformer"
         )
     import diffusers
 

@@ -66,7 +66,7 @@ def projections_of(model: Any) -> list[Projection]:
         near = difflib.get_close_matches(model, ARCHITECTURES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"model is {model!r}, which is no known architecture; {hint}accepted are {', '.join(ARCHITECTURES)}, a "
+            f"model is {model!r}, which is not a known architecture; {hint}accepted are {', '.join(ARCHITECTURES)}, a "
             "pipeline or a module"
         )
     text_width, blocks = _ARCHITECTURES[model]

@@ -23,8 +23,8 @@ class ResidualMLP(nn.Module):
 
 
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Refuses what is no whole number from ``least`` to ``most``."""
+    """Refuses what is not an integer from ``least`` to ``most``."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         to = "" if most is None else f" and at most {most}"
-        raise ValueError(f"{name} must be a whole number of at least {least}{to}, not {value!r}")
+        raise ValueError(f"{name} must be an integer >= {least}{to}, not {value!r}")

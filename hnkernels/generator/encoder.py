@@ -76,7 +76,7 @@ class HypernetworkEncoder(nn.Module):
             x: one of
 
                 - tokens [B, T, E], or features or pooled vectors [B, E], in any floating dtype;
-                - task ids [B], whole numbers;
+                - task ids [B], integers;
                 - a style's name, a mixture {style: weight} of style vectors, or a list of such, one per row.
             mask: [B, T], with tokens only: 0 (or False) for those to leave out. A row may have none left.
 

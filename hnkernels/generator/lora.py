@@ -72,7 +72,7 @@ def _pairs(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
             continue
         up = state.get(key.replace(".lora_A.", ".lora_B.").replace(".lora.down.", ".lora.up."))
         if up is None or down.ndim != 2 or up.ndim != 2:
-            raise ValueError(f"the LoRA's {key} has no partner, or is no matrix")
+            raise ValueError(f"the LoRA's {key} has no partner, or is not a matrix")
         stem = re.split(r"\.lora_A\.|\.lora\.down\.", key)[0]
         alpha = state.get(f"{stem}.alpha")
         scale = 1.0 if alpha is None else float(alpha) / len(down)

@@ -73,12 +73,12 @@ def check_selectors(selectors: Iterable[Any], layers: Sequence[Projection], argu
     """
     for selector in selectors:
         if not isinstance(selector, str):
-            raise ValueError(f"{argument} has {selector!r}, which is no string; {_ACCEPTED}")
+            raise ValueError(f"{argument} has {selector!r}, which is not a string; {_ACCEPTED}")
         try:
             if any(fits(layer, selector) for layer in layers):
                 continue
         except re.error as error:
-            raise ValueError(f"{argument} has {selector!r}, which is no regular expression: {error}") from error
+            raise ValueError(f"{argument} has {selector!r}, which is not a regular expression: {error}") from error
         known = {"down", "mid", "up", "attn1", "attn2", *PROJECTIONS}
         known |= {f"{p.half}.block_{p.block}" for p in (Place.of(x.attention, x.kind) for x in layers) if p.half}
         known |= {name for layer in layers for name in (layer.name, layer.attention)}
@@ -139,7 +139,7 @@ def _rank_of(layer: Projection, rank: Any) -> int:
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= min(side, HIGHEST_RANK):
         raise ValueError(
             f"rank is {rank!r} at {layer.name}, a weight [{layer.out_features}, {layer.in_features}]; it must be a "
-            f"whole number from 1 to {min(side, HIGHEST_RANK)} there"
+            f"integer from 1 to {min(side, HIGHEST_RANK)} there"
         )
     return rank
 

@@ -29,7 +29,7 @@ class GeneratedWeights:
         groups: by shape (n, d, r) the factors of all layers of that shape, in their order: a [layers, G, r, d] and b
             [layers, G, n, r], contiguous, of one floating dtype on one device.
         scales: layer name → [G]; a layer that is not there has scale 1.
-        index: [S] whole numbers below G, which set serves which row of a batch; ``None`` where every set serves as
+        index: [S] integers below G, which set serves which row of a batch; ``None`` where every set serves as
             many consecutive rows.
 
     Attributes:
@@ -153,7 +153,7 @@ class GeneratedWeights:
         """These weights with ``index[s]`` as the set that serves row s of a batch; ``None`` takes the index away.
 
         Raises:
-            ValueError: the index is not [S] whole numbers from 0 to G - 1.
+            ValueError: the index is not [S] integers from 0 to G - 1.
         """
         if index is None:
             return self._with(index=None)
@@ -166,7 +166,7 @@ class GeneratedWeights:
             or not whole
             or (given.numel() and not 0 <= int(given.min()) <= int(given.max()) < self.sets)
         ):
-            raise ValueError(f"index must be [S] whole numbers from 0 to {self.sets - 1}, not {index!r}")
+            raise ValueError(f"index must be [S] integers from 0 to {self.sets - 1}, not {index!r}")
         return self._with(index=given.long())
 
     def __len__(self) -> int:
@@ -364,7 +364,7 @@ class GeneratedWeights:
         keep their dtype.
 
         Raises:
-            ValueError: the dtype is no floating one.
+            ValueError: the dtype is not a floating one.
         """
         groups = {shape: (a.to(*args, **kwargs), b.to(*args, **kwargs)) for shape, (a, b) in self._groups.items()}
         moved = GeneratedWeights(self.layers, groups)

@@ -45,7 +45,7 @@ class Hypernetwork(nn.Module):
         name: display name, kept in files.
 
     Raises:
-        ValueError: a size is not a positive whole number or stands there twice, or an option is outside its range.
+        ValueError: a size is not a positive integer or stands there twice, or an option is outside its range.
     """
 
     def __init__(

@@ -34,8 +34,8 @@ def derive_dropout_structure(
 
     Args:
         layer_count: ``len(layer_structure)``; the list has as many entries, entry i+1 belongs to linear i.
-        use_dropout: dropout of 0.3 behind every linear but the last two.
-        last_layer_dropout: together with ``use_dropout``, 0.3 behind the penultimate linear too.
+        use_dropout: dropout of 0.3 after every linear but the last two.
+        last_layer_dropout: together with ``use_dropout``, 0.3 after the penultimate linear too.
     """
     if not use_dropout or layer_count < 3:
         return (0.0,) * layer_count
@@ -91,7 +91,7 @@ class MLPConfig:
         object.__setattr__(self, "init", normalise_init(self.init))
 
     def dropout_after(self, index: int) -> float:
-        """Dropout probability behind linear ``index``."""
+        """Dropout probability after linear ``index``."""
         return 0.0 if self.dropout_structure is None else self.dropout_structure[index + 1]
 
 
@@ -170,7 +170,7 @@ class HypernetworkMLP(nn.Module):
     def __init__(self, dim: int, config: MLPConfig | None = None):
         super().__init__()
         if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-            raise ValueError(f"dim must be a positive whole number, not {dim!r}")
+            raise ValueError(f"dim must be a positive integer, not {dim!r}")
         self.dim = dim
         self.config = config = config or MLPConfig()
         self.multiplier = 1.0
@@ -224,7 +224,7 @@ class HypernetworkMLP(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws the parameters anew by ``config.init``. Biases become 0, LayerNorm weights N(0, 0.01)."""
+        """Draws the parameters again by ``config.init``. Biases become 0, LayerNorm weights N(0, 0.01)."""
         init = self.config.init
         fill = {
             "normal": lambda w: nn.init.normal_(w, std=0.01),

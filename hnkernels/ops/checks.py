@@ -120,13 +120,13 @@ def check_factors(
         raise ValueError(f"the rank must be between 1 and {min(n, d, HIGHEST_RANK)} for this weight, not {rank}")
     if index is not None:
         if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.shape != (samples,):
-            raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {describe(index)}")
+            raise ValueError(f"index must be [{samples}] integers below {sets}, not {describe(index)}")
         seen = index.device.type == "cpu" and not torch.compiler.is_compiling() and samples  # elsewhere it would wait
         if seen and not 0 <= int(index.min()) <= int(index.max()) < sets:
-            raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {index.tolist()}")
+            raise ValueError(f"index must be [{samples}] integers below {sets}, not {index.tolist()}")
     elif sets == 0 or samples % sets:
         raise ValueError(
-            f"a batch of {samples} is no multiple of the {sets} sets of factors; give an index that says which set "
+            f"a batch of {samples} is not a multiple of the {sets} sets of factors; give an index that says which set "
             "serves which sample"
         )
     if scale is None or (isinstance(scale, (int, float)) and not isinstance(scale, bool)):

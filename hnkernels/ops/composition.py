@@ -1,4 +1,4 @@
-"""The MLP's last linear and the projection behind it as one weight, for inference."""
+"""The MLP's last linear and the projection after it as one weight, for inference."""
 
 from __future__ import annotations
 

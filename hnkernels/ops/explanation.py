@@ -114,7 +114,7 @@ def explain(
         raise ValueError(f"target {target!r} is unknown; accepted are {', '.join(TARGETS)}")
     for name, number in (("tokens", tokens), ("out_features", out_features), ("query_features", query_features)):
         if number is not None and (not isinstance(number, int) or number < 1):
-            raise ValueError(f"{name} must be a positive whole number, not {number!r}")
+            raise ValueError(f"{name} must be a positive integer, not {number!r}")
     chains = [_on_meta(mlps, training, dtype) for mlps in (mlp_k, mlp_v)]
     mlps = [mlp for chain in chains for mlp, _ in chain]
     if not mlps:

@@ -1,4 +1,4 @@
-"""Algebra done once, not at every step: affine MLPs folded into the projection behind them.
+"""Algebra done once, not at every step: affine MLPs folded into the projection after them.
 
 Without activation, LayerNorm and active dropout an MLP is affine, ``x ↦ x + m·(A x + a)``, and so is a chain of them.
 The projection of its output is then a projection of x itself, with ``W' = W (I + m·A)`` and ``b' = b + m·W a``:

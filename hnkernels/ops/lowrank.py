@@ -38,7 +38,7 @@ def lowrank_linear(
         a, b: the low-rank factors, [G, r, d] and [G, n, r], r at most 64 and at most n and d.
         scale: [S], [G], or one number for all; ``None`` is 1.
         bias: [n].
-        index: [S] whole numbers below G, which set serves which sample. Without it S is a multiple of G, and every set
+        index: [S] integers below G, which set serves which sample. Without it S is a multiple of G, and every set
             serves as many consecutive samples: what ``num_images_per_prompt`` makes of a batch.
         backend: ``"portable"`` is plain PyTorch; ``"triton"`` are the fused kernels, one launch with the linear itself,
             refused with a reason where they cannot run; ``"auto"`` takes these wherever they can, as ``hyper_kv`` does.

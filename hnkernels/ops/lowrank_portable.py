@@ -57,7 +57,7 @@ class _LowRank(torch.autograd.Function):
     """With u = x Aᵀ and g = dy B: dx = Σ dy W + s·g A, dA = (s·g)ᵀ x, dB = dyᵀ (s·u), ds = Σ g∘u.
 
     u is made once more in the backward pass, which costs r/n of the layer; of the forward pass x and the factors are
-    kept. The factors of all slices that read x lie behind one another, so that its products with them are one.
+    kept. The factors of all slices that read x lie one after another, so that its products with them are one.
     """
 
     @staticmethod
@@ -220,7 +220,7 @@ def _split(t: Tensor, factors: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
 
 
 def _joined(factors: Sequence[Tensor], part: tuple[int, int]) -> Tensor:
-    """The factors A of these samples behind one another, [S', Σ r, d]."""
+    """The factors A of these samples one after another, [S', Σ r, d]."""
     return _behind([_of(a, part) for a in factors], 1)
 
 

@@ -57,7 +57,7 @@ class Memo(Generic[T]):
     def get(self, tensors: Sequence[Tensor], compute: Callable[[], T], extra: Hashable = None) -> T:
         """The kept value if ``tensors`` and ``extra`` are what it was made from, else ``compute()``, which is kept.
 
-        A kept tensor that its receiver has written into is made anew.
+        A kept tensor that its receiver has written into is made again.
         """
         if not self.is_current(tensors, extra):
             self._value = _outside_inference_mode(compute)

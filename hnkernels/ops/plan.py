@@ -245,7 +245,7 @@ def keep(owner: HypernetworkMLP, key: Any, tape: Tape, mlps: Sequence[Hypernetwo
         return
     try:
         plan = Plan(tape, mlps)
-    except (KeyError, RuntimeError):  # not every call can be made again; this one decides anew each time
+    except (KeyError, RuntimeError):  # not every call can be made again; this one decides again each time
         return
     store(owner, key, plan, tape.given)
 

@@ -35,7 +35,7 @@ class Example:
         """The image as [3, resolution, resolution] in [-1, 1]: centre crop, Lanczos resize, transparency on white.
 
         Raises:
-            ValueError: the file is no readable image.
+            ValueError: the file is not a readable image.
         """
         from PIL import Image, ImageOps
 
@@ -47,7 +47,7 @@ class Example:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = ImageOps.fit(image.convert("RGB"), (resolution, resolution), Image.Resampling.LANCZOS)
         except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNGs
-            raise ValueError(f"cannot read the image {self.image}: {error}; remove it or save it anew") from error
+            raise ValueError(f"cannot read the image {self.image}: {error}; remove it or save it again") from error
         return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
@@ -64,7 +64,7 @@ def read_image_folder(folder: str | Path) -> list[Example]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give a folder with images and captions")
+        raise ValueError(f"{folder} is not a folder; give a folder with images and captions")
     metadata = folder / "metadata.jsonl"
     if metadata.is_file():
         examples = _read_metadata(metadata)

@@ -9,7 +9,7 @@ COLUMNS = ("step", "epoch", "loss", "mean_loss", "learning_rate", "grad_norm", "
 
 
 class CsvLog:
-    """A CSV file with ``COLUMNS``; rows behind the step that a run resumes from are dropped.
+    """A CSV file with ``COLUMNS``; rows after the step that a run resumes from are dropped.
 
     Args:
         path: the file; its folder is made.

@@ -123,7 +123,7 @@ def denoising_loss(unet: Any, scheduler: Any, data: Mapping[str, Any], generator
 
 
 def _difference(weights: GeneratedWeights, targets: GeneratedWeights) -> Sequence[tuple[Tensor, Tensor]]:
-    """Factors of ``ΔW - ΔW*`` by layer: those of both behind one another."""
+    """Factors of ``ΔW - ΔW*`` by layer: those of both one after another."""
     pairs = []
     for layer in targets.layers:
         a, b = weights.factors(layer.name)

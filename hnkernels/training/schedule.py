@@ -9,7 +9,7 @@ class Schedule:
     """A value per step, constant in segments.
 
     ``"5e-5:100, 5e-6:1000, 1e-6"`` is 5e-5 for the first 100 steps, 5e-6 until step 1000, then 1e-6. A bare value, or
-    one with ``:-1``, holds to the end, and whatever is written behind it does not count. If no segment reaches the
+    one with ``:-1``, holds to the end, and whatever is written after it does not count. If no segment reaches the
     end, the schedule ends early, and with it the training.
 
     Args:

@@ -69,7 +69,7 @@ class HypernetworkTrainer:
         data: a folder of images with captions (see ``read_image_folder``), or a sequence of (image or path, caption)
             pairs, or of mappings with ``latents`` and ``encoder_hidden_states`` per example. A ``WeightHypernetwork``
             is conditioned on each example's ``condition`` (see ``Example``), or without on its caption.
-        callback: called as ``callback(step, metrics)`` behind every step.
+        callback: called as ``callback(step, metrics)`` after every step.
         loss: what is brought down; see ``training.losses``.
 
     Raises:

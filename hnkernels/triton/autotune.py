@@ -128,7 +128,7 @@ def _load() -> dict[str, Tiles]:
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))
             _known[file] = {key: Tiles(**row) for key, row in rows.items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours: measure anew
+        except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours: measure again
             _known[file] = {}
     return _known[file]
 

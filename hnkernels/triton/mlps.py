@@ -232,7 +232,7 @@ def _enter_stats(saved: list[Saved], stats: Tensor | None, norm_in: NormIn | Non
 def saved_again(
     x: Streams, layers: Sequence[Layer], parameters: Sequence[Parameters], seed: Tensor | None
 ) -> list[Saved]:
-    """What ``forward`` saves, computed anew from x."""
+    """What ``forward`` saves, computed again from x."""
     state, saved = hidden_layers(x, layers[:-1], parameters[:-1], save=True, seed=seed)
     last = len(layers) - 1
     pre = None

@@ -113,7 +113,7 @@ class Trace(TorchDispatchMode):
         self.launches: list[Launch] = []
         self.calls: list[Call] = []
         self.grids: list[tuple[int, int, int]] = []
-        self._launched: set[int] = set()  # slots that are no inputs
+        self._launched: set[int] = set()  # slots that are not inputs
         self._alive: list[Any] = []  # so that no storage's address is used again
 
     def inputs_of(self, arguments: Sequence[Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from tests.models import (
     tiny_unet,
 )
 
-# A UNet has some fifty layers behind one another; each adds its rounding to fp32's forward tolerance.
+# A UNet has some fifty layers one after another; each adds its rounding to fp32's forward tolerance.
 
 
 def web_ui(unet, nets, kinds=("attn1", "attn2")):

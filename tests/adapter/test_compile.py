@@ -85,7 +85,7 @@ def small_unet(compiled):
 def compilations_without(compiled, grad):
     """How often the bare model is compiled for the calls that the tests make.
 
-    Recorded, something in its first attention layer is trained: from there on a gradient flows, as it does behind a
+    Recorded, something in its first attention layer is trained: from there on a gradient flows, as it does after a
     hypernetwork that is trained.
     """
     torch._dynamo.reset()

@@ -66,7 +66,7 @@ VARIANTS = {
     "three entries with use_dropout have none": (
         {"activation": "relu"}, {"activation_func": "relu", "use_dropout": True, "activate_output": False},
     ),
-    "dropout behind the output": (
+    "dropout after the output": (
         {"activation": "swish", "dropout_structure": [0, 0, 0.15]},
         {"activation_func": "swish", "use_dropout": True, "dropout_structure": [0, 0, 0.15], "activate_output": False},
     ),
@@ -114,8 +114,8 @@ def test_a_file_in_the_format_before_torch_1_6_is_read_too(name, tmp_path):
 
 # Dropout lists as the weights' positions show them, and what the file says instead.
 MOVED_DROPOUTS = {
-    "behind every hidden linear": ([1, 2, 2, 1], "relu", False, [0, 0.3, 0.3, 0], {"use_dropout": True}),
-    "behind the only hidden linear": ([1, 2, 1], "relu", False, [0, 0.3, 0], {"use_dropout": True}),
+    "after every hidden linear": ([1, 2, 2, 1], "relu", False, [0, 0.3, 0.3, 0], {"use_dropout": True}),
+    "after the only hidden linear": ([1, 2, 1], "relu", False, [0, 0.3, 0], {"use_dropout": True}),
     "without an activation": ([1, 2, 1], None, False, [0, 0.3, 0], {"use_dropout": True}),
     "with LayerNorm": ([1, 2, 2, 1], "elu", True, [0, 0.3, 0.3, 0], {"use_dropout": True}),
     "nowhere": ([1, 2, 2, 2, 1], "relu", False, [0, 0, 0, 0, 0], {"use_dropout": True}),

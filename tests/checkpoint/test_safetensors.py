@@ -138,7 +138,7 @@ BAD = {
     "a missing bias": (tensor("4.k.linear.0.bias", None), "neither a Linear"),
     "K without V": (tensor("20.k.linear.0.weight", torch.zeros(40, 20)), "width 20, V: is missing"),
     "a wrong shape": (tensor("4.k.linear.0.weight", torch.zeros(8, 5)), "does not follow from width 4"),
-    "whole numbers": (tensor("4.k.linear.0.bias", torch.zeros(8, dtype=torch.int32)), "floating-point"),
+    "integers": (tensor("4.k.linear.0.bias", torch.zeros(8, dtype=torch.int32)), "floating-point"),
     "float8": (tensor("4.k.linear.0.bias", torch.zeros(8).to(torch.float8_e5m2)), "floating-point"),
     "mixed dtypes": (tensor("4.k.linear.0.bias", torch.zeros(8).half()), "mixes dtypes"),
     "NaN": (tensor("4.v.linear.0.bias", torch.full((8,), float("nan"))), "V: linear.0.bias holds NaN"),

@@ -119,8 +119,8 @@ def unwritable():
         "a linear too many": (longer, FORMATS, "has other sub-layers|has 3 linear layers"),
         "several dtypes": (mixed, [".safetensors"], "mixes dtypes"),
         "no data": (empty, FORMATS, "meta device"),
-        "a step that is no number": (step, FORMATS, "step"),
-        "a name that is no string": (thing, FORMATS, "provenance|name"),
+        "a step that is not a number": (step, FORMATS, "step"),
+        "a name that is not a string": (thing, FORMATS, "provenance|name"),
     }
 
 

@@ -149,9 +149,9 @@ def test_a_stream_that_does_nothing_has_no_error(net):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rank": 0}, "rank must be a whole number of at least 1, not 0"),
-        ({"rank": 2.0}, "rank must be a whole number of at least 1, not 2.0"),
-        ({"rank": True}, "rank must be a whole number of at least 1, not True"),
+        ({"rank": 0}, "rank must be an integer >= 1, not 0"),
+        ({"rank": 2.0}, "rank must be an integer >= 1, not 2.0"),
+        ({"rank": True}, "rank must be an integer >= 1, not True"),
         ({"strength": float("inf")}, "strength must be a finite number, not inf"),
         ({"strength": 0}, "at this strength the network does nothing"),
         ({"targets": "attn3"}, "targets must be some of attn1, attn2"),

@@ -337,7 +337,7 @@ def too_large(layer):
     [
         (without_bias, "has a bias neither at to_v nor at to_out.0"),
         (quantised, "to_v.weight is torch.int8; load the model in float32"),
-        (wrapped, "to_v is no plain linear layer; remove LoRAs"),
+        (wrapped, "to_v is not a plain linear layer; remove LoRAs"),
         (offloaded, "without data"),
         (projections_fused, r"call unfuse_qkv_projections\(\)"),
         (keys_normalised, "has norm_k and no bias at to_k"),

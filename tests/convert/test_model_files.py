@@ -73,7 +73,7 @@ def test_an_fp32_pipeline_gives_what_the_attached_networks_give(model, nets, tmp
     with torch.no_grad():
         expected = denoise(exact, x.double(), text.double())
         errors = [relative_error(denoise(unet_, x, text), expected) for unet_ in (merged, unet)]
-    # Both are fp32 computations of the same thing; some fifty layers behind one another.
+    # Both are fp32 computations of the same thing; some fifty layers one after another.
     assert max(errors) < 10 * FORWARD_TOLERANCE
 
 
@@ -262,7 +262,7 @@ def make_hostile(folder):
 @pytest.mark.parametrize(
     ("breaking", "error", "message"),
     [
-        (remove_index, ValueError, "is no diffusers pipeline: there is no model_index.json"),
+        (remove_index, ValueError, "is not a diffusers pipeline: there is no model_index.json"),
         (remove_unet, ValueError, "without a UNet"),
         (remove_nothing, hn.CheckpointError, "unet: holds no diffusion_pytorch_model"),
         (remove_a_shard, hn.CheckpointError, "holds 1 of the 2 shards"),
@@ -288,8 +288,8 @@ def test_a_folder_that_cannot_be_merged_is_refused(model, nets, tmp_path, breaki
         ("a.safetensors", "folder.ckpt", ValueError, "folder.ckpt is a folder"),
         ("sd", "sd/out", ValueError, "lie inside one another"),
         ("sd/inner", "sd", ValueError, "lie inside one another"),
-        ("sd", "folder.ckpt", ValueError, "is no diffusers pipeline, so it is not replaced"),
-        ("sd", "a.safetensors", ValueError, "is no diffusers pipeline, so it is not replaced"),
+        ("sd", "folder.ckpt", ValueError, "is not a diffusers pipeline, so it is not replaced"),
+        ("sd", "a.safetensors", ValueError, "is not a diffusers pipeline, so it is not replaced"),
         ("list.ckpt", "b.ckpt", hn.CheckpointError, "holds no state dict"),
         ("net.ckpt", "b.ckpt", hn.AdapterError, "attention contexts of the widths none"),
     ],

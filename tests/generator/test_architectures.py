@@ -70,8 +70,8 @@ def test_pipelines_and_modules_are_read():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("sd1.5", r"model is 'sd1.5', which is no known architecture; did you mean 'sd15'\? accepted are sd15, sd21"),
-        ("flux", "'flux', which is no known architecture; accepted are"),
+        ("sd1.5", r"'sd1.5', which is not a known architecture; did you mean 'sd15'\? accepted are sd15, sd21"),
+        ("flux", "'flux', which is not a known architecture; accepted are"),
         (7, "model must be a diffusers pipeline or a torch module, not int"),
         (nn.Linear(2, 2), "Linear has no attention layers"),
     ],

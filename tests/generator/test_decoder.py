@@ -125,8 +125,8 @@ def test_a_dense_head_needs_full_rank():
     [
         ({"head": "linear"}, "head must be one of lora, basis, dense, not 'linear'"),
         ({"init": "xavier"}, "init must be one of hyperfan-in, hyperfan-out, hyperfan, not 'xavier'"),
-        ({"bases": 0}, "bases must be a whole number of at least 1, not 0"),
-        ({"hidden_dim": 0}, "hidden_dim must be a whole number of at least 1"),
+        ({"bases": 0}, "bases must be an integer >= 1, not 0"),
+        ({"hidden_dim": 0}, "hidden_dim must be an integer >= 1"),
         ({"rank_dropout": 1.0}, "rank_dropout must be at least 0 and below 1, not 1.0"),
         ({"rank_dropout": -0.1}, "rank_dropout must be"),
         ({"rank_dropout": float("nan")}, "rank_dropout must be"),

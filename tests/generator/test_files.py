@@ -36,7 +36,7 @@ def path(kind, tmp_path):
 
 
 def rewrite(path, change=lambda content: None, tensors=lambda tensors: None, header=None):
-    """Writes the file anew with another JSON content, other tensors or another header."""
+    """Writes the file again with another JSON content, other tensors or another header."""
     state = safetensors.torch.load_file(path)
     with safetensors.safe_open(path, "pt") as file:
         content = json.loads(file.metadata()["hnkernels"])
@@ -220,7 +220,7 @@ def part(part, **options):
         (section("encoder", None), "it says nothing of the encoder"),
         (section("decoder", [1]), "it says nothing of the decoder"),
         (section("provenance", "me"), "it says nothing of the provenance"),
-        (part("provenance", step="seven"), "has step = 'seven', which must be a whole number"),
+        (part("provenance", step="seven"), "has step = 'seven', which must be an integer"),
         (part("provenance", name=None), "has name = None, which must be a string"),
         (part("encoder", pooling="max"), "pooling must be one of"),
         (part("encoder", hidden_dim=10**40), "contradicts itself"),

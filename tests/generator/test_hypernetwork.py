@@ -170,7 +170,7 @@ def test_impossible_conditions_are_refused(arguments, message):
     [
         ({"target_layers": "attn3"}, "target_layers has 'attn3'"),
         ({"rank": 9}, r"rank is 9 at \S+, a weight \[8, \d+\]"),
-        ({"model": "sd3"}, "model is 'sd3', which is no known architecture"),
+        ({"model": "sd3"}, "model is 'sd3', which is not a known architecture"),
         ({"projections": "x"}, "projections must be some of q, k, v, out, not 'x'"),
         ({"head": "none"}, "head must be one of lora, basis, dense"),
         ({"init": "none"}, "init must be one of"),

@@ -90,9 +90,9 @@ def test_sdxl_has_its_560_layers():
         ("mid_block.attentions.0.transformer_blocks.0.attn1.to_o", "did you mean 'mid_block.attentions.0.*'"),
         ("*.to_qkv", r"has '\*.to_qkv'"),
         ("down.mid", "has 'down.mid', which fits none"),
-        ("re:(", r"target_layers has 're:\(', which is no regular expression"),
+        ("re:(", r"target_layers has 're:\(', which is not a regular expression"),
         ("", "has '', which fits none"),
-        ([3], "target_layers has 3, which is no string"),
+        ([3], "target_layers has 3, which is not a string"),
         ([], r"target_layers must be one or more strings, not \[\]"),
         (None, "target_layers must be one or more strings, not None"),
         ({"attn1": 1}, "target_layers must be one or more strings"),
@@ -139,7 +139,7 @@ def test_without_a_rank_it_is_full():
 @pytest.mark.parametrize(
     ("rank", "message"),
     [
-        (0, r"rank is 0 at down_blocks.0\S+to_q, a weight \[320, 320\]; it must be a whole number from 1 to 64 there"),
+        (0, r"rank is 0 at down_blocks.0\S+to_q, a weight \[320, 320\]; it must be an integer from 1 to 64 there"),
         (65, "rank is 65 at .* from 1 to 64"),
         (2.0, "rank is 2.0 at"),
         (True, "rank is True at"),

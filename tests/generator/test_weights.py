@@ -123,7 +123,7 @@ def test_scales_are_not_rounded_to_half_precision(weights, dtype):
         (torch.ones(3, 1), r"not torch.float32 \[3, 1\]"),
         (torch.ones(3, dtype=torch.int64), "not torch.int64"),
         ({"attn3": 1.0}, r"the scale has 'attn3', which fits none of the 56 layers; did you mean 'attn"),
-        ({1: 1.0}, "the scale has 1, which is no string"),
+        ({1: 1.0}, "the scale has 1, which is not a string"),
         ({"attn1": None}, "a scale must be"),
     ],
 )
@@ -146,13 +146,13 @@ def test_one_set_serves_several_rows(weights):
 
 @pytest.mark.parametrize("index", [[3], [-1], [0.5], [True], [[0]], 0, torch.zeros(2)])
 def test_impossible_indices_are_refused(weights, index):
-    with pytest.raises(ValueError, match=r"index must be \[S\] whole numbers from 0 to 2, not"):
+    with pytest.raises(ValueError, match=r"index must be \[S\] integers from 0 to 2, not"):
         weights.with_index(index)
 
 
 @pytest.mark.parametrize("rows", [0, 1.0, True])
 def test_impossible_numbers_of_rows_are_refused(weights, rows):
-    with pytest.raises(ValueError, match="rows must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="rows must be an integer >= 1"):
         weights.repeat(rows)
 
 
@@ -357,9 +357,9 @@ def test_the_index_stays():
         ({"other": make_weights(3).repeat(2)}, "the weights have different indices"),
         ({"t": float("nan")}, "t must be a finite number"),
         ({"t": torch.tensor(0.5)}, "t must be"),
-        ({"rank": 0}, "rank must be a whole number of at least 1 and at most 64, not 0"),
-        ({"rank": 65}, "rank must be a whole number"),
-        ({"rank": 2.0}, "rank must be a whole number"),
+        ({"rank": 0}, "rank must be an integer >= 1 and at most 64, not 0"),
+        ({"rank": 65}, "rank must be an integer"),
+        ({"rank": 2.0}, "rank must be an integer"),
     ],
 )
 def test_impossible_mixtures_are_refused(weights, options, message):

@@ -55,5 +55,5 @@ def test_under_autocast_a_network_is_cast_once_and_not_in_every_layer():
 
     acting = casts()
     adapter.enabled = False
-    # The bare projections cast their frozen weights anew in every call; ours are kept.
+    # The bare projections cast their frozen weights again in every call; ours are kept.
     assert acting <= casts() + sum(1 for _ in net.parameters())

@@ -36,7 +36,7 @@ def test_sizes_must_be_one_or_more_different_widths(sizes):
 
 @pytest.mark.parametrize("size", [0, -4, 8.0])
 def test_a_size_must_be_a_positive_whole_number(size):
-    with pytest.raises(ValueError, match="positive whole number"):
+    with pytest.raises(ValueError, match="positive integer"):
         Hypernetwork((size,))
 
 

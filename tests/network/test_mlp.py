@@ -243,7 +243,7 @@ def test_options_outside_their_range_are_refused(options, message):
 
 @pytest.mark.parametrize("dim", [0, -1, 8.0, "8", True, None])
 def test_a_width_must_be_a_positive_whole_number(dim):
-    with pytest.raises(ValueError, match="dim must be a positive whole number"):
+    with pytest.raises(ValueError, match="dim must be a positive integer"):
         HypernetworkMLP(dim)
 
 

@@ -107,10 +107,10 @@ def test_frozen_things_take_no_launches():
     ("changes", "message"),
     [
         ({"target": "sm_75"}, "target 'sm_75' is unknown; accepted are sm_80, "),
-        ({"tokens": 0}, "tokens must be a positive whole number, not 0"),
-        ({"out_features": 1.5}, "out_features must be a positive whole number, not 1.5"),
+        ({"tokens": 0}, "tokens must be a positive integer, not 0"),
+        ({"out_features": 1.5}, "out_features must be a positive integer, not 1.5"),
         ({"dtype": torch.float64}, "computes in float16, bfloat16 and float32, not torch.float64"),
-        ({"query_features": -1}, "query_features must be a positive whole number, not -1"),
+        ({"query_features": -1}, "query_features must be a positive integer, not -1"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(changes, message):

@@ -1,4 +1,4 @@
-"""Affine networks folded into the projection behind them."""
+"""Affine networks folded into the projection after them."""
 
 import pytest
 import torch

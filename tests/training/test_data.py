@@ -42,7 +42,7 @@ def test_a_bad_line_of_metadata_is_named(tmp_path, line):
 
 
 def test_no_folder_and_no_images_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         read_image_folder(tmp_path / "none")
     with pytest.raises(ValueError, match="holds no images"):
         read_image_folder(tmp_path)

@@ -2,7 +2,7 @@
 
 Both take the pre-activation ``a`` in fp32 and the name as a constexpr. No libdevice: the interpreter and the AMD
 backend lack parts of it, and near 0 the power series below are more accurate than ``exp`` and ``log``. Constants stand
-behind the tensor they scale: the interpreter cannot multiply the other way round. The derivatives at kinks are those
+after the tensor they scale: the interpreter cannot multiply the other way round. The derivatives at kinks are those
 of PyTorch. Formulas: the documentation of ``torch.nn``; gelu is the one with erf.
 """
 

@@ -29,7 +29,7 @@ def grouped_linear_kernel(
     x_v_ptr,  # [M, K]
     table_ptr,  # [groups, 5] int64: addresses of w [N, K] and b [N] (0: none), N, first column, stream
     tiles_ptr,  # [tiles of columns, 2] int32: group, tile within it
-    out_ptr,  # flat: the results [M, N] of the groups one behind the other
+    out_ptr,  # flat: the results [M, N] of the groups one after another
     M,
     K,
     stride_xk,
@@ -154,7 +154,7 @@ def _tables(
 
 
 def grouped_linear(x: Streams, groups: Groups, out: Tensor) -> None:
-    """``x wᵀ + b`` for every projection of the groups, written behind one another into the flat ``out``."""
+    """``x wᵀ + b`` for every projection of the groups, written one after another into the flat ``out``."""
     M, K = x[0].shape
     tiles = groups.tiles
     launch(

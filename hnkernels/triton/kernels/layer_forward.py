@@ -1,6 +1,6 @@
 """One layer of the MLP, of the K and the V stream in one launch: linear, activation, LayerNorm, dropout, residual.
 
-A LayerNorm behind the layer is split between this launch and the next one. This one multiplies the activated tile by
+A LayerNorm after the layer is split between this launch and the next one. This one multiplies the activated tile by
 γ (or leaves that to the next one, where the unscaled tile serves backward too) and stores the mean and the squared
 deviations of its part of every row; the next one combines these (Chan, Golub, LeVeque 1979) and normalises *after* its
 product, because normalising is affine in each row:
@@ -77,7 +77,7 @@ def mlp_layer_forward_kernel(
     g_in_v_ptr,
     alpha_k_ptr,  # [1]: prelu's slope
     alpha_v_ptr,
-    g_k_ptr,  # [N]: γ of the LayerNorm behind, with NORM_OUT; None to leave it to the next launch
+    g_k_ptr,  # [N]: γ of the LayerNorm that follows, with NORM_OUT; None to leave it to the next launch
     g_v_ptr,
     residual_k_ptr,  # [M, N], with RESIDUAL
     residual_v_ptr,
@@ -272,7 +272,7 @@ def _store_layer(
 
 @dataclass(frozen=True)
 class NormIn:
-    """A LayerNorm that waits for the product behind it: moments of the row parts, and the vectors W γ and W β + b."""
+    """A LayerNorm that waits for the product after it: moments of the row parts, and the vectors W γ and W β + b."""
 
     moments: Tensor  # [streams, tiles, M, 2]
     width: int  # columns of a part
@@ -316,7 +316,7 @@ def layer_forward(
 ) -> LayerOutput:
     """``mlp_layer_forward_kernel``: x [M, K], w [N, K], b [N] per stream → out [M, N] per stream, and what is asked.
 
-    ``moments`` asks for those of a LayerNorm behind, ``gamma`` is its γ, unless the next launch is to see to it;
+    ``moments`` asks for those of a LayerNorm that follows, ``gamma`` is its γ, unless the next launch is to see to it;
     ``norm_in`` is one in front, and ``stats`` asks for the mean and 1/σ of its rows, [streams, M, 2]; ``query`` is
     (weight [R, K], bias [R]) of ``to_q``, whose product with x_k comes along; ``strength`` [streams] fp32 is a factor
     on the multipliers.

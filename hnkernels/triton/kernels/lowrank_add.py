@@ -45,7 +45,7 @@ def lowrank_add_kernel(
     b_2_ptr,
     scale_ptr,  # [slices, S], or None
     index_ptr,  # [S] int64, or None
-    out_0_ptr,  # [S, T, N_p]; with a table flat, the slices behind one another
+    out_0_ptr,  # [S, T, N_p]; with a table flat, the slices one after another
     out_1_ptr,
     out_2_ptr,
     table_ptr,  # [slices, 10] int64, or None

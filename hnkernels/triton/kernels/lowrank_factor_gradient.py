@@ -40,7 +40,7 @@ def lowrank_factor_gradient_kernel(
     dy_0_ptr,  # [S, T, N_p]
     dy_1_ptr,
     dy_2_ptr,
-    g_ptr,  # dy_p b_p [S, T, r_p], the slices behind one another
+    g_ptr,  # dy_p b_p [S, T, r_p], the slices one after another
     u_ptr,  # x a_pᵀ, likewise
     scale_ptr,  # [slices, S], or None
     parts_ptr,  # [S, splits, elements] fp32: of every slice da [r_p, D], then db [N_p, r_p]; or None
@@ -249,7 +249,7 @@ def lowrank_sum_kernel(
 ):
     """The factors' gradients from their parts, over the samples of a set in their order; 0 for a set without any.
 
-    Programs behind those of the sets add up dscale.
+    Programs after those of the sets add up dscale.
     """
     number = tl.program_id(1)
     item = tl.program_id(0) // blocks

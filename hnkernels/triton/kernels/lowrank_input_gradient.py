@@ -46,7 +46,7 @@ def lowrank_input_gradient_kernel(
     a_0_ptr,  # [G, r_p, D]
     a_1_ptr,
     a_2_ptr,
-    g_ptr,  # dy_p b_p [S, T, r_p], the slices behind one another
+    g_ptr,  # dy_p b_p [S, T, r_p], the slices one after another
     scale_ptr,  # [slices, S], or None
     index_ptr,  # [S] int64, or None
     dx_ptr,  # [S, T, D]

@@ -46,7 +46,7 @@ def lowrank_shrink_kernel(
     b_2_ptr,
     scale_ptr,  # [slices, S], or None
     index_ptr,  # [S] int64, or None
-    g_ptr,  # [S, T, r_p], the slices behind one another
+    g_ptr,  # [S, T, r_p], the slices one after another
     u_ptr,  # likewise, or None
     table_ptr,  # [slices, 10] int64, or None
     T,

@@ -157,7 +157,7 @@ def norm_vectors_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The two vectors that a LayerNorm folds into the linear behind it."""
+    """The two vectors that a LayerNorm folds into the linear after it."""
     stream = tl.program_id(1)
     w_ptr, bias_ptr, g_ptr, b_ptr = w_k_ptr, bias_k_ptr, g_k_ptr, b_k_ptr
     if stream == 1:

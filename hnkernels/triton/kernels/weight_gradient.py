@@ -228,7 +228,7 @@ class WeightGradients:
         )  # fmt: skip
 
     def total(self) -> Tensor:
-        """All gradients behind one another, at ``offsets``."""
+        """All gradients one after another, at ``offsets``."""
         if self._apart:
             sum_rows(self._parts, self._flat)
         return self._flat

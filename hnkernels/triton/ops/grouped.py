@@ -13,7 +13,7 @@ from hnkernels.triton.ops.registry import aligned, once, operator, per_stream, w
 
 @operator("grouped_linear", "(Tensor[] x, Tensor[] w, Tensor?[] b, int[] streams) -> Tensor", planned=lambda *_: False)
 def grouped_linear(x, w, b, streams):
-    """``x[streams[g]] w_gᵀ + b_g`` for every g, [M, N_g] each, one behind the other."""
+    """``x[streams[g]] w_gᵀ + b_g`` for every g, [M, N_g] each, one after another."""
     x, w = per_stream(with_rows(x), 2), aligned(w)
     out = x[0].new_empty(x[0].shape[0] * sum(t.shape[0] for t in w))
     kernels.grouped_linear(x, kernels.groups(w, b, streams, x[0].shape[0]), out)

@@ -47,7 +47,7 @@ def _sampled(outs: list[Tensor], x: Tensor) -> list[Tensor]:
     planned=lambda x, *rest: len(rest[-3]) <= POINTERS,
 )
 def _linear(x, w, biases, a, b, scale, index):
-    """``x wᵀ + bias + scale·(x aᵀ) bᵀ`` for every slice, [S, T, n] each; of many slices flat, one behind the other."""
+    """``x wᵀ + bias + scale·(x aᵀ) bᵀ`` for every slice, [S, T, n] each; of many slices flat, one after another."""
     slices = _lowrank(x, a, b, scale, index)
     w = aligned(w) if slices.tabled else contiguous(w)
     biases = [None if t is None else t.contiguous() for t in biases]
@@ -151,7 +151,7 @@ def lowrank_add(
     scales: Sequence[Tensor | None],
     index: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """``y_p[s] = base_p[s] + scale_p[s]·(x[s] A_p[i]ᵀ) B_p[i]ᵀ``: ``lowrank_linears`` behind linears of any kind.
+    """``y_p[s] = base_p[s] + scale_p[s]·(x[s] A_p[i]ᵀ) B_p[i]ᵀ``: ``lowrank_linears`` after linears of any kind.
 
     Shape: bases [S, T, n_p], which stay as they are; the others, and the results, as in ``lowrank_linears``.
     """

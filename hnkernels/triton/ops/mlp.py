@@ -101,7 +101,10 @@ def mlp_backward(
     dy, dq, x, parameters, saved, seed, query_w, act, activated, norms, dropouts, multipliers, strength, x_dtype,
     needs_x, needs_parameters, needs_query,
 ):  # fmt: skip
-    """The gradients that are needed: of every x, of weights and vectors (flat), of the query. Nothing saved: anew."""
+    """The gradients that are needed: of every x, of weights and vectors (flat), of the query.
+
+    If ``saved`` is empty, activations are recomputed.
+    """
     streams, shared = len(multipliers), len(x) == 1 and len(multipliers) > 1
     layers = _layers(act, activated, norms, dropouts)
     unflat = _parameters(layers, parameters, streams)
