@@ -29,10 +29,12 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 @triton.jit
 def convert(x, DTYPE: tl.constexpr):
     """``x`` in DTYPE, rounded to nearest even."""
-    if _INTERPRETED and tl.bfloat16 == DTYPE and x.dtype != tl.bfloat16:
-        x = x.to(tl.float32)
-        bits = x.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        quiet_nan = (bits >> 16) | 0x40  # rounding a NaN up would carry into its exponent
-        return tl.where(x == x, rounded, quiet_nan).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    if _INTERPRETED:
+        if tl.bfloat16 == DTYPE:
+            if x.dtype != tl.bfloat16:
+                x = x.to(tl.float32)
+                bits = x.to(tl.uint32, bitcast=True)
+                rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+                quiet_nan = (bits >> 16) | 0x40  # rounding a NaN up would carry into its exponent
+                return tl.where(x == x, rounded, quiet_nan).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(DTYPE)

@@ -79,9 +79,11 @@ class _Utils:
     def get_device_properties(self, device: Any) -> dict[str, int]:
         return {"max_shared_mem": self._shared}
 
-    def load_binary(self, *_: Any) -> tuple[None, int, int, int, int]:
-        """Nothing is loaded: module, function, registers, spills, threads."""
-        return None, 0, 0, 0, 1024
+    def load_binary(self, *_: Any) -> tuple:
+        """Nothing is loaded: module, function, registers, spills and, from Triton 3.4 on, threads."""
+        from hnkernels.triton.direct import VERSION
+
+        return (None, 0, 0, 0, 1024) if VERSION >= (3, 4) else (None, 0, 0, 0)
 
 
 class _Launcher:

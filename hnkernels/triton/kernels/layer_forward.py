@@ -123,7 +123,8 @@ def mlp_layer_forward_kernel(
 ):
     """``out = [residual + m·] dropout(act(x wᵀ + b)) [∘γ]``; with a query, stream 2 is ``x query_wᵀ + query_b``."""
     stream = tl.program_id(1)
-    x_ptr, w_ptr, b_ptr, out_ptr, stride_xm = x_k_ptr, w_k_ptr, b_k_ptr, out_k_ptr, stride_xk
+    x_ptr, w_ptr, b_ptr, stride_xm = x_k_ptr, w_k_ptr, b_k_ptr, stride_xk
+    out_ptr = out_k_ptr
     width = N
     if stream == 1:
         x_ptr, w_ptr, b_ptr, stride_xm = x_v_ptr, w_v_ptr, b_v_ptr, stride_xv
@@ -162,8 +163,11 @@ def mlp_layer_forward_kernel(
     pre_at = None
     if pre_ptr is not None:
         pre_at = pre_ptr + stream * (tl.cast(M, tl.int64) * N)
-    wg_ptr, alpha_ptr, g_ptr = wg_k_ptr, alpha_k_ptr, g_k_ptr
-    residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
+    wg_ptr = wg_k_ptr  # one by one: older compilers take no tuple with None in it
+    alpha_ptr = alpha_k_ptr
+    g_ptr = g_k_ptr
+    residual_ptr = residual_k_ptr
+    stride_rm, m = stride_rk, multiplier_k
     if stream == 1:
         stride_rm, m = stride_rv, multiplier_v
         if NORM_IN:

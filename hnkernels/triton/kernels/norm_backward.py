@@ -104,9 +104,15 @@ def normed_gradient_kernel(
     stream_at = stream * (tl.cast(M, tl.int64) * N)
     by_wg = tl.zeros((BLOCK_M,), ACC)
     by_a = tl.zeros((BLOCK_M,), ACC)
-    parts = quarters(acc, BLOCK_M, BLOCK_N)
+    first, second, third, fourth = quarters(acc, BLOCK_M, BLOCK_N)
     for part in tl.static_range(4):
-        g = parts[part]
+        g = first
+        if part == 1:
+            g = second
+        if part == 2:
+            g = third
+        if part == 3:
+            g = fourth
         cols = tile_n * BLOCK_N + part * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
         mask = row_mask[:, None] & (cols < N)[None, :]
         at = stream_at + rows[:, None] * N + cols[None, :]
