@@ -22,9 +22,9 @@ from benchmarks.accounting import bound
 from benchmarks.accounting.eager import Account, Counting, inference, training
 from benchmarks.accounting.ours import CountingKernels
 from benchmarks.suites.attention import SD15, SDXL
-from hnkernels.ops import portable
-from hnkernels.triton import backend, lowrank_backend
-from hnkernels.triton.tiling import TARGETS, planned_for
+from hnkernels.ops import fused, portable
+from hnkernels.triton.ops import lowrank
+from hnkernels.triton.target import TARGETS, planned_for
 
 TARGET = "sm_80"
 """For which tiles are chosen unless another target is asked for; partial sums depend on them a little."""
@@ -176,7 +176,7 @@ class LowRank:
 
         def run() -> Sequence[Tensor]:
             if provider == "triton":
-                return lowrank_backend.lowrank_linears(x, w, none, a, b, [scale] * len(w))
+                return lowrank.lowrank_linears(x, w, none, a, b, [scale] * len(w))
             if provider == "portable":
                 return hn.lowrank_linears(x, w, a, b, scale, backend="portable")
             way = {"einsum": reference.by_einsum, "token": reference.by_token, "loop": reference.by_loop}[provider]
@@ -243,9 +243,9 @@ def _by_triton(x, mlps, w, recompute):
     """What ``hn.hyper_kv`` does, and for many layers what ``hn.attach`` does; both refuse tensors without a device."""
     if len(w) == 1:
         (w_k, w_v), (chain_k, chain_v) = w[0], _chains(mlps)
-        return backend.project_pair(x, chain_k, chain_v, (w_k, None), (w_v, None), recompute=recompute)
-    y_k, y_v = backend.transform_pair(x, *_chains(mlps), recompute)
-    return backend.project_group(y_k, y_v, [(t, None) for pair in w for t in pair], [0, 1] * len(w))
+        return fused.project_pair(x, chain_k, chain_v, (w_k, None), (w_v, None), recompute=recompute)
+    y_k, y_v = fused.transform_pair(x, *_chains(mlps), recompute)
+    return fused.project_group(y_k, y_v, [(t, None) for pair in w for t in pair], [0, 1] * len(w))
 
 
 def _chains(mlps: Sequence[hn.HypernetworkMLP]) -> tuple[portable.Chain, portable.Chain]:

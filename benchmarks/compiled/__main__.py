@@ -14,7 +14,7 @@ from benchmarks.compiled.cases import all_calls
 from benchmarks.compiled.compilation import Configuration, distinct
 from benchmarks.compiled.report import Row, markdown, row, write
 from benchmarks.compiled.sample import sample
-from hnkernels.triton.tiling import TARGETS
+from hnkernels.triton.target import TARGETS
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _work: list[Configuration] = []  # of a process of the pool; a kernel does not pickle

@@ -20,7 +20,7 @@ from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink
 from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.launch import Call, capturing
 from hnkernels.triton.mlps import Layer, Parameters
-from hnkernels.triton.tiling import Target, planned_for
+from hnkernels.triton.target import Target, planned_for
 
 WIDTHS = (320, 640, 768, 1024, 1280, 2048)
 """Of the contexts of SD 1, SD 2 and SDXL."""
@@ -42,7 +42,7 @@ class Case:
         depth: linears.
         training: forward that saves and backward; else inference with the last linear inside the projection.
         shared: K and V rewrite one context.
-        rider: ``to_q`` comes along.
+        query: ``to_q`` comes along.
         wide_residual: the context is fp32, as under autocast.
         trained_projection: the projections have gradients.
         strength: it comes as a tensor, as in a compiled model, where nothing is composed beforehand.
@@ -56,7 +56,7 @@ class Case:
     depth: int = 2
     training: bool = True
     shared: bool = True
-    rider: bool = False
+    query: bool = False
     wide_residual: bool = False
     trained_projection: bool = False
     strength: bool = False
@@ -75,24 +75,24 @@ class Case:
 
 
 CASES = (
-    Case("relu", rider=True, trained_projection=True),
+    Case("relu", query=True, trained_projection=True),
     Case("relu, two contexts", shared=False, wide_residual=True),
     Case("gelu", act="gelu", wide_residual=True),
     Case("gelu, activated output", act="gelu", activate_output=True),
     Case("relu, dropout", dropout=True),
     Case("gelu, dropout", act="gelu", dropout=True),
-    Case("relu, LayerNorm", norm=True, rider=True),
+    Case("relu, LayerNorm", norm=True, query=True),
     Case("gelu, LayerNorm", act="gelu", norm=True, activate_output=True, wide_residual=True),
     Case("gelu, LayerNorm, three linears", act="gelu", norm=True, depth=3),
-    Case("gelu, LayerNorm, dropout", act="gelu", norm=True, dropout=True, rider=True),
+    Case("gelu, LayerNorm, dropout", act="gelu", norm=True, dropout=True, query=True),
     Case("prelu", act="prelu"),
     Case("prelu, LayerNorm", act="prelu", norm=True, activate_output=True),
     Case("one linear", depth=1),
-    Case("one linear, LayerNorm", depth=1, norm=True, rider=True),
-    Case("relu, inference", training=False, rider=True),
+    Case("one linear, LayerNorm", depth=1, norm=True, query=True),
+    Case("relu, inference", training=False, query=True),
     Case("gelu, inference", act="gelu", training=False),
-    Case("gelu, LayerNorm, inference", act="gelu", norm=True, training=False, rider=True),
-    Case("gelu, compiled inference", act="gelu", training=False, rider=True, strength=True),
+    Case("gelu, LayerNorm, inference", act="gelu", norm=True, training=False, query=True),
+    Case("gelu, compiled inference", act="gelu", training=False, query=True, strength=True),
     Case("gelu, LayerNorm, compiled inference", act="gelu", norm=True, training=False, strength=True),
 )
 
@@ -162,7 +162,7 @@ def _train(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
     result = mlps.forward(
         x, layers, parameters, (1.0, 0.5), out_dtype=wide, save=True, seed=seed,
         residual=_streams(case.shared, tokens, width, dtype=wide) if case.wide_residual else None,
-        rider=(w_q, b_q) if case.rider else None,
+        query=(w_q, b_q) if case.query else None,
     )  # fmt: skip
     y = tuple(t.to(dtype) for t in result.y)
     w = _pair(width, width, dtype=dtype)
@@ -175,24 +175,24 @@ def _train(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
         gradients.total()
     mlps_backward.backward(
         dy, x, layers, parameters, (1.0, 0.5), result.saved, shared=case.shared, needs_x=True, needs_parameters=True,
-        x_dtype=wide, seed=seed, rider=(_empty(tokens, width, dtype=dtype), w_q) if case.rider else None,
-        needs_rider=case.rider,
+        x_dtype=wide, seed=seed, query=(_empty(tokens, width, dtype=dtype), w_q) if case.query else None,
+        needs_query=case.query,
     )  # fmt: skip
 
 
 def _infer(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
     layers, parameters = case.layers(), _parameters(case, width, dtype, dtype)
     x = _streams(True, tokens, width, dtype=dtype)
-    rider = (_empty(width, width, dtype=dtype), None) if case.rider else None
+    query = (_empty(width, width, dtype=dtype), None) if case.query else None
     w = _pair(width, width, dtype=dtype)
     if case.norm or case.strength:
         strength = _empty(2, dtype=torch.float32) if case.strength else None
         y = mlps.forward(
-            x, layers, parameters, (1.0, 1.0), out_dtype=dtype, save=False, rider=rider, strength=strength
+            x, layers, parameters, (1.0, 1.0), out_dtype=dtype, save=False, query=query, strength=strength
         ).y  # fmt: skip
         linear(y, w)
         return
-    hidden, _ = mlps.hidden_layers(x, layers[:-1], parameters[:-1], save=False, rider=rider)
+    hidden, _ = mlps.hidden_layers(x, layers[:-1], parameters[:-1], save=False, query=query)
     g = _pair(width, hidden.h[0].shape[1], dtype=dtype)
     linear(x, w, _pair(width, dtype=dtype), z=hidden.stacked, g=g)
 

@@ -11,14 +11,14 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 
 from hnkernels.triton.launch import Call
-from hnkernels.triton.tiling import Target
+from hnkernels.triton.target import Target
 
 CACHE = Path(__file__).parents[2] / ".benchmarks" / "triton"
 """Where compiled kernels are kept from one run to the next."""
 
 
 _OPTIONAL = {
-    "pre_ptr": "pre", "rider_w_ptr": "rider", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "rider",
+    "pre_ptr": "pre", "query_w_ptr": "query", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "query",
     "scale_ptr": "scale", "index_ptr": "index", "table_ptr": "table", "stats_ptr": "norm",
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hnkernels.triton.tiling import Target
+from hnkernels.triton.target import Target
 
 _KB = 1024
 

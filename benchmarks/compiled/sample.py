@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.compiled.cases import CASES, RANKS, calls, grouped_calls, lowrank_calls
 from benchmarks.compiled.compilation import Configuration, distinct
-from hnkernels.triton.tiling import TARGETS
+from hnkernels.triton.target import TARGETS
 
 EVERY_KERNEL = ("sm_80", "sm_90", "gfx942")
 """The targets that get every kernel."""

@@ -32,7 +32,7 @@ from benchmarks.compiled.limits import LIMITS, occupancy
 from benchmarks.limits.gpus import Gpu
 from benchmarks.rows import Row
 from hnkernels.triton.launch import capturing, recording
-from hnkernels.triton.tiling import TARGETS, planned_for
+from hnkernels.triton.target import TARGETS, planned_for
 
 COMPILED = Path(__file__).parents[1] / "results" / "compiled.csv"
 

@@ -15,8 +15,7 @@ from hnkernels.adapter.host import Host
 from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.strength import STREAMS, Level, Place, Strength, resolve
-from hnkernels.ops import onednn
-from hnkernels.triton import derived
+from hnkernels.ops import derived, onednn
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11

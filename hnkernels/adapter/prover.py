@@ -12,8 +12,7 @@ from hnkernels.adapter.call import Call
 from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.proof import Fingerprint, Runs, Watch
 from hnkernels.adapter.shared import Shared
-from hnkernels.ops import onednn
-from hnkernels.triton import derived
+from hnkernels.ops import derived, onednn
 
 
 class Prover:

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from hnkernels.adapter.taps import Tap
-from hnkernels.ops import onednn
-from hnkernels.triton import derived
+from hnkernels.ops import derived, onednn
 
 
 @lru_cache

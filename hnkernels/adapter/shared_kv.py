@@ -106,7 +106,7 @@ def grouped_kv(layer: RunLayer, call: Call, entry: SharedContext, links: Links) 
     def compute() -> Sequence[Tensor]:
         if has_deltas:
             return grouped_linears([(y_k if s == "k" else y_v, g) for _, s, g in linears.values()])
-        from hnkernels.triton.backend import project_group
+        from hnkernels.ops.fused import project_group
 
         streams = [STREAMS.index(s) for _, s, _ in linears.values()]
         return project_group(y_k, y_v, [(g.weight, g.bias) for _, _, g in linears.values()], streams)

@@ -12,7 +12,7 @@ from hnkernels.generator.blocks import check_count
 from hnkernels.generator.heads import INITS, BasisHead, DenseHead, LoraHead
 from hnkernels.generator.targets import TargetLayer, by_shape
 from hnkernels.generator.weights import GeneratedWeights
-from hnkernels.ops.lowrank import HIGHEST_RANK
+from hnkernels.ops.checks import HIGHEST_RANK
 
 HEADS = ("lora", "basis", "dense")
 

@@ -23,7 +23,7 @@ from hnkernels.checkpoint.atomic import replacing
 from hnkernels.checkpoint.errors import CheckpointError, Fault, brief, naming
 from hnkernels.checkpoint.reading import read_safetensors_file
 from hnkernels.generator.targets import TargetLayer
-from hnkernels.ops.lowrank import HIGHEST_RANK
+from hnkernels.ops.checks import HIGHEST_RANK
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Those in which parameters and factors may be."""

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from hnkernels.generator.targets import TargetLayer
 from hnkernels.generator.weights import GeneratedWeights
-from hnkernels.ops.lowrank import HIGHEST_RANK
+from hnkernels.ops.checks import HIGHEST_RANK
 
 _DOWN = re.compile(r"(?:(?:unet|transformer)\.)?(.+?)(?:\.lora_A\.weight|\.lora_A\.\w+\.weight|\.lora\.down\.weight)")
 

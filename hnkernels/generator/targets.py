@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from hnkernels.adapter.projections import Projection
 from hnkernels.adapter.strength import PROJECTIONS, Place
-from hnkernels.ops.lowrank import HIGHEST_RANK
+from hnkernels.ops.checks import HIGHEST_RANK
 
 Shape = tuple[int, int, int]
 """Of a layer's weight and factors: n, d, rank."""

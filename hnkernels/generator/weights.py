@@ -16,7 +16,7 @@ from hnkernels.generator import files
 from hnkernels.generator.algebra import at_full_rank, at_least_fp32, recompressed, squared_norms
 from hnkernels.generator.blocks import check_count
 from hnkernels.generator.targets import Shape, TargetLayer, by_shape, check_selectors, fits
-from hnkernels.ops.lowrank import HIGHEST_RANK
+from hnkernels.ops.checks import HIGHEST_RANK
 
 
 class GeneratedWeights:

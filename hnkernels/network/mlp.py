@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,43 @@ class Layer(NamedTuple):
     dropout: float
 
 
+class Prepared:
+    """The modules of an MLP as flat lists, so that no call has to walk them.
+
+    Attributes:
+        modules: what the lists were made of.
+        layers: see ``HypernetworkMLP.layers``.
+        act: the activation's name in the kernels' table, ``"linear"`` if it has none.
+        drops: the dropout modules.
+        activated, norms, dropouts: whether an activation and a LayerNorm follow, and dropout's probability, by layer.
+    """
+
+    def __init__(self, mlp: HypernetworkMLP):
+        self.modules = dict(mlp.linear._modules)
+        self.layers = mlp.layers()
+        row = resolve(mlp.config.activation, mlp.config.allow_legacy_activations)
+        self.act = "linear" if row is None or row.device is None else row.device
+        self.activated = tuple(layer.activation is not None for layer in self.layers)
+        self.norms = tuple(layer.norm is not None for layer in self.layers)
+        self.dropouts = tuple(layer.dropout for layer in self.layers)
+        self.drops = [module for module in mlp.linear if isinstance(module, nn.Dropout)]
+        self._owners: list[tuple[nn.Module, str]] = []
+        for layer in self.layers:
+            slope = layer.activation if isinstance(layer.activation, nn.PReLU) else None
+            self._owners += [(layer.linear, "weight"), (layer.linear, "bias")]
+            self._owners += [] if slope is None else [(slope, "weight")]
+            self._owners += [] if layer.norm is None else [(layer.norm, "weight"), (layer.norm, "bias")]
+        self._sources = [(module._parameters, name) for module, name in self._owners]
+        self.is_linears = [isinstance(module, nn.Linear) for module, _ in self._owners]
+
+    def parameters(self) -> list[Tensor]:
+        """Layer by layer: weight and bias of the linear, prelu's slope, LayerNorm's weight and bias."""
+        try:
+            return [parameters[name] for parameters, name in self._sources]  # type: ignore[misc]
+        except KeyError:  # another tool has put something in a parameter's place
+            return [getattr(module, name) for module, name in self._owners]
+
+
 class HypernetworkMLP(nn.Module):
     """``y = x + m·f(x)``: rewrites the attention context in front of one projection.
 
@@ -125,6 +162,10 @@ class HypernetworkMLP(nn.Module):
 
     Shape: x [..., dim] → [..., dim], in x's dtype.
     """
+
+    _prepared: Prepared | None = None
+    plans: dict[Any, Any] | None = None
+    """What operations have decided about it, for as long as it lives; theirs to make and to check."""
 
     def __init__(self, dim: int, config: MLPConfig | None = None):
         super().__init__()
@@ -163,6 +204,16 @@ class HypernetworkMLP(nn.Module):
             else:
                 layers[-1] = layers[-1]._replace(activation=module)
         return layers
+
+    def prepared(self) -> Prepared:
+        """Its modules as flat lists, made once and again whenever a module is another one."""
+        kept = self._prepared
+        if kept is None or kept.modules != self._modules["linear"]._modules:  # type: ignore[union-attr]
+            kept = self._prepared = Prepared(self)
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_prepared", "plans")}
 
     def multiplier_at(self, strength: float | Tensor) -> float | Tensor:
         """m as a forward pass at this strength uses it: 1 in training mode, else multiplier times strength."""

@@ -98,7 +98,7 @@ def explain(
         recompute: as in ``hyper_kv``.
         input_gradient: whether the context takes a gradient; that of a text encoder does not.
         train_projections: whether ``to_k`` and ``to_v`` (and ``to_q``) take gradients.
-        target: architecture to choose tiles for: one of ``hnkernels.triton.tiling.TARGETS``.
+        target: architecture to choose tiles for: one of ``hnkernels.triton.target.TARGETS``.
 
     Raises:
         ValueError: Triton is not installed, the target is unknown, a number is not positive, or the kernels cannot do
@@ -106,9 +106,9 @@ def explain(
     """
     if not HAS_TRITON:
         raise ValueError("explain needs Triton, which is not installed: pip install triton")
-    from hnkernels.triton.backend import project_pair
+    from hnkernels.ops.fused import project_pair
     from hnkernels.triton.launch import recording
-    from hnkernels.triton.tiling import TARGETS, planned_for
+    from hnkernels.triton.target import TARGETS, planned_for
 
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; accepted are {', '.join(TARGETS)}")
@@ -134,12 +134,12 @@ def explain(
 
     x = empty(tokens, width, grad=training and input_gradient)
     w_k, w_v = (empty(n, width, grad=training and train_projections) for _ in range(2))
-    rider = None
+    query = None
     if query_features is not None:
-        rider = (empty(query_features, width, grad=training and train_projections), None)
+        query = (empty(query_features, width, grad=training and train_projections), None)
 
     def run() -> tuple[Tensor, ...]:
-        return project_pair(x, chains[0], chains[1], (w_k, None), (w_v, None), rider, recompute)
+        return project_pair(x, chains[0], chains[1], (w_k, None), (w_v, None), query, recompute)
 
     with planned_for(TARGETS[target]):
         if not training:
@@ -150,7 +150,7 @@ def explain(
             return Explanation(target, tuple(launches), (), 0)
         saved: dict[int, Tensor] = {}
         parameters = [p for chain in chains for mlp, _ in chain for p in mlp.parameters()]
-        known = {id(t) for t in (*parameters, w_k, w_v, *(rider or ()))}
+        known = {id(t) for t in (*parameters, w_k, w_v, *(query or ()))}
 
         def pack(t: Tensor) -> Tensor:
             if id(t) not in known:

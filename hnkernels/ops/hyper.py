@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hnkernels.network.mlp import HypernetworkMLP
-from hnkernels.ops import portable
+from hnkernels.ops import plan, portable
+from hnkernels.ops.checks import check_call, check_chain, check_context, describe
 from hnkernels.triton import support
 
 MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
@@ -45,10 +46,10 @@ def hyper_context(
     """
     chain = _chain("mlps", mlps, strength)
     support.check_backend(backend)
-    _check_context(context)
-    _check_chain("mlps", chain, context)
+    check_context(context)
+    check_chain("mlps", chain, context)
     if _takes_triton(backend, context, chain):
-        from hnkernels.triton.backend import transform
+        from hnkernels.ops.fused import transform
 
         return transform(context, chain, recompute)
     return portable.transform(context, chain)
@@ -69,11 +70,11 @@ def hyper_context_pair(
     """
     chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
     support.check_backend(backend)
-    _check_context(context)
-    _check_chain("mlp_k", chain_k, context)
-    _check_chain("mlp_v", chain_v, context)
+    check_context(context)
+    check_chain("mlp_k", chain_k, context)
+    check_chain("mlp_v", chain_v, context)
     if _takes_triton(backend, context, (*chain_k, *chain_v)):
-        from hnkernels.triton.backend import transform_pair
+        from hnkernels.ops.fused import transform_pair
 
         return transform_pair(context, chain_k, chain_v, recompute)
     return portable.transform_pair(context, chain_k, chain_v)
@@ -116,15 +117,10 @@ def hyper_kv(
             and what is accepted.
         RuntimeError: a gradient of the Triton backend is differentiated once more.
     """
-    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
-    _check_all(context, {"mlp_k": chain_k, "mlp_v": chain_v}, {"k": (w_k, b_k), "v": (w_v, b_v)}, backend)
-    if _takes_triton(backend, context, (*chain_k, *chain_v)):
-        from hnkernels.triton.backend import project_pair
-
-        k, v = project_pair(context, chain_k, chain_v, (w_k, b_k), (w_v, b_v), recompute=recompute)
-        return k, v
-    y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
-    return portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
+    k, v = _projected(
+        context, mlp_k, mlp_v, {"k": (w_k, b_k), "v": (w_v, b_v)}, (w_k, w_v, b_k, b_v), strength, backend, recompute
+    )  # fmt: skip
+    return k, v
 
 
 def hyper_qkv(
@@ -155,16 +151,51 @@ def hyper_qkv(
     Returns:
         Q [..., n_q], K [..., n_k] and V [..., n_v].
     """
-    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
     projections = {"q": (w_q, b_q), "k": (w_k, b_k), "v": (w_v, b_v)}
-    _check_all(x, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
-    if _takes_triton(backend, x, (*chain_k, *chain_v)):
-        from hnkernels.triton.backend import project_pair
+    given = (w_k, w_v, w_q, b_k, b_v, b_q)
+    k, v, q = _projected(x, mlp_k, mlp_v, projections, given, strength, backend, recompute)
+    return q, k, v
 
-        k, v, q = project_pair(x, chain_k, chain_v, (w_k, b_k), (w_v, b_v), (w_q, b_q), recompute)
-        return q, k, v
-    y_k, y_v = portable.transform_pair(x, chain_k, chain_v)
-    return portable.project(x, w_q, b_q), portable.project(y_k, w_k, b_k), portable.project(y_v, w_v, b_v)
+
+_watchers = torch._C._len_torch_dispatch_stack  # who look at every operation, where a plan would have none to show
+
+
+def _projected(
+    context: Tensor,
+    mlp_k: MLPs,
+    mlp_v: MLPs,
+    projections: dict[str, tuple[Tensor, Tensor | None]],
+    given: tuple[Tensor | None, ...],
+    strength: Strength | Mapping[str, Strength],
+    backend: str,
+    recompute: bool,
+) -> Sequence[Tensor]:
+    """K, V and, where there is a projection for it, Q; ``given`` are the tensors of the projections, in one order."""
+    owner = key = None
+    if type(context) is Tensor and not torch.compiler.is_compiling() and not _watchers():
+        owner, key = plan.key_of(context, mlp_k, mlp_v, strength, backend, recompute, given)
+        if owner is not None and (results := plan.attempt(owner, key, context, given)) is not None:
+            return results
+    chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
+    check_call(context, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
+    query = projections.get("q")
+    if _takes_triton(backend, context, (*chain_k, *chain_v)):
+        from hnkernels.ops.fused import project_pair, recorded_pair
+
+        tape = None if owner is None else plan.Tape(context, given)
+        results = project_pair(context, chain_k, chain_v, projections["k"], projections["v"], query, recompute, tape)
+        if owner is not None and tape is not None:
+            mlps = [mlp for mlp, _ in (*chain_k, *chain_v)]
+            if tape.results is not None:
+                plan.keep(owner, key, tape, mlps)
+            elif torch.is_grad_enabled():
+                run = recorded_pair(chain_k, chain_v, context, given, "q" in projections, recompute)
+                if run is not None:
+                    plan.store(owner, key, plan.Recorded(run, mlps, given), given)
+        return results
+    y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
+    kv = portable.project(y_k, *projections["k"]), portable.project(y_v, *projections["v"])
+    return kv if query is None else (*kv, portable.project(context, *query))
 
 
 def _chains(
@@ -189,7 +220,7 @@ def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
         if not (isinstance(s, Tensor) and s.ndim == 0) and not isinstance(s, (int, float)):
             raise ValueError(
                 "strength must be a number or a tensor without dimensions, or one per MLP of the chain, not "
-                + (_describe(s) if isinstance(s, Tensor) else repr(strength))
+                + (describe(s) if isinstance(s, Tensor) else repr(strength))
             )
     if len(strengths) != len(mlps):
         raise ValueError(f"strength has {len(strengths)} values and {name} is a chain of {len(mlps)}; give one each")
@@ -199,70 +230,3 @@ def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
 def _takes_triton(backend: str, context: Tensor, chain: portable.Chain) -> bool:
     """Whether the Triton backend is to run."""
     return support.takes_triton(backend, context, [mlp for mlp, m in chain if portable.acts(m)])
-
-
-def _check_all(
-    context: Tensor,
-    chains: dict[str, portable.Chain],
-    projections: dict[str, tuple[Tensor, Tensor | None]],
-    backend: str,
-) -> None:
-    support.check_backend(backend)
-    _check_context(context)
-    for name, chain in chains.items():
-        _check_chain(name, chain, context)
-    for suffix, (weight, bias) in projections.items():
-        _check_projection(suffix, weight, bias, context)
-
-
-def _check_context(context: Tensor) -> None:
-    if not isinstance(context, Tensor):
-        raise ValueError(f"context must be a tensor, not {type(context).__name__}")
-    if context.ndim < 1 or not context.is_floating_point():
-        raise ValueError(
-            f"context must be a floating-point tensor [..., d], not {_describe(context)}; cast it with .float()"
-        )
-
-
-def _check_chain(name: str, chain: portable.Chain, context: Tensor) -> None:
-    for mlp, _ in chain:
-        if mlp.dim != context.shape[-1]:
-            raise ValueError(
-                f"{name} is for contexts of width {mlp.dim}, the context is {_describe(context)}, width "
-                f"{context.shape[-1]}"
-            )
-        weight = mlp.linear[0].weight
-        if weight.device != context.device:
-            raise ValueError(
-                f"{name} is on {weight.device}, the context on {context.device}; move one with .to(device)"
-            )
-
-
-def _check_projection(suffix: str, weight: Tensor, bias: Tensor | None, context: Tensor) -> None:
-    width = context.shape[-1]
-    for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
-        if not isinstance(tensor, Tensor) and not (tensor is None and name[0] == "b"):
-            raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
-    if weight.ndim != 2 or weight.shape[1] != width:
-        raise ValueError(
-            f"w_{suffix} must be [n, {width}] for a context of width {width}, not {list(weight.shape)}"
-            + ("; it looks transposed" if weight.ndim == 2 and weight.shape[0] == width else "")
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"b_{suffix} must be [{weight.shape[0]}] like w_{suffix}, not {list(bias.shape)}")
-    for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
-        if tensor is None:
-            continue
-        if tensor.device != context.device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, the context on {context.device}; move one with .to(device)"
-            )
-        if tensor.dtype != context.dtype and not torch.is_autocast_enabled(context.device.type):
-            raise ValueError(
-                f"{name} is {tensor.dtype} and the context {context.dtype}; cast one of them, or run under "
-                "torch.autocast"
-            )
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"

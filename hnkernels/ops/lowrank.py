@@ -9,14 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hnkernels.ops.checks import Scale, check_factors, check_same_device, check_weight, describe
 from hnkernels.ops.lowrank_portable import Slice
 from hnkernels.ops.lowrank_portable import lowrank_linears as portable
 from hnkernels.triton.support import check_backend, compute_dtype, takes_triton
-
-HIGHEST_RANK = 64
-
-Scale = Tensor | float | None
-"""[S], [G], or one number for all; ``None`` is 1."""
 
 
 def lowrank_linear(
@@ -55,8 +51,8 @@ def lowrank_linear(
         RuntimeError: a gradient of the Triton backend is differentiated once more. (The portable one's may be.)
     """
     triton = _takes_triton(backend, x)
-    _check_weight(x, weight, bias)
-    _check_factors(x, weight.shape[0], a, b, scale, index)
+    check_weight(x, weight, bias)
+    check_factors(x, weight.shape[0], a, b, scale, index)
     return _run(x, [Slice(None, weight, bias, a, b, None)], [scale], index, triton)[0]
 
 
@@ -91,8 +87,8 @@ def lowrank_linears(
         raise ValueError(f"give one entry per weight, of which there are {count} (at least 1), not {lengths}")
     triton = _takes_triton(backend, x)
     for number in range(count):
-        _check_weight(x, weights[number], biases[number], f"s[{number}]", f"es[{number}]")
-        _check_factors(x, weights[number].shape[0], a[number], b[number], each[number], index, f"[{number}]")
+        check_weight(x, weights[number], biases[number], f"s[{number}]", f"es[{number}]")
+        check_factors(x, weights[number].shape[0], a[number], b[number], each[number], index, f"[{number}]")
     if len({t.shape[0] for t in a}) > 1:
         raise ValueError(f"all linears must have as many sets of factors, not {[t.shape[0] for t in a]}")
     slices = [Slice(None, w, bias, a_i, b_i, None) for w, bias, a_i, b_i in zip(weights, biases, a, b, strict=True)]
@@ -120,9 +116,9 @@ def lowrank_add(
     """
     triton = _takes_triton(backend, x)
     if not isinstance(base, Tensor) or not base.is_floating_point() or base.shape[:-1] != x.shape[:-1]:
-        raise ValueError(f"base must be a floating-point tensor {[*x.shape[:-1], 'n']}, not {_describe(base)}")
-    _check_device("base", base, x)
-    _check_factors(x, base.shape[-1], a, b, scale, index)
+        raise ValueError(f"base must be a floating-point tensor {[*x.shape[:-1], 'n']}, not {describe(base)}")
+    check_same_device("base", base, x)
+    check_factors(x, base.shape[-1], a, b, scale, index)
     return _run(x, [Slice(base, None, None, a, b, None)], [scale], index, triton)[0].to(base.dtype)
 
 
@@ -141,7 +137,7 @@ def _run(
 def _run_triton(
     x: Tensor, slices: list[Slice], scales: list[Tensor | None], index: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    from hnkernels.triton import lowrank_backend
+    from hnkernels.triton.ops import lowrank as fused
 
     shape = (x.shape[0], math.prod(x.shape[1:-1]))
     tokens = _shaped(x, shape).to(dtype)
@@ -149,11 +145,11 @@ def _run_triton(
     index = None if index is None else index.long()
     bases = [_shaped(s.base, shape).to(dtype) for s in slices if s.base is not None]
     if bases:
-        results = lowrank_backend.lowrank_add(bases, tokens, a, b, scales, index)
+        results = fused.lowrank_add(bases, tokens, a, b, scales, index)
     else:
         weights = [s.weight.to(dtype) for s in slices if s.weight is not None]
         biases = [_to(s.bias, dtype) for s in slices]
-        results = lowrank_backend.lowrank_linears(tokens, weights, biases, a, b, scales, index)
+        results = fused.lowrank_linears(tokens, weights, biases, a, b, scales, index)
     return tuple(_shaped(y, x.shape[:-1]) for y in results)
 
 
@@ -202,71 +198,5 @@ def _takes_triton(backend: str, x: Tensor) -> bool:
     """Whether the Triton backend is to run on x, which must be a tensor [S, ..., d]."""
     check_backend(backend)
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
-        raise ValueError(f"x must be a floating-point tensor [S, ..., d], not {_describe(x)}")
+        raise ValueError(f"x must be a floating-point tensor [S, ..., d], not {describe(x)}")
     return takes_triton(backend, x)
-
-
-def _check_weight(x: Tensor, weight: Tensor, bias: Tensor | None, weights: str = "", biases: str = "") -> None:
-    """Refuses a weight and bias that do not fit x; their names end so."""
-    names = {f"weight{weights}": weight, f"bias{biases}": bias}
-    for name, t in names.items():
-        if t is None and name.startswith("bias"):
-            continue
-        if not isinstance(t, Tensor) or not t.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point tensor, not {_describe(t)}")
-        _check_device(name, t, x)
-        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} is {t.dtype} and x {x.dtype}; cast one of them, or run under torch.autocast")
-    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(
-            f"x must be [S, ..., d] and weight{weights} [n, d], not {list(x.shape)} and {list(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias{biases} must be [{weight.shape[0]}] like the weight, not {list(bias.shape)}")
-
-
-def _check_factors(
-    x: Tensor, n: int, a: Tensor, b: Tensor, scale: Scale, index: Tensor | None, number: str = ""
-) -> None:
-    """Refuses factors, scale and index that do not fit x and a linear of n outputs; their names end in ``number``."""
-    d, samples = x.shape[-1], x.shape[0]
-    for name, t in {f"a{number}": a, f"b{number}": b}.items():
-        if not isinstance(t, Tensor) or not t.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point tensor, not {_describe(t)}")
-        _check_device(name, t, x)
-    if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[1] != b.shape[2]:
-        given = f"{list(a.shape)} and {list(b.shape)}"
-        raise ValueError(f"a{number} must be [G, r, {d}] and b{number} [G, {n}, r], not {given}")
-    sets, rank = a.shape[:2]
-    if a.shape[2] != d or b.shape[1] != n:
-        raise ValueError(
-            f"a{number} must be [{sets}, {rank}, {d}] and b{number} [{sets}, {n}, {rank}] for a weight [{n}, {d}], not "
-            f"{list(a.shape)} and {list(b.shape)}"
-        )
-    if not 1 <= rank <= min(n, d, HIGHEST_RANK):
-        raise ValueError(f"the rank must be between 1 and {min(n, d, HIGHEST_RANK)} for this weight, not {rank}")
-    if index is not None:
-        if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.shape != (samples,):
-            raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {_describe(index)}")
-        seen = index.device.type == "cpu" and not torch.compiler.is_compiling() and samples  # elsewhere it would wait
-        if seen and not 0 <= int(index.min()) <= int(index.max()) < sets:
-            raise ValueError(f"index must be [{samples}] whole numbers below {sets}, not {index.tolist()}")
-    elif sets == 0 or samples % sets:
-        raise ValueError(
-            f"a batch of {samples} is no multiple of the {sets} sets of factors; give an index that says which set "
-            "serves which sample"
-        )
-    if scale is None or (isinstance(scale, (int, float)) and not isinstance(scale, bool)):
-        return
-    if not (isinstance(scale, Tensor) and scale.is_floating_point() and scale.shape in ((samples,), (sets,))):
-        raise ValueError(f"scale must be a number, [{samples}] or [{sets}], not {_describe(scale)}")
-    _check_device("scale", scale, x)
-
-
-def _check_device(name: str, t: Tensor, x: Tensor) -> None:
-    if t.device != x.device:
-        raise ValueError(f"{name} is on {t.device}, x on {x.device}; move one with .to(device)")
-
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -59,12 +59,16 @@ class Memo(Generic[T]):
 
         A kept tensor that its receiver has written into is made anew.
         """
-        current = self._snapshot is not None and self._snapshot.is_current(tensors, extra)
-        if not current or version_of(self._value) != self._version:
+        if not self.is_current(tensors, extra):
             self._value = _outside_inference_mode(compute)
             self._snapshot = Snapshot(tensors, extra)
             self._version = version_of(self._value)
         return self._value  # type: ignore[return-value]
+
+    def is_current(self, tensors: Sequence[Tensor], extra: Hashable = None) -> bool:
+        """Whether the kept value is what ``get`` would return."""
+        current = self._snapshot is not None and self._snapshot.is_current(tensors, extra)
+        return current and version_of(self._value) == self._version
 
     def peek(self) -> T | None:
         """The kept value, current or not."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+from hnkernels.triton.target import interpreting
+
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret) if hasattr(triton, "knobs") else interpreting()
 """Whether kernels of this process run in the interpreter; settled when Triton is imported."""
 
 _INTERPRETED = tl.constexpr(INTERPRETED)

@@ -13,8 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from hnkernels.triton.tiling import Target, Tiles, target_of
+from hnkernels.triton import tiling
+from hnkernels.triton.launch import tracing
+from hnkernels.triton.target import Target, target_of
+from hnkernels.triton.tiling import Tiles
 
 CANDIDATES = (
     Tiles(128, 128, 64, 8, 3),
@@ -28,6 +33,11 @@ CANDIDATES = (
 
 Timer = Callable[[Callable[[], object]], float]
 """Runs a launch some times and returns the time of one."""
+
+Runner = Callable[[Tensor, Tensor], object]
+"""Launches a product of its kind: of x and weight, or of the gradient da and h."""
+
+_runners: dict[str, Runner] = {}
 
 _known: dict[Path, dict[str, Tiles]] = {}
 
@@ -55,39 +65,44 @@ def kept(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) 
     return tiles
 
 
+def runs(kind: str) -> Callable[[Runner], Runner]:
+    """Registers the decorated function as what a product of this kind is measured by."""
+
+    def register(runner: Runner) -> Runner:
+        _runners[kind] = runner
+        return runner
+
+    return register
+
+
+def choose(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
+    """The tiles for a product [M, K] × [K, N], or for a weight gradient [N, K] summed over M tokens."""
+    return (
+        tiling.forced_tiles()
+        or kept(kind, M, N, K, dtype, target)
+        or tiling.heuristic(kind, M, N, K, dtype, target)
+    )  # fmt: skip
+
+
 def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, timer: Timer) -> Tiles:
     """Times the candidates and keeps the fastest. One that does not compile or fit is passed over.
 
     Raises:
         RuntimeError: none of them runs.
     """
-    from hnkernels.triton import tiling
-    from hnkernels.triton.kernels.linear import linear
-    from hnkernels.triton.kernels.weight_gradient import WeightGradients
-
-    device = "cpu" if target.backend == "interpreter" else "cuda"
-    generator = torch.Generator(device).manual_seed(0)  # dropout's must not notice
-    x = torch.empty(M, N if kind == "gradient" else K, device=device, dtype=dtype).normal_(generator=generator)
-    other = torch.empty((M, K) if kind == "gradient" else (N, K), device=device, dtype=dtype)
-    other.normal_(generator=generator)
-    if kind == "backward":
-        other = other.t().contiguous()
-
-    def run() -> None:
-        if kind == "gradient":
-            gradients = WeightGradients([[(N, K)] * 2], M, dtype, x.device)
-            gradients.add(0, (x, x), (other, other))
-            gradients.total()
-        else:
-            linear((x, x), (other, other), transposed=kind == "backward")
-
-    times: dict[Tiles, float] = {}
-    for tiles in CANDIDATES:
-        with tiling.forced(tiles):
-            try:
-                times[tiles] = timer(run)
-            except Exception as fault:  # out of registers or shared memory: each backend says it in its own way
-                last = fault
+    with _disable_current_modes(), tracing(None):  # whatever asks for tiles may be tracing
+        device = "cpu" if target.backend == "interpreter" else "cuda"
+        generator = torch.Generator(device).manual_seed(0)  # dropout's must not notice
+        x = torch.empty(M, N if kind == "gradient" else K, device=device, dtype=dtype).normal_(generator=generator)
+        shape = {"forward": (N, K), "backward": (K, N), "gradient": (M, K)}[kind]
+        other = torch.empty(shape, device=device, dtype=dtype).normal_(generator=generator)
+        times: dict[Tiles, float] = {}
+        for tiles in CANDIDATES:
+            with tiling.forced(tiles):
+                try:
+                    times[tiles] = timer(lambda: _runners[kind](x, other))
+                except Exception as fault:  # out of registers or shared memory: each backend says it in its own way
+                    last = fault
     if not times:
         raise RuntimeError(f"no tiling runs {kind} {M}x{N}x{K} in {dtype} on {target.name}") from last
     best = min(times, key=times.__getitem__)

@@ -1,12 +1,16 @@
-"""The one place where kernels are launched, and therefore counted."""
+"""The one place where kernels are launched, and therefore counted.
+
+A launcher says what it launches by ``launch``. While an operator is traced that becomes a step of its program
+(``program.py``), which launches it from then on; outside of a trace it is launched here, as Triton does by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +46,23 @@ class Call(NamedTuple):
     arguments: dict[str, Any]
 
 
+class Trace(Protocol):
+    """What takes launches in place of a device.
+
+    Attributes:
+        launches: those so far, PyTorch's own linear among them.
+    """
+
+    launches: list[Launch]
+
+    def add(self, launch: Launch, call: Call, grid: tuple[int, ...]) -> None: ...
+
+    def operate(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor: ...
+
+
 _records: ContextVar[tuple[list[Launch], ...]] = ContextVar("records", default=())
 _calls: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
+_trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
 
 @contextmanager
@@ -66,6 +85,30 @@ def capturing() -> Iterator[list[Call]]:
         yield calls
     finally:
         _calls.reset(token)
+
+
+@contextmanager
+def tracing(trace: Trace | None) -> Iterator[None]:
+    """Within it every launch goes to the trace instead of a device; with ``None``, to the device again."""
+    token = _trace.set(trace)
+    try:
+        yield
+    finally:
+        _trace.reset(token)
+
+
+def recorded() -> bool:
+    """Whether somebody wants to know of launches."""
+    return bool(_records.get()) or _calls.get() is not None
+
+
+def note(launches: Sequence[Launch], calls: Sequence[Call] = ()) -> None:
+    """Enters launches into whatever records them now."""
+    for record in _records.get():
+        record += launches
+    captured = _calls.get()
+    if captured is not None:
+        captured += calls
 
 
 def launch(
@@ -93,27 +136,39 @@ def launch(
         programs *= size
     if programs == 0:
         return
-    for launches in _records.get():
-        moved = _unique_bytes(reads), _unique_bytes(writes)
-        launches.append(Launch(_name(kernel), programs, tiles, flops, *moved))
     if tiles is not None:
         arguments.update(tiles.arguments())
-    calls = _calls.get()
-    if calls is not None:
-        calls.append(Call(kernel, arguments))
-    device = next(t.device for t in writes if t is not None)
-    if device.type == "meta":
+    call = Call(kernel, arguments)
+    entry = Launch(_name(kernel), programs, tiles, flops, _unique_bytes(reads), _unique_bytes(writes))
+    trace = _trace.get()
+    if trace is not None:
+        trace.add(entry, call, grid)
         return
-    with nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device):
-        kernel[grid](**arguments)
+    note([entry], [call])
+    device = next(t.device for t in writes if t is not None)
+    if device.type != "meta":
+        with on(device):
+            kernel[grid](**arguments)
+
+
+def on(device: torch.device) -> AbstractContextManager:
+    """Makes an accelerator the current one."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
 
 
 def vendor_linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """``x wᵀ + b`` by PyTorch's own linear, which a bare projection cannot better; counted like a launch."""
-    out = F.linear(x, w, b)
-    flops = 2 * x.shape[0] * w.numel()
-    for launches in _records.get():
-        launches.append(Launch("vendor_linear", 1, None, flops, _unique_bytes([x, w, b]), _unique_bytes([out])))
+    """``x wᵀ + b`` by PyTorch's own linear, which a bare projection cannot better; counted like a launch.
+
+    Shape: x [..., d], w [n, d], b [n] → [..., n].
+    """
+    if torch.compiler.is_compiling():
+        return F.linear(x, w, b)
+    trace = _trace.get()
+    out = F.linear(x, w, b) if trace is None else trace.operate(F.linear, x, w, b)
+    if trace is not None or _records.get():
+        flops = 2 * (x.numel() // x.shape[-1]) * w.numel()
+        entry = Launch("vendor_linear", 1, None, flops, _unique_bytes([x, w, b]), _unique_bytes([out]))
+        note([entry]) if trace is None else trace.launches.append(entry)
     return out
 
 

@@ -74,7 +74,7 @@ class Hidden(NamedTuple):
     moments: Tensor | None
     width: int
     gamma: Streams | None  # of that LayerNorm, where the activations do not have it in them yet
-    rider: Tensor | None
+    query: Tensor | None
     norms: int  # LayerNorms up to here that a product finishes
 
 
@@ -116,7 +116,7 @@ class Forward(NamedTuple):
     """The result of ``forward``: y per stream, to_q's product, and what backward wants."""
 
     y: Streams
-    rider: Tensor | None
+    query: Tensor | None
     saved: list[Saved]
 
 
@@ -130,7 +130,7 @@ def forward(
     save: bool,
     residual: Streams | None = None,
     seed: Tensor | None = None,
-    rider: tuple[Tensor, Tensor | None] | None = None,
+    query: tuple[Tensor, Tensor | None] | None = None,
     vectors: Sequence[Tensor] | None = None,
     strength: Tensor | None = None,
 ) -> Forward:
@@ -140,14 +140,14 @@ def forward(
     another factor on m.
     """
     residual = residual or x
-    state, saved = hidden_layers(x, layers[:-1], parameters[:-1], save=save, seed=seed, rider=rider, vectors=vectors)
+    state, saved = hidden_layers(x, layers[:-1], parameters[:-1], save=save, seed=seed, query=query, vectors=vectors)
     layer, p, last = layers[-1], parameters[-1], len(layers) - 1
     norm_in = _norm_in(state, parameters, last, vectors)
     dropout = dropout_of(layer, seed, last)
-    first_rider = rider if last == 0 else None
+    first_query = query if last == 0 else None
     if layer.norm:
         step = layer_forward(
-            state.h, p.w, p.b, "linear", out=False, pre=True, norm_in=norm_in, rider=first_rider, stats=save
+            state.h, p.w, p.b, "linear", out=False, pre=True, norm_in=norm_in, query=first_query, stats=save
         )
         assert step.pre is not None
         assert p.gamma is not None
@@ -161,14 +161,14 @@ def forward(
         step = layer_forward(
             state.h, p.w, p.b, layer.act, out_dtype=out_dtype, pre=save and layer.act != "linear", alpha=p.alpha,
             norm_in=norm_in, dropout=dropout, residual=residual, multiplier=multiplier, strength=strength,
-            rider=first_rider, stats=save,
+            query=first_query, stats=save,
         )  # fmt: skip
         assert step.out is not None
         y = step.out
     if save:
         _enter_stats(saved, step.stats, norm_in)
         saved.append(Saved(step.pre))
-    return Forward(y, step.rider if last == 0 else state.rider, saved)
+    return Forward(y, step.query if last == 0 else state.query, saved)
 
 
 def hidden_layers(
@@ -178,7 +178,7 @@ def hidden_layers(
     *,
     save: bool,
     seed: Tensor | None = None,
-    rider: tuple[Tensor, Tensor | None] | None = None,
+    query: tuple[Tensor, Tensor | None] | None = None,
     vectors: Sequence[Tensor] | None = None,
 ) -> tuple[Hidden, list[Saved]]:
     """All layers but the last one. Shape: x [M, d] → h [M, width] per stream, and what is saved."""
@@ -195,7 +195,7 @@ def hidden_layers(
             state.h, p.w, p.b, "linear" if apart else layer.act, out=not apart,
             pre=apart or (save and not serves), alpha=None if apart else p.alpha, norm_in=norm_in,
             moments=layer.norm and not apart, gamma=None if apart or later else p.gamma,
-            dropout=None if apart else dropout, rider=rider if i == 0 else None, stats=save,
+            dropout=None if apart else dropout, query=query if i == 0 else None, stats=save,
         )  # fmt: skip
         h, stacked = step.out, step.stacked
         if apart:
@@ -217,7 +217,7 @@ def hidden_layers(
             step.moments,
             step.width,
             p.gamma if later else None,
-            step.rider if i == 0 else state.rider,
+            step.query if i == 0 else state.query,
             norms,
         )
     return state, saved

@@ -31,7 +31,7 @@ class Gradients(NamedTuple):
     x: tuple[Tensor | None, ...]
     weights: Tensor | None
     vectors: Tensor | None
-    rider: Tensor | None
+    query: Tensor | None
 
 
 def backward(
@@ -47,13 +47,13 @@ def backward(
     needs_parameters: bool,
     x_dtype: torch.dtype,
     seed: Tensor | None = None,
-    rider: tuple[Tensor, Tensor] | None = None,
-    needs_rider: bool = False,
+    query: tuple[Tensor, Tensor] | None = None,
+    needs_query: bool = False,
     strength: Tensor | None = None,
 ) -> Gradients:
     """The gradients of ``mlps.forward``. Shape: dy [M, d] per stream, strength [streams].
 
-    ``rider`` is (dq [M, Q], w_q [Q, d]). With ``shared`` x is one tensor, and so is its gradient.
+    ``query`` is (dq [M, Q], w_q [Q, d]). With ``shared`` x is one tensor, and so is its gradient.
     """
     scaled = dy
     if strength is not None:  # a factor that is not known beforehand: in a compiled model, outside training mode
@@ -67,16 +67,16 @@ def backward(
     dx: tuple[Tensor | None, ...] = (None,) * len(dy)
     if needs_x:
         dx = input_gradient(
-            dy, descent.da, parameters[0].w, shared=shared, out_dtype=x_dtype, rider=rider
+            dy, descent.da, parameters[0].w, shared=shared, out_dtype=x_dtype, query=query
         )[: len(dy)]  # fmt: skip
     weights, vectors = descent.parameter_gradients()
-    d_rider = None
-    if needs_rider:
-        assert rider is not None
-        one = WeightGradients([_sizes(rider[1:])], x[0].shape[0], x[0].dtype, x[0].device)
-        one.add(0, rider[:1], x[:1])
-        d_rider = one.total()
-    return Gradients(dx, weights, vectors, d_rider)
+    d_query = None
+    if needs_query:
+        assert query is not None
+        one = WeightGradients([_sizes(query[1:])], x[0].shape[0], x[0].dtype, x[0].device)
+        one.add(0, query[:1], x[:1])
+        d_query = one.total()
+    return Gradients(dx, weights, vectors, d_query)
 
 
 class _Descent:

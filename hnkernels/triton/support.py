@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from hnkernels.network.activations import resolve
 from hnkernels.network.mlp import HypernetworkMLP
+from hnkernels.triton.target import interpreting, pretended
 
 LEAST_CAPABILITY = (8, 0)
 WIDEST_ROW = 32768
@@ -24,11 +24,6 @@ BACKENDS = ("auto", "triton", "portable")
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton can be imported."""
-
-
-def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def why_not(context: Tensor, mlps: Sequence[HypernetworkMLP]) -> str | None:
@@ -64,9 +59,11 @@ def _device_fault(device: torch.device) -> str | None:
     if not HAS_TRITON:
         return "Triton is not installed"
     if device.type == "cpu":
-        return (
-            None if interpreting() else "CPU tensors run in Triton's interpreter only; set TRITON_INTERPRET=1 for that"
-        )
+        if interpreting():
+            return None
+        if not torch.compiler.is_compiling() and pretended() is not None:  # nobody compiles for what is not there
+            return None
+        return "CPU tensors run in Triton's interpreter only; set TRITON_INTERPRET=1 for that"
     if interpreting():
         return "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
     if device.type == "cuda":

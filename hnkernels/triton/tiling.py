@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 
-from hnkernels.triton._compat import INTERPRETED
+from hnkernels.triton.target import Target
 
 KINDS = ("forward", "backward", "gradient")
 """``x wᵀ`` with rows of w contiguous; ``x w``; ``daᵀ h``, summed over tokens."""
@@ -51,45 +50,9 @@ class Tiles:
         }
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the kernels are to run on.
-
-    Attributes:
-        backend: Triton's ``"cuda"``, ``"hip"``, ``"xpu"``, or ``"interpreter"``.
-        arch: compute capability × 10 for CUDA, the name (``"gfx942"``) for HIP.
-        processors: streaming multiprocessors or compute units.
-    """
-
-    backend: str
-    arch: int | str = 0
-    processors: int = 108
-
-    @property
-    def name(self) -> str:
-        """``"sm_90"``, ``"gfx942"`` …"""
-        return f"sm_{self.arch}" if self.backend == "cuda" else str(self.arch or self.backend)
-
-
-TARGETS = {
-    t.name: t
-    for t in (
-        Target("cuda", 80, 108),
-        Target("cuda", 86, 82),
-        Target("cuda", 89, 128),
-        Target("cuda", 90, 132),
-        Target("cuda", 100, 148),
-        Target("cuda", 120, 170),
-        Target("hip", "gfx942", 304),
-        Target("hip", "gfx1100", 96),
-    )
-}
-"""The targets that the compile matrix covers, with the processors of their largest common card."""
-
 _SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
 
 _forced: ContextVar[Tiles | None] = ContextVar("forced", default=None)
-_planned: ContextVar[Target] = ContextVar("planned", default=TARGETS["sm_80"])
 
 
 @contextmanager
@@ -102,42 +65,8 @@ def forced(tiles: Tiles) -> Iterator[None]:
         _forced.reset(token)
 
 
-@contextmanager
-def planned_for(target: Target) -> Iterator[None]:
-    """Within it the meta device stands for this target, so that its launches can be planned without it."""
-    token = _planned.set(target)
-    try:
-        yield
-    finally:
-        _planned.reset(token)
-
-
-def target_of(device: torch.device) -> Target:
-    """What a device is. A meta device stands for an A100, or for what ``planned_for`` says."""
-    return _planned.get() if device.type == "meta" else _present(device)
-
-
-@lru_cache
-def _present(device: torch.device) -> Target:
-    if INTERPRETED or device.type == "cpu":
-        return Target("interpreter", processors=1)
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        if torch.version.hip:
-            return Target("hip", properties.gcnArchName.split(":")[0], properties.multi_processor_count)
-        major, minor = torch.cuda.get_device_capability(device)
-        return Target("cuda", major * 10 + minor, properties.multi_processor_count)
-    return Target(device.type, processors=64)
-
-
-def choose(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
-    """The tiles for a product [M, K] × [K, N], or for a weight gradient [N, K] summed over M tokens."""
-    tiles = _forced.get()
-    if tiles is None:
-        from hnkernels.triton import autotune
-
-        tiles = autotune.kept(kind, M, N, K, dtype, target) or heuristic(kind, M, N, K, dtype, target)
-    return tiles
+forced_tiles = _forced.get
+"""The tiles that every matrix kernel uses now, or ``None``."""
 
 
 def heuristic(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+import hnkernels.ops.fused
 import hnkernels.ops.portable
-import hnkernels.triton.backend
 from tests.models import TEXT_WIDTH, noise, prompt, tiny_unet
 
 pytest.importorskip("diffusers", reason="the adapter is tested on real diffusers UNets")
@@ -38,7 +38,7 @@ class Evaluations(list):
 @pytest.fixture
 def evaluations(monkeypatch):
     made = Evaluations()
-    transform, transform_pair = hnkernels.ops.portable.transform, hnkernels.triton.backend.transform_pair
+    transform, transform_pair = hnkernels.ops.portable.transform, hnkernels.ops.fused.transform_pair
 
     def counting(x: torch.Tensor, chain):
         if chain:
@@ -50,5 +50,5 @@ def evaluations(monkeypatch):
         return transform_pair(x, chain_k, chain_v, *options)
 
     monkeypatch.setattr(hnkernels.ops.portable, "transform", counting)
-    monkeypatch.setattr(hnkernels.triton.backend, "transform_pair", counting_pair)
+    monkeypatch.setattr(hnkernels.ops.fused, "transform_pair", counting_pair)
     return made

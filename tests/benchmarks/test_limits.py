@@ -12,7 +12,7 @@ from benchmarks.limits.gpus import GPUS, Gpu, gpu_named
 from benchmarks.limits.roofline import seconds
 from benchmarks.limits.tables import chosen, model, read, times
 from hnkernels.triton.launch import Launch
-from hnkernels.triton.tiling import TARGETS
+from hnkernels.triton.target import TARGETS
 
 RELU = Network("relu")
 ROUND = Gpu("round", "sm_80", 10, 100.0, 10.0, 1.0, None, {})

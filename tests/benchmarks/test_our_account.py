@@ -8,8 +8,8 @@ import torch
 import hnkernels as hn
 from benchmarks.accounting.eager import inference, training
 from benchmarks.accounting.ours import CountingKernels
-from hnkernels.triton.backend import project_pair
-from hnkernels.triton.tiling import TARGETS, planned_for
+from hnkernels.ops.fused import project_pair
+from hnkernels.triton.target import TARGETS, planned_for
 
 WIDTH, TOKENS = 64, 256
 SIZE = {"device": "meta", "dtype": torch.float16}

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from hnkernels.triton import autotune, tiling
+from hnkernels.triton.kernels import linear, weight_gradient  # noqa: F401  # say how their products are measured
+from hnkernels.triton.target import TARGETS, target_of
 from hnkernels.triton.tiling import Tiles
 
 SHAPE = ("forward", 20, 16, 16, torch.float32)
-HERE = tiling.target_of(torch.device("cpu"))
+HERE = target_of(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,7 @@ class Timer:
 
     def __call__(self, run):
         run()
-        tiles = tiling.choose(*SHAPE, HERE)  # the forced ones
+        tiles = autotune.choose(*SHAPE, HERE)  # the forced ones
         if tiles in self.faults:
             raise RuntimeError("out of resource: shared memory")
         self.timed.append(tiles)
@@ -72,29 +74,29 @@ def test_rows_count_by_powers_of_two():
 def test_nothing_is_measured_unless_asked_for(monkeypatch):
     monkeypatch.delenv("HNKERNELS_AUTOTUNE", raising=False)
     monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("measured"))
-    assert autotune.kept(*SHAPE, tiling.TARGETS["sm_90"]) is None
+    assert autotune.kept(*SHAPE, TARGETS["sm_90"]) is None
     monkeypatch.setenv("HNKERNELS_AUTOTUNE", "1")
     assert autotune.enabled()
-    assert autotune.kept(*SHAPE, tiling.TARGETS["sm_90"]) is None  # there is no such device here
+    assert autotune.kept(*SHAPE, TARGETS["sm_90"]) is None  # there is no such device here
 
 
 def test_on_a_device_the_kept_tiles_come_first_and_a_captured_graph_measures_nothing(monkeypatch):
     monkeypatch.setenv("HNKERNELS_AUTOTUNE", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    target = tiling.TARGETS["sm_90"]
+    target = TARGETS["sm_90"]
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(autotune, "target_of", lambda device: target)
     monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("measured"))
-    assert tiling.choose(*SHAPE, target) == tiling.heuristic(*SHAPE, target)
+    assert autotune.choose(*SHAPE, target) == tiling.heuristic(*SHAPE, target)
     autotune._load()[autotune._key(*SHAPE, target)] = Tiles(16, 16, 16)
-    assert tiling.choose(*SHAPE, target) == Tiles(16, 16, 16)
+    assert autotune.choose(*SHAPE, target) == Tiles(16, 16, 16)
 
 
 def test_what_is_planned_for_another_device_is_not_measured_on_this_one(monkeypatch):
     monkeypatch.setenv("HNKERNELS_AUTOTUNE", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(autotune, "target_of", lambda device: tiling.TARGETS["sm_90"])
+    monkeypatch.setattr(autotune, "target_of", lambda device: TARGETS["sm_90"])
     monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("measured"))
-    assert autotune.kept(*SHAPE, tiling.TARGETS["gfx942"]) is None
+    assert autotune.kept(*SHAPE, TARGETS["gfx942"]) is None

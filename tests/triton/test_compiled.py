@@ -19,7 +19,7 @@ from benchmarks.compiled.compilation import Configuration
 from benchmarks.compiled.limits import occupancy
 from benchmarks.compiled.machine_code import MachineCode
 from benchmarks.compiled.sample import EVERY_KERNEL
-from hnkernels.triton.tiling import TARGETS, planned_for, target_of
+from hnkernels.triton.target import TARGETS, planned_for, target_of
 
 KERNELS = {
     "mlp_layer_forward_kernel",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hnkernels import hyper_kv
-from hnkernels.triton import derived
+from hnkernels.ops import derived
 from hnkernels.triton.launch import recording
 from tests.models import FORWARD_TOLERANCE, make_mlp, relative_error
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hnkernels import HypernetworkMLP, hyper_context, hyper_kv
+from hnkernels.ops import fused
 from hnkernels.ops.hyper import hyper_context_pair
-from hnkernels.triton import backend
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.tiling import Tiles, forced
 from tests.accuracy import Call
@@ -188,14 +188,14 @@ def test_every_call_draws_anew_and_the_networks_of_a_chain_differ():
     x = torch.randn(9, 20)
     assert not torch.equal(hyper_context(x, mlp), hyper_context(x, mlp))
     seeds = []
-    original = backend.run_mlps
+    original = fused.run_mlps
 
     def spy(*args, seed=None, **kwargs):
         seeds.append(int(seed.item()))
         return original(*args, seed=seed, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "run_mlps", spy)
+        patch.setattr(fused, "run_mlps", spy)
         hyper_context(x, [mlp, mlp])
     assert len(set(seeds)) == 2
 

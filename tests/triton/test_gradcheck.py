@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hnkernels.triton.functions import Structure, run_grouped_linear, run_linear, run_mlps
+from hnkernels.triton.ops.grouped import run_grouped_linear
+from hnkernels.triton.ops.linear import run_linear
+from hnkernels.triton.ops.mlp import Structure, run_mlps
 
 ROWS, WIDTH, HIDDEN = 3, 2, 3
 
@@ -68,18 +70,18 @@ def check(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, unused: 
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True, check_undefined_grad=unused)
 
 
-def check_mlps(name: str, inputs: int, streams: int, rider: bool = False, recompute: bool = False) -> None:
+def check_mlps(name: str, inputs: int, streams: int, query: bool = False, recompute: bool = False) -> None:
     """With ``inputs`` contexts for the streams."""
     structure = NETS[name].structure
     seed = torch.tensor([1234567]) if any(structure.dropouts) else None
     parameters = [p for _ in range(streams) for p in NETS[name].parameters()]
-    query = [draw(2, WIDTH), draw(2)] if rider else []
+    query = [draw(2, WIDTH), draw(2)] if query else []
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
         x, q, flat = tensors[:inputs], tensors[inputs : inputs + len(query)], tensors[inputs + len(query) :]
         return run_mlps(
             x, flat, structure, (1.0, -0.7)[:streams], out_dtype=torch.float64, seed=seed,
-            rider=(q[0], q[1]) if rider else None, recompute=recompute,
+            query=(q[0], q[1]) if query else None, recompute=recompute,
         )  # fmt: skip
 
     check(
@@ -105,7 +107,7 @@ def test_a_single_stream(name):
 @pytest.mark.parametrize("name", ["output serves", "norms", "one layer"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_query_along_with_k_and_v(name, recompute):
-    check_mlps(name, inputs=1, streams=2, rider=True, recompute=recompute)
+    check_mlps(name, inputs=1, streams=2, query=True, recompute=recompute)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hnkernels import explain, hyper_kv, hyper_qkv
-from hnkernels.triton import tiling
+from hnkernels.triton import target
 from hnkernels.triton.launch import recording
 from tests.models import make_mlp
 
@@ -26,7 +26,7 @@ OPTIONS = [
 
 @pytest.fixture(autouse=True)
 def _the_target_is_the_interpreter(monkeypatch):
-    monkeypatch.setitem(tiling.TARGETS, "interpreter", tiling.target_of(torch.device("cpu")))
+    monkeypatch.setitem(target.TARGETS, "interpreter", target.target_of(torch.device("cpu")))
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import reference
 from hnkernels.triton.launch import recording
-from hnkernels.triton.lowrank_backend import lowrank_add, lowrank_linears
+from hnkernels.triton.ops.lowrank import lowrank_add, lowrank_linears
 from hnkernels.triton.tiling import Tiles, forced
 from tests.accuracy import check, check_half
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hnkernels import hyper_kv, hyper_qkv
-from hnkernels.triton import functions  # registers torch.ops.hnkernels
 from hnkernels.triton.kernels import arguments
 from hnkernels.triton.launch import recording
+from hnkernels.triton.ops.mlp import Structure  # and registers torch.ops.hnkernels
 from tests.models import GRADIENT_TOLERANCE, make_mlp, relative_error
 
 ROWS, WIDTH, OUT = 5, 8, 6
@@ -50,16 +50,16 @@ def test_the_mlp_operators(layout, layer_norm, streams_x, dropout, strength):
     weights = parameters(layer_norm=layer_norm, layout=LAYOUTS[layout])
     seed = torch.tensor([7]) if dropout else None
     strength = None if strength is None else torch.tensor(strength)
-    rider = (LAYOUTS[layout](torch.randn(OUT, WIDTH)), torch.randn(OUT)) if streams_x == 1 else (None, None)
+    query = (LAYOUTS[layout](torch.randn(OUT, WIDTH)), torch.randn(OUT)) if streams_x == 1 else (None, None)
     spec = structure(layer_norm=layer_norm, dropout=dropout)
-    forward = (x, [], weights, [], seed, *rider, *spec, [0.5, 0.7], strength, torch.float32, True)
+    forward = (x, [], weights, [], seed, *query, *spec, [0.5, 0.7], strength, torch.float32, True)
     torch.library.opcheck(torch.ops.hnkernels.mlp_forward, forward)
     results = torch.ops.hnkernels.mlp_forward(*forward)
-    outs = 2 + (rider[0] is not None)
-    dq = X[layout](ROWS, OUT) if rider[0] is not None else None
+    outs = 2 + (query[0] is not None)
+    dq = X[layout](ROWS, OUT) if query[0] is not None else None
     for saved in (results[outs:], []):  # an empty list asks for recomputation
         backward = (
-            [X[layout](ROWS, WIDTH), torch.randn(ROWS, WIDTH)], dq, x, weights, saved, seed, rider[0], *spec,
+            [X[layout](ROWS, WIDTH), torch.randn(ROWS, WIDTH)], dq, x, weights, saved, seed, query[0], *spec,
             [0.5, 0.7], strength, torch.float32, True, True, dq is not None,
         )  # fmt: skip
         torch.library.opcheck(torch.ops.hnkernels.mlp_backward, backward)
@@ -175,7 +175,7 @@ def test_tf32_is_used_where_the_user_allows_it():
 
 
 def test_the_structure_and_the_layers_say_the_same():
-    spec = functions.Structure("silu", (True, False), (True, True), (0.5, 0.0))
+    spec = Structure("silu", (True, False), (True, True), (0.5, 0.0))
     first, last = spec.layers()
     assert (first.act, first.norm, first.dropout) == ("silu", True, 0.5)
     assert (last.act, last.norm, last.dropout) == ("linear", True, 0.0)

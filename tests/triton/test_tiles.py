@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hnkernels import hyper_context, hyper_kv
-from hnkernels.triton.functions import run_grouped_linear, run_linear
+from hnkernels.triton.ops.grouped import run_grouped_linear
+from hnkernels.triton.ops.linear import run_linear
 from hnkernels.triton.tiling import Tiles, forced
 from tests.accuracy import Call, check_fp32
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, make_mlp, reference_of, relative_error

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import INTERPRETED
+from hnkernels.triton.target import tf32_allowed
 
 Streams = tuple[Tensor, ...]
 """The same thing for the K and the V stream; or one alone, where a single MLP runs."""
@@ -36,14 +37,8 @@ def acc_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def product(dtype: torch.dtype) -> dict[str, Any]:
     """ACC and PRECISION. fp32 is fp32, as in PyTorch, unless the user allows TF32 there too."""
-    precision = "tf32" if dtype == torch.float32 and _tf32_allowed() else "ieee"
+    precision = "tf32" if dtype == torch.float32 and tf32_allowed() else "ieee"
     return {"ACC": tl_dtype(acc_dtype(dtype)), "PRECISION": precision}
-
-
-def _tf32_allowed() -> bool:
-    matmul = torch.backends.cuda.matmul
-    # Reading the older setting raises once the newer one has been set.
-    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
 def row_blocks(N: int) -> dict[str, Any]:

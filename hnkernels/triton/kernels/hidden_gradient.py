@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate, derivative
 from hnkernels.triton.kernels.arguments import (
     Dropout,
@@ -17,7 +18,7 @@ from hnkernels.triton.kernels.arguments import (
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
 from hnkernels.triton.launch import launch
-from hnkernels.triton.tiling import choose, target_of
+from hnkernels.triton.target import target_of
 
 
 @triton.jit(do_not_specialize=["site", "M"])

@@ -8,13 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import (
     Streams,
     product,
 )
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
-from hnkernels.triton.tiling import choose, target_of
+from hnkernels.triton.target import target_of
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -73,16 +74,16 @@ def input_gradient(
     *,
     shared: bool,
     out_dtype: torch.dtype,
-    rider: tuple[Tensor, Tensor] | None = None,
+    query: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``dy + da w`` per stream, or their sum if the streams share x; ``rider`` is (dq [M, Q], w_q [Q, D]).
+    """``dy + da w`` per stream, or their sum if the streams share x; ``query`` is (dq [M, Q], w_q [Q, D]).
 
     Shape: dy [M, D], da [M, K], w [K, D] → [M, D], and a second one unless shared.
     """
     (M, D), K = dy[0].shape, da[0].shape[1]
     dtype, device = da[0].dtype, dy[0].device
     tiles = choose("backward", M, D, K, dtype, target_of(device))
-    Q = 0 if rider is None else rider[0].shape[1]
+    Q = 0 if query is None else query[0].shape[1]
     dx_k = torch.empty(M, D, device=device, dtype=out_dtype)
     dx_v = torch.empty_like(dx_k) if len(dy) == 2 and not shared else None
     launch(
@@ -90,10 +91,10 @@ def input_gradient(
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(D, tiles.block_n), 1 if shared else len(dy)),
         tiles=tiles,
         flops=2 * M * D * (len(dy) * K + Q),
-        reads=[*dy, *da, *w, *(rider or ())],
+        reads=[*dy, *da, *w, *(query or ())],
         writes=[dx_k, dx_v],
         dy_k_ptr=dy[0], dy_v_ptr=dy[-1], da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1],
-        dq_ptr=rider[0] if rider else None, w_q_ptr=rider[1] if rider else None,
+        dq_ptr=query[0] if query else None, w_q_ptr=query[1] if query else None,
         dx_k_ptr=dx_k, dx_v_ptr=dx_k if dx_v is None else dx_v,
         M=M, D=D, K=K, Q=Q, SHARED=shared, **product(dtype),
         EVEN=K % tiles.block_k == Q % tiles.block_k == D % tiles.block_n == 0,

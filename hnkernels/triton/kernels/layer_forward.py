@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate
 from hnkernels.triton.kernels.arguments import (
     EPS,
@@ -32,7 +33,7 @@ from hnkernels.triton.kernels.arguments import (
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
 from hnkernels.triton.launch import launch
-from hnkernels.triton.tiling import choose, target_of
+from hnkernels.triton.target import target_of
 
 
 @triton.jit
@@ -86,9 +87,9 @@ def mlp_layer_forward_kernel(
     moments_in_ptr,  # [2, tiles_in, M, 2] fp32, with NORM_IN
     stats_ptr,  # [2, M, 2] fp32: takes the mean and 1/σ of the rows that come in, or None
     moments_out_ptr,  # [2, tiles of N, M, 2] fp32, with NORM_OUT
-    rider_w_ptr,  # [RIDER_N, K]: to_q's weight, or None
-    rider_b_ptr,  # [RIDER_N] or None
-    rider_out_ptr,  # [M, RIDER_N]
+    query_w_ptr,  # [QUERY_N, K]: to_q's weight, or None
+    query_b_ptr,  # [QUERY_N] or None
+    query_out_ptr,  # [M, QUERY_N]
     seed_ptr,  # [1] int64, with DROPOUT
     site,  # dropout's number of this layer; the stream is added
     dropout,
@@ -99,7 +100,7 @@ def mlp_layer_forward_kernel(
     M,
     N,
     K,
-    RIDER_N,
+    QUERY_N,
     tiles_in,
     width_in,
     stride_xk,
@@ -120,15 +121,17 @@ def mlp_layer_forward_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """``out = [residual + m·] dropout(act(x wᵀ + b)) [∘γ]``; with a rider, stream 2 is ``x rider_wᵀ + rider_b``."""
+    """``out = [residual + m·] dropout(act(x wᵀ + b)) [∘γ]``; with a query, stream 2 is ``x query_wᵀ + query_b``."""
     stream = tl.program_id(1)
     x_ptr, w_ptr, b_ptr, out_ptr, stride_xm = x_k_ptr, w_k_ptr, b_k_ptr, out_k_ptr, stride_xk
     width = N
     if stream == 1:
-        x_ptr, w_ptr, b_ptr, out_ptr, stride_xm = x_v_ptr, w_v_ptr, b_v_ptr, out_v_ptr, stride_xv
-    if rider_w_ptr is not None:
+        x_ptr, w_ptr, b_ptr, stride_xm = x_v_ptr, w_v_ptr, b_v_ptr, stride_xv
+        if out_k_ptr is not None:  # older compilers cannot choose between two that are None
+            out_ptr = out_v_ptr
+    if query_w_ptr is not None:
         if stream == 2:
-            w_ptr, width = rider_w_ptr, RIDER_N
+            w_ptr, width = query_w_ptr, QUERY_N
         # The grid is as large as the widest stream needs.
         if tl.program_id(0) >= tl.cdiv(M, BLOCK_M) * tl.cdiv(width, BLOCK_N):
             return
@@ -149,11 +152,11 @@ def mlp_layer_forward_kernel(
         a = multiply(acc, x_ptr, w_ptr, rows, cols, M, width, K, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
 
     out_at = rows[:, None] * width + cols[None, :]
-    if rider_w_ptr is not None:
+    if query_w_ptr is not None:
         if stream == 2:
-            if rider_b_ptr is not None:
-                a += tl.load(rider_b_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
-            tl.store(rider_out_ptr + out_at, convert(a, rider_out_ptr.dtype.element_ty), mask=mask)
+            if query_b_ptr is not None:
+                a += tl.load(query_b_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
+            tl.store(query_out_ptr + out_at, convert(a, query_out_ptr.dtype.element_ty), mask=mask)
             return
 
     pre_at = None
@@ -162,8 +165,15 @@ def mlp_layer_forward_kernel(
     wg_ptr, alpha_ptr, g_ptr = wg_k_ptr, alpha_k_ptr, g_k_ptr
     residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
     if stream == 1:
-        wg_ptr, alpha_ptr, g_ptr = wg_v_ptr, alpha_v_ptr, g_v_ptr
-        residual_ptr, stride_rm, m = residual_v_ptr, stride_rv, multiplier_v
+        stride_rm, m = stride_rv, multiplier_v
+        if NORM_IN:
+            wg_ptr = wg_v_ptr
+        if PRELU:
+            alpha_ptr = alpha_v_ptr
+        if g_k_ptr is not None:
+            g_ptr = g_v_ptr
+        if RESIDUAL:
+            residual_ptr = residual_v_ptr
     if strength_ptr is not None:
         m *= tl.load(strength_ptr + stream)
     mean, rstd = 0.0, 0.0
@@ -273,7 +283,7 @@ class NormIn:
 
 class LayerOutput(NamedTuple):
     """What a layer's launch leaves: its output (that of a hidden layer stacked too), the pre-activations and statistics
-    if wanted, the moments if a LayerNorm follows, and the rider's product."""
+    if wanted, the moments if a LayerNorm follows, and the query's product."""
 
     out: Streams | None
     stacked: Tensor | None
@@ -281,7 +291,7 @@ class LayerOutput(NamedTuple):
     stats: Tensor | None
     moments: Tensor | None
     width: int
-    rider: Tensor | None
+    query: Tensor | None
 
 
 def layer_forward(
@@ -301,13 +311,13 @@ def layer_forward(
     residual: Streams | None = None,
     multiplier: tuple[float, ...] = (1.0, 1.0),
     strength: Tensor | None = None,
-    rider: tuple[Tensor, Tensor | None] | None = None,
+    query: tuple[Tensor, Tensor | None] | None = None,
     stats: bool = False,
 ) -> LayerOutput:
     """``mlp_layer_forward_kernel``: x [M, K], w [N, K], b [N] per stream → out [M, N] per stream, and what is asked.
 
     ``moments`` asks for those of a LayerNorm behind, ``gamma`` is its γ, unless the next launch is to see to it;
-    ``norm_in`` is one in front, and ``stats`` asks for the mean and 1/σ of its rows, [streams, M, 2]; ``rider`` is
+    ``norm_in`` is one in front, and ``stats`` asks for the mean and 1/σ of its rows, [streams, M, 2]; ``query`` is
     (weight [R, K], bias [R]) of ``to_q``, whose product with x_k comes along; ``strength`` [streams] fp32 is a factor
     on the multipliers.
     """
@@ -315,7 +325,7 @@ def layer_forward(
     dtype, device = w[0].dtype, x[0].device
     acc = acc_dtype(dtype)
     tiles = choose("forward", M, N, K, dtype, target_of(device))
-    rider_n = 0 if rider is None else rider[0].shape[0]
+    query_n = 0 if query is None else query[0].shape[0]
     columns = triton.cdiv(N, tiles.block_n)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -328,17 +338,17 @@ def layer_forward(
     outs = None if stacked is None else tuple(stacked)
     if out and stacked is None:
         outs = tuple(empty(M, N, dtype=out_dtype or dtype) for _ in x)
-    rider_out = empty(M, rider_n) if rider is not None else None
+    query_out = empty(M, query_n) if query is not None else None
     b_k, b_v = (norm_in.wb[0], norm_in.wb[-1]) if norm_in is not None else (b[0], b[-1])
-    grid_n = max(columns, triton.cdiv(rider_n, tiles.block_n))
+    grid_n = max(columns, triton.cdiv(query_n, tiles.block_n))
     launch(
         mlp_layer_forward_kernel,
-        (triton.cdiv(M, tiles.block_m) * grid_n, streams + (rider is not None)),
+        (triton.cdiv(M, tiles.block_m) * grid_n, streams + (query is not None)),
         tiles=tiles,
-        flops=2 * M * K * (streams * N + rider_n),
-        reads=[*x, *w, b_k, b_v, *(alpha or ()), *(gamma or ()), *(residual or ()), strength, *(rider or ()),
+        flops=2 * M * K * (streams * N + query_n),
+        reads=[*x, *w, b_k, b_v, *(alpha or ()), *(gamma or ()), *(residual or ()), strength, *(query or ()),
                *((norm_in.moments, norm_in.wg, *(norm_in.gamma or ())) if norm_in else ())],
-        writes=[*((stacked,) if stacked is not None else outs or ()), pre_tensor, row_stats, parts, rider_out],
+        writes=[*((stacked,) if stacked is not None else outs or ()), pre_tensor, row_stats, parts, query_out],
         x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b_k, b_v_ptr=b_v,
         wg_k_ptr=norm_in.wg[0] if norm_in else None, wg_v_ptr=norm_in.wg[-1] if norm_in else None,
         g_in_k_ptr=norm_in.gamma[0] if norm_in and norm_in.gamma else None,
@@ -348,15 +358,15 @@ def layer_forward(
         residual_k_ptr=residual[0] if residual else None, residual_v_ptr=residual[-1] if residual else None,
         pre_ptr=pre_tensor, out_k_ptr=outs[0] if outs else None, out_v_ptr=outs[-1] if outs else None,
         moments_in_ptr=norm_in.moments if norm_in else None, stats_ptr=row_stats, moments_out_ptr=parts,
-        rider_w_ptr=rider[0] if rider else None, rider_b_ptr=rider[1] if rider else None, rider_out_ptr=rider_out,
+        query_w_ptr=query[0] if query else None, query_b_ptr=query[1] if query else None, query_out_ptr=query_out,
         seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
         dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1],
         strength_ptr=strength, eps=EPS,
-        M=M, N=N, K=K, RIDER_N=rider_n,
+        M=M, N=N, K=K, QUERY_N=query_n,
         tiles_in=norm_in.moments.shape[1] if norm_in else 0, width_in=norm_in.width if norm_in else 1,
         stride_xk=x[0].stride(0), stride_xv=x[-1].stride(0),
         stride_rk=residual[0].stride(0) if residual else 0, stride_rv=residual[-1].stride(0) if residual else 0,
         ACT=act, NORM_IN=norm_in is not None, NORM_OUT=moments, RESIDUAL=residual is not None,
         DROPOUT=dropout is not None, PRELU=alpha is not None, **product(dtype), EVEN=K % tiles.block_k == 0,
     )  # fmt: skip
-    return LayerOutput(outs, stacked, pre_tensor, row_stats, parts, tiles.block_n, rider_out)
+    return LayerOutput(outs, stacked, pre_tensor, row_stats, parts, tiles.block_n, query_out)

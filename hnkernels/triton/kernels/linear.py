@@ -8,13 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.autotune import choose, runs
 from hnkernels.triton.kernels.arguments import (
     Streams,
     product,
 )
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
-from hnkernels.triton.tiling import choose, target_of
+from hnkernels.triton.target import target_of
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -123,3 +124,13 @@ def linear(
         and not (transposed and any(n % tiles.block_n for n, _ in sizes)),
     )  # fmt: skip
     return outs
+
+
+@runs("forward")
+def _forward(x: Tensor, w: Tensor) -> None:
+    linear((x, x), (w, w))
+
+
+@runs("backward")
+def _backward(x: Tensor, w: Tensor) -> None:
+    linear((x, x), (w, w), transposed=True)

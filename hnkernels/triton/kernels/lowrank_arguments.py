@@ -12,7 +12,9 @@ import torch
 import triton
 from torch import Tensor
 
-from hnkernels.triton.tiling import Tiles, choose, of_ranks, target_of
+from hnkernels.triton.autotune import choose
+from hnkernels.triton.target import target_of
+from hnkernels.triton.tiling import Tiles, of_ranks
 
 POINTERS = 3
 """So many slices travel as arguments: q, k and v. More of them go through a table in the device's memory."""

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import INTERPRETED, convert, dot
+from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import (
     acc_dtype,
     product,
@@ -29,7 +30,8 @@ from hnkernels.triton.kernels.lowrank_slices import (
     width,
 )
 from hnkernels.triton.launch import launch
-from hnkernels.triton.tiling import choose, splits, target_of
+from hnkernels.triton.target import target_of
+from hnkernels.triton.tiling import splits
 
 
 @triton.jit(do_not_specialize=["T", "samples", "splits", "tiles_n", "r_0", "r_1", "r_2", "stride_scale"])

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
+from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import (
     product,
 )
@@ -32,7 +33,8 @@ from hnkernels.triton.kernels.lowrank_slices import (
 )
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
-from hnkernels.triton.tiling import beside_ranks, choose, target_of
+from hnkernels.triton.target import target_of
+from hnkernels.triton.tiling import beside_ranks
 
 
 @triton.jit

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate, derivative
 from hnkernels.triton.kernels.arguments import (
     Streams,
@@ -31,7 +32,7 @@ from hnkernels.triton.kernels.arguments import (
 )
 from hnkernels.triton.kernels.tiles import multiply, quarters, tile_of
 from hnkernels.triton.launch import launch
-from hnkernels.triton.tiling import choose, target_of
+from hnkernels.triton.target import target_of
 
 
 @triton.jit

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import INTERPRETED, convert, dot
+from hnkernels.triton.autotune import choose, runs
 from hnkernels.triton.kernels.activations import activate
 from hnkernels.triton.kernels.arguments import (
     Streams,
@@ -20,7 +21,8 @@ from hnkernels.triton.kernels.arguments import (
 from hnkernels.triton.kernels.norm_backward import normed_weight_gradient_kernel
 from hnkernels.triton.kernels.tiles import tile_of
 from hnkernels.triton.launch import launch
-from hnkernels.triton.tiling import Tiles, choose, normalising, splits, target_of
+from hnkernels.triton.target import target_of
+from hnkernels.triton.tiling import Tiles, normalising, splits
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -276,3 +278,10 @@ def sum_rows(parts: Tensor, out: Tensor) -> None:
         parts_ptr=parts, out_ptr=out, R=R, P=P, stride=parts.stride(0), ACC=tl_dtype(parts.dtype),
         BLOCK_R=min(16, triton.next_power_of_2(R)), BLOCK_P=block,
     )  # fmt: skip
+
+
+@runs("gradient")
+def _gradient(da: Tensor, h: Tensor) -> None:
+    gradients = WeightGradients([[(da.shape[1], h.shape[1])] * 2], da.shape[0], da.dtype, da.device)
+    gradients.add(0, (da, da), (h, h))
+    gradients.total()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hnkernels.network.mlp import HypernetworkMLP
-from hnkernels.triton.derived import derived
+from hnkernels.ops.derived import derived
 
 
 def compose(w: Tensor, b: Tensor | None, mlp: HypernetworkMLP, m: float) -> tuple[Tensor, Tensor]:

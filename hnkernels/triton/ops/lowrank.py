@@ -10,9 +10,109 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hnkernels.triton.functions import once
+from hnkernels.triton.kernels import lowrank_add as add_kernel
+from hnkernels.triton.kernels import lowrank_linear as linear_kernel
 from hnkernels.triton.kernels.arguments import acc_dtype
+from hnkernels.triton.kernels.lowrank_arguments import POINTERS, LowRank
+from hnkernels.triton.kernels.lowrank_factor_gradient import lowrank_factor_gradients, lowrank_sums
+from hnkernels.triton.kernels.lowrank_input_gradient import lowrank_input_gradient
+from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink
 from hnkernels.triton.kernels.weight_gradient import WeightGradients
+from hnkernels.triton.ops.linear import linear_weight_gradient
+from hnkernels.triton.ops.registry import aligned, contiguous, once, operator, with_rows
+
+
+def _lowrank(x, a, b, scale, index):
+    """The factors of every slice with the samples."""
+    tabled = len(a) > POINTERS
+    arrange = aligned if tabled else contiguous
+    x = with_rows([x])[0]
+    if tabled and x.data_ptr() % 16:
+        x = x.clone(memory_format=torch.contiguous_format)
+    sets, (samples, tokens, d) = a[0].shape[0], x.shape
+    if index is None and scale is None and 0 < sets < samples and x.stride(0) == tokens * x.stride(1):
+        x = x.view(sets, samples // sets * tokens, d)  # nothing tells the samples of a set apart
+    scale = None if scale is None else with_rows([scale])[0]
+    return LowRank(x, arrange(a), arrange(b), scale, None if index is None else index.contiguous())
+
+
+def _sampled(outs: list[Tensor], x: Tensor) -> list[Tensor]:
+    """[S, T, n] for every slice; a flat result stays as it is."""
+    return [t if t.ndim == 1 else t.view(*x.shape[:2], t.shape[2]) for t in outs]
+
+
+@operator(
+    "lowrank_linear",
+    "(Tensor x, Tensor[] w, Tensor?[] biases, Tensor[] a, Tensor[] b, Tensor? scale, Tensor? index) -> Tensor[]",
+    planned=lambda x, *rest: len(rest[-3]) <= POINTERS,
+)
+def _linear(x, w, biases, a, b, scale, index):
+    """``x wᵀ + bias + scale·(x aᵀ) bᵀ`` for every slice, [S, T, n] each; of many slices flat, one behind the other."""
+    slices = _lowrank(x, a, b, scale, index)
+    w = aligned(w) if slices.tabled else contiguous(w)
+    biases = [None if t is None else t.contiguous() for t in biases]
+    return _sampled(linear_kernel.lowrank_linear(slices, w, biases), x)
+
+
+@_linear.shapes
+def _(x, w, biases, a, b, scale, index):
+    return _lowrank_outputs(x, b)
+
+
+@operator(
+    "lowrank_add",
+    "(Tensor x, Tensor[] bases, Tensor[] a, Tensor[] b, Tensor? scale, Tensor? index) -> Tensor[]",
+    planned=lambda x, *rest: len(rest[-3]) <= POINTERS,
+)
+def _add(x, bases, a, b, scale, index):
+    """``base + scale·(x aᵀ) bᵀ`` for every slice, like ``lowrank_linear``'s."""
+    slices = _lowrank(x, a, b, scale, index)
+    bases = aligned(bases) if slices.tabled else contiguous(bases)
+    return _sampled(add_kernel.lowrank_add(slices, bases), x)
+
+
+@_add.shapes
+def _(x, bases, a, b, scale, index):
+    return _lowrank_outputs(x, b)
+
+
+def _lowrank_outputs(x: Tensor, b: Sequence[Tensor]) -> list[Tensor]:
+    widths = [t.shape[1] for t in b]
+    if len(b) > POINTERS:
+        return [x.new_empty(x.shape[0] * x.shape[1] * sum(widths))]
+    return [x.new_empty(*x.shape[:2], n) for n in widths]
+
+
+@operator(
+    "lowrank_backward",
+    "(Tensor[] dy, Tensor x, Tensor[] w, Tensor[] a, Tensor[] b, Tensor? scale, Tensor? index, bool needs_x,"
+    " bool needs_factors, bool needs_scale) -> Tensor[]",
+    planned=lambda dy, *_: len(dy) <= POINTERS,
+)
+def _backward(dy, x, w, a, b, scale, index, needs_x, needs_factors, needs_scale):
+    """The gradients that are needed: dx, without the linears' part if there is no w; da [G, r, d] and db [G, n, r] of
+    every slice, flat; dscale [slices, S]."""
+    slices = _lowrank(x, a, b, scale, index)
+    arrange = aligned if slices.tabled else contiguous
+    dy, w = arrange(dy), arrange(w)
+    below = needs_factors or needs_scale
+    table = slices.table(dy, w)
+    g, u = lowrank_shrink(slices, table, dy, with_u=below, scale_gradient=needs_scale)
+    outs = [lowrank_input_gradient(slices, table, dy, w, g).view(x.shape)] if needs_x else []
+    if u is not None:
+        parts = lowrank_factor_gradients(slices, table, dy, g, u, factors=needs_factors, scale=needs_scale)
+        outs += [t for t in lowrank_sums(slices, table, *parts) if t is not None]
+    return outs
+
+
+@_backward.shapes
+def _(dy, x, w, a, b, scale, index, needs_x, needs_factors, needs_scale):
+    outs = [x.new_empty(x.shape)] if needs_x else []
+    if needs_factors:
+        outs.append(x.new_empty(sum(t.numel() for t in (*a, *b))))
+    if needs_scale:
+        outs.append(scale.new_empty(scale.shape))
+    return outs
 
 
 def lowrank_linears(
@@ -77,7 +177,7 @@ class _LowRankLinears(torch.autograd.Function):
         w, biases, a, b = (tensors[i * count : (i + 1) * count] for i in range(4))
         ctx.save_for_backward(index, scale, x, *w, *a, *b)
         ctx.count = count
-        results = torch.ops.hnkernels.lowrank_linear(x, w, biases, a, b, scale, index)
+        results = _linear(x, w, biases, a, b, scale, index)
         return _slices(results, x, b)
 
     @staticmethod
@@ -106,7 +206,7 @@ class _LowRankAdd(torch.autograd.Function):
         bases, a, b = (tensors[i * count : (i + 1) * count] for i in range(3))
         ctx.save_for_backward(index, scale, x, *a, *b)
         ctx.count = count
-        results = torch.ops.hnkernels.lowrank_add(x, bases, a, b, scale, index)
+        results = _add(x, bases, a, b, scale, index)
         return _slices(results, x, b)
 
     @staticmethod
@@ -135,7 +235,7 @@ def _gradients(dy, x, w, a, b, scale, index, needs_scale, needs_x, needs_factors
     db: list[Tensor | None] = [None] * len(b)
     if needs_scale or needs_x or needs_factors:
         results = list(
-            torch.ops.hnkernels.lowrank_backward(
+            _backward(
                 dy, x, w, a, b, scale, index, needs_x, needs_factors, needs_scale
             )
         )  # fmt: skip
@@ -156,7 +256,7 @@ def _weight_gradients(dy, x, w, biases):
     for first in range(0, len(w), 2):
         pair = w[first : first + 2]
         upstream = [t.reshape(-1, t.shape[-1]) for t in dy[first : first + 2]]
-        flat = torch.ops.hnkernels.linear_weight_gradient(upstream, [rows], biases)
+        flat = linear_weight_gradient(upstream, [rows], biases)
         starts = WeightGradients.layout([[t.shape for t in pair]], biases)[0][0]
         dw += [flat[at : at + t.numel()].view(t.shape) for at, t in zip(starts, pair, strict=False)]
         sums = starts[len(pair) :]

@@ -1,0 +1,248 @@
+"""What ``hyper_kv`` and ``hyper_qkv`` do on the host between a call and its launches, on a device that is not there."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from hnkernels.ops import derived, fused
+from hnkernels.triton import bound, direct
+from hnkernels.triton.launch import recording
+from hnkernels.triton.testing import pretend_device
+from tests.host.changes import CHANGES, OUT, WIDTH, Call
+from tests.host.counting import calls_of
+
+NETS = {"relu": {}, "relu + LayerNorm": {"layer_norm": True}, "affine": {"activation": None}}
+
+
+@pytest.fixture(autouse=True)
+def _device():
+    with pretend_device("sm_90"):
+        yield
+
+
+@pytest.mark.parametrize("options", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("query", [False, True], ids=["hyper_kv", "hyper_qkv"])
+def test_inference_takes_few_calls_of_functions(query, options):
+    assert calls_of(Call(query, **options).run) <= 120
+
+
+def test_what_is_returned_cannot_be_mistaken_for_a_result():
+    call = Call(training=True)
+    for _ in range(2):
+        k, v = call.run()
+        assert k.isnan().all()
+        assert v.isnan().all()
+    torch.autograd.backward((k, v), (k, v))
+    assert all(p.grad.isnan().all() for mlp in call.mlps for p in mlp.parameters())
+
+
+@pytest.mark.parametrize("options", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_every_call_launches_the_same(training, options):
+    call = Call(training=training, **options)
+    call.run()  # folds and composes
+    launches = []
+    for _ in range(3):
+        with recording() as seen:
+            results = call.run()
+            if training:
+                torch.autograd.backward(results, results)
+        launches.append(seen)
+    assert launches[0] == launches[1] == launches[2] != []
+
+
+class Launches:
+    """What the launcher of every kernel has been called with: grid and arguments, pointers as addresses."""
+
+    def __init__(self, monkeypatch):
+        self.seen: list[tuple] = []
+        monkeypatch.setattr("hnkernels.triton.testing._Launcher.__call__", lambda _, *given: self.take(given))
+
+    def take(self, given: tuple) -> None:
+        x, y, z, stream, _function, _metadata, _launch_metadata, _enter, _leave, *arguments = given
+        plain = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+        self.seen.append((x, y, z, stream, *plain))
+
+    def taken(self) -> list[tuple]:
+        seen, self.seen = self.seen, []
+        return seen
+
+
+def without_addresses(launches: list[tuple], known: set[int]) -> list[list]:
+    """The launches, with ``...`` for the addresses of temporary tensors."""
+    return [
+        [... if isinstance(a, int) and a > 2**20 and a not in known else a for a in launch] for launch in launches
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [NETS["relu"], NETS["relu + LayerNorm"]], ids=["relu", "relu + LayerNorm"])
+@pytest.mark.parametrize("query", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_direct_launch_passes_what_triton_passes(monkeypatch, training, query, options):
+    launches, call = Launches(monkeypatch), Call(query, training, **options)
+    upstream = [torch.ones(1, 3, OUT, dtype=torch.float16) for _ in range(3 if query else 2)]
+
+    def run() -> list[tuple]:
+        launches.taken()
+        results = call.run()
+        if training:
+            torch.autograd.backward(results, upstream)
+        return launches.taken()
+
+    run(), run()  # decided, compiled
+    directly = run()
+    monkeypatch.setattr(direct, "hooked", lambda: True)  # what a profiler hooks into is Triton's own launch
+    by_triton = run()
+    tensors = [call.x, *call.w.values(), *(p for mlp in call.mlps for p in mlp.parameters()), *upstream]
+    known = {t.data_ptr() for t in tensors}
+    assert directly
+    assert without_addresses(directly, known) == without_addresses(by_triton, known)
+
+
+def test_pointers_that_are_not_aligned_have_kernels_of_their_own():
+    call = Call()
+    call.run(), call.run()
+    (plan,) = call.mlps[0].plans.values()
+    kept = plan._run.__self__._bound
+    assert len(kept) == 1
+    call.x = torch.randn(3 * WIDTH + 1, dtype=torch.float16)[1:].view(1, 3, WIDTH)
+    call.run()
+    assert len(kept) == 2
+
+
+def test_a_device_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="target 'sm_10' is unknown; accepted are sm_80"), pretend_device("sm_10"):
+        pass
+
+
+def test_a_hook_of_a_profiler_sees_every_launch():
+    from triton import knobs
+
+    call, seen = Call(), []
+    for _ in range(3):
+        call.run()
+    knobs.runtime.launch_enter_hook.add(seen.append)
+    try:
+        call.run()
+    finally:
+        knobs.runtime.launch_enter_hook.remove(seen.append)
+    assert [entry.get()["name"] for entry in seen] == ["mlp_layer_forward_kernel", "linear_streams_kernel"]
+
+
+def test_where_the_call_of_a_kernel_is_not_known_triton_launches(monkeypatch):
+    monkeypatch.setattr(direct, "VERSION", (99, 0))
+    assert "99" not in direct.route()  # the version is named as Triton names itself
+    assert "is not one of 3.2 to 3.9" in direct.route()
+    monkeypatch.setattr(direct, "_DIRECT", False)
+    monkeypatch.setattr(bound.Bound, "_run", lambda *_: pytest.fail("launched directly"))
+    call = Call(**{"activation": "tanh"})
+    for _ in range(3):
+        with recording() as launches:
+            call.run()
+    assert len(launches) == 2
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("options", NETS.values(), ids=NETS)
+def test_a_plan_is_not_run_after(monkeypatch, change, options):
+    call, decided = Call(**options), []
+    original = fused.project_pair
+    monkeypatch.setattr(fused, "project_pair", lambda *args: decided.append(1) or original(*args))
+    for _ in range(3):
+        call.run()
+    assert len(decided) == 1
+    change(call)
+    for _ in range(3):
+        call.run()
+    assert len(decided) == 2
+
+
+@pytest.mark.parametrize("mode", ["autocast", "gradients", "training"])
+def test_a_mode_that_is_switched_on_and_off_has_plans_of_its_own(monkeypatch, mode):
+    call, decided = Call(dtype=torch.float32), []
+    original = fused.project_pair
+    monkeypatch.setattr(fused, "project_pair", lambda *args: decided.append(1) or original(*args))
+    call.run()
+    plain = calls_of(call.run)
+    if mode == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            assert call.run()[0].dtype == torch.bfloat16
+    elif mode == "gradients":
+        call.training = True
+        assert call.run()[0].requires_grad
+        call.training = False
+    else:
+        [mlp.train() for mlp in call.mlps]
+        call.run()
+        [mlp.eval() for mlp in call.mlps]
+        call.run()
+    assert len(decided) > 1
+    k, _ = call.run()
+    assert k.dtype == torch.float32
+    assert not k.requires_grad
+    assert calls_of(call.run) == plain
+
+
+def test_gradients_reach_what_comes_to_require_them():
+    call = Call(training=True)
+    [p.requires_grad_(False) for mlp in call.mlps for p in mlp.parameters()]
+    assert not call.run()[0].requires_grad
+    call.mlps[0].linear[0].weight.requires_grad_(True)
+    assert call.run()[0].requires_grad
+    call.w["v"].requires_grad_(True)
+    k, v = call.run()
+    torch.autograd.backward((k, v), (k.detach(), v.detach()))
+    assert call.w["v"].grad is not None
+    assert call.mlps[0].linear[0].weight.grad is not None
+
+
+def test_copies_and_pickles_have_no_plans():
+    call = Call()
+    call.run()
+    assert call.mlps[0].plans
+    assert copy.deepcopy(call.mlps[0]).plans is None
+    assert pickle.loads(pickle.dumps(call.mlps[0])).plans is None
+
+
+def test_plans_go_with_the_projections_and_are_bounded():
+    call = Call()
+    call.run()
+    call.w = {s: torch.randn(OUT, WIDTH, dtype=torch.float16) for s in "qkv"}
+    assert not call.mlps[0].plans
+    for tokens in range(1, 200):
+        call.x = torch.randn(1, tokens, WIDTH, dtype=torch.float16)
+        call.run()
+    assert len(call.mlps[0].plans) <= 128
+
+
+def test_a_captured_graph_holds_launches_alone_and_what_they_read_stays(monkeypatch):
+    call = Call()
+    call.run()
+    monkeypatch.setattr(derived, "capturing", lambda t: True)
+    with recording() as launches, torch.profiler.profile() as profile:
+        call.run()
+    assert len(launches) == 2
+    operations = {event.key for event in profile.key_averages() if event.key.startswith("aten::")}
+    assert operations <= {"aten::empty_strided", "aten::clone", "aten::empty_like", "aten::copy_", "aten::as_strided"}
+    derived.forget()
+    (kept,) = derived._in_graphs[call.w["k"]]
+    assert kept
+
+
+def test_under_autocast_every_parameter_is_cast_once_in_a_call_of_a_model():
+    from hnkernels.ops.casting import keeping_casts
+
+    call = Call(training=True, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        call.run()
+        for layers in (1, 6):
+            with torch.profiler.profile() as profile, keeping_casts():
+                for _ in range(layers):
+                    call.run()
+            casts = {event.key: event.count for event in profile.key_averages()}["aten::_to_copy"]
+            parameters = sum(1 for mlp in call.mlps for _ in mlp.parameters())
+            assert casts <= parameters + layers  # and the context, in every layer
