@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import hnkernels as hn
 import reference
-from hnkernels.adapter.sites import find_attention
+from hnkernels.adapter.layers import find_attention
 
 
 def reference_pair(net: hn.Hypernetwork, size: int) -> tuple[reference.MLP, reference.MLP]:

@@ -83,7 +83,7 @@ def find_attention(model: nn.Module) -> list[AttentionSpec]:
     an attribute ``hypernetwork_projections``, and in ``is_cross_attention`` whether it receives another context.
 
     Raises:
-        AdapterError: such an attribute names something that is no linear of the module.
+        AdapterError: such an attribute names something that is not a linear of the module.
     """
     found = []
     for name, module in model.named_modules():

@@ -1,7 +1,7 @@
 """The plan: what one attention layer does, decided once and kept for as long as what it assumed holds.
 
 A plan assumes the adapters with their strengths, conditions and flags; the mode and multiplier of every MLP; which
-modules stand behind the taps, and which parameters take a gradient; and the grad mode. ``Host`` drops all plans when
+modules stand after the taps, and which parameters take a gradient; and the grad mode. ``Host`` drops all plans when
 an adapter changes, and ``Watch`` sees the rest. What depends on autocast is keyed by its dtype where it is kept.
 """
 
