@@ -9,12 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from benchmarks.host.lines import Line, counted, table, timed
 from benchmarks.host.sides import TARGET, host_alone
 from benchmarks.place import Place, today, versions
-from benchmarks.report.documents import RESULTS
 
+RESULTS = Path(__file__).parents[1] / "results"
 _PLACE = Place("cpu", "fp32")
 
 
@@ -51,9 +52,9 @@ def page(lines: Sequence[Line]) -> str:
         f"({TARGET}): host time only; no kernel has run. Ratios and differences of medians of processor time, sides "
         "interleaved in one process, the garbage collector off. Calls of functions, in Python and in C, are counted.",
         "",
-        "The web UIs' way computes in earnest. With one token 320 wide that is most of its time, which flatters kernels "
-        "that do nothing; 16 wide it is next to nothing, and dispatch is compared with dispatch. The UNet has the "
-        "structure of Stable Diffusion 1.5's (16 transformer blocks) with 4 and 8 channels. What a network adds is "
+        "The web UIs' way computes in earnest. With one token 320 wide that is most of its time, which flatters "
+        "kernels that do nothing; 16 wide it is next to nothing, and dispatch is compared with dispatch. The UNet has "
+        "the structure of Stable Diffusion 1.5's (16 transformer blocks) with 4 and 8 channels. What a network adds is "
         "compared with what hooks add that run the same network on the same layers.",
         "",
         *table(lines),

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import gc
+import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.timing import Comparison, interleave
+from benchmarks.timing import Comparison
 from hnkernels.triton.testing import pretend_device
 
 TARGET = "sm_90"
 
-_ROUNDS = 20, 2000
-"""At least and at most."""
+_LEAST_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,30 @@ class Side:
 
 
 def compare(sides: Mapping[str, Side], seconds: float) -> Comparison:
-    """Times all sides in every round, which begins with another one each time."""
+    """Times every side once a round, for so long.
+
+    The order changes from round to round, and every second one goes back through the one before: no side always comes
+    after the same other one, whose traces in the caches it would meet, and of two either is first as often.
+    """
     for side in sides.values():
         side.warm()
-    least, most = _ROUNDS
-    return interleave(
-        {name: [side.seconds] for name, side in sides.items()}, seconds, least, most, clock=lambda runs: runs[0]()
-    )  # type: ignore[arg-type, return-value]
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    order, orders = list(sides), random.Random(0)
+    started, rounds = time.perf_counter(), 0
+    while rounds < _LEAST_ROUNDS or rounds % 2 or time.perf_counter() - started < seconds:
+        if rounds % 2:
+            order.reverse()
+        else:
+            orders.shuffle(order)
+        for name in order:
+            found[name].append(sides[name].seconds())
+        rounds += 1
+    return Comparison(found)
+
+
+def pooled(comparisons: Sequence[Comparison]) -> Comparison:
+    """All rounds of several comparisons of the same sides, each built anew: where memory came to lie is luck."""
+    return Comparison({name: [s for c in comparisons for s in c.seconds[name]] for name in comparisons[0].seconds})
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
@@ -66,7 +67,7 @@ def sides(hooks: bool = True) -> dict[str, Side]:
         "return_dict": False,
     }
     made = {}
-    for name, prepare in prepared.items():
+    for name, prepare in random.sample(list(prepared.items()), len(prepared)):  # none always has the best of the memory
         own = copy.deepcopy(unet)
         prepare(own)
         made[name] = Side(partial(_step, own, call, cycle([torch.tensor(t) for t in _TIMESTEPS])))

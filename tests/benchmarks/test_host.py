@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.host.lines import Line, table
 from benchmarks.host.sides import Side
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_calls_are_counted_exactly():
@@ -45,7 +52,9 @@ def test_the_interpreter_is_refused(monkeypatch, capsys):
     )
 
 
-def test_without_triton_it_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("hnkernels.triton.testing.HAS_TRITON", False)
-    assert main(["host"]) == 2
-    assert capsys.readouterr().err == ("pretend_device needs Triton, which is not installed: pip install triton\n")
+def test_without_triton_it_is_refused():
+    script = "import sys; sys.modules['triton'] = None; from benchmarks.__main__ import main; sys.exit(main(['host']))"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert ended.stderr == "pretend_device needs Triton, which is not installed: pip install triton\n"
+    assert ended.returncode == 2
