@@ -5,7 +5,7 @@
 ``accounting/`` counts what every provider launches, computes, moves and keeps, beside the least that it could;
 ``limits/`` turns that into the time that a GPU would take at best; ``compiled/`` reads the machine code. All of it
 becomes ``rows.py``'s rows in ``results/``, and ``report/`` makes pages, pictures and the README's tables of them.
-``compare/`` holds one version against another.
+``compare/`` holds one version against another, ``host/`` measures what calls cost the host.
 
 ``python -m benchmarks`` runs everything on this machine, ``pytest benchmarks`` the same for pytest-benchmark.
 """

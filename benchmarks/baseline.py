@@ -41,7 +41,7 @@ def patch(model: nn.Module, mlps: nn.ModuleDict) -> Callable[[], None]:
         if str(spec.width) in mlps:
             mlp_k, mlp_v = mlps[str(spec.width)].children()
             for name, mlp in (("to_k", mlp_k), ("to_v", mlp_v)):
-                handles.append(spec.module.get_submodule(name).register_forward_pre_hook(_rewriter(mlp)))
+                handles.append(spec.module.get_submodule(name).register_forward_pre_hook(rewriter(mlp)))
 
     def undo() -> None:
         for handle in handles:
@@ -50,5 +50,5 @@ def patch(model: nn.Module, mlps: nn.ModuleDict) -> Callable[[], None]:
     return undo
 
 
-def _rewriter(mlp: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
+def rewriter(mlp: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
     return lambda module, args: mlp(args[0])

@@ -1,0 +1,137 @@
+"""The targets that the host's time is held to, and the table of what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.host import launches, projections, unets
+from benchmarks.host.sides import compare, pooled
+
+WIDTHS = (320, 16)
+"""Of one token. At 320 the modules' time is mostly their arithmetic, which ours leaves out; at 16 it is dispatch."""
+
+_CASES = [*product((False, True), (False, True))]
+"""Whether there is a query, and whether there is a LayerNorm."""
+
+_SECONDS = {"projection": 1.5, "launch": 3.0, "unet": 27.0}
+"""To spend on a comparison."""
+
+_COPIES = 4
+"""Sets of UNets that are compared: a percent is less than what separates two copies of one."""
+
+_MODULES = "the web UIs' way: modules"
+_BARE = "the UNet without one"
+_HOOKS = "what hooks add, the web UIs' way"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure.
+
+    Attributes:
+        text: what was done.
+        against: what it is compared with.
+        figure: in ``unit``; a ratio of medians, a difference of medians, or a number of calls.
+        unit: ``"x"``, ``"µs more"``, ``"calls"``, ``"calls more per layer"``.
+        at_most: the target, where there is one.
+    """
+
+    text: str
+    against: str
+    figure: float
+    unit: str
+    at_most: float | None = None
+
+    def __str__(self) -> str:
+        digits = {"x": 3, "µs more": 2, "calls": 0}.get(self.unit, 1)
+        target, met = "none", "–"
+        if self.at_most is not None:
+            target, met = f"≤ {self.at_most:g}", "yes" if self.figure <= self.at_most else "no"
+        return f"| {self.text} | {self.against} | {self.figure:.{digits}f} {self.unit} | {target} | {met} |"
+
+
+def table(lines: Sequence[Line]) -> list[str]:
+    """As lines of Markdown."""
+    return ["| host | against | figure | target | met |", "| --- | --- | --- | --- | --- |", *map(str, lines)]
+
+
+def counted() -> list[Line]:
+    """The calls of functions: exact, and the same on any machine with these versions. Within ``host_alone``."""
+    lines = []
+    with torch.no_grad():
+        for query, layer_norm in _CASES:
+            side = projections.operation(WIDTHS[0], layer_norm, query)
+            side.warm()
+            lines.append(Line(f"{_name(query, layer_norm)}, inference", "–", side.calls(), "calls", 120))
+        sides = unets.sides(hooks=False)
+        for side in sides.values():
+            side.warm()
+        calls = {name: side.calls() for name, side in sides.items()}
+
+    def more(text: str, name: str, layers: int, at_most: float | None = None) -> Line:
+        return Line(text, _BARE, (calls[name] - calls["bare"]) / layers, "calls more per layer", at_most)
+
+    both = sum(unets.LAYERS.values())
+    return [
+        *lines,
+        more("UNet call, self-attention alone", "self-attention", unets.LAYERS["attn1"], 200),
+        more("UNet call, text alone, K and V kept", "kept", unets.LAYERS["attn2"], 15),
+        more("UNet call, affine network, fused", "fused", both, 15),
+        more("UNet call, all layers", "all", both),
+        more("UNet call, generated weights", "generated", both),
+    ]
+
+
+def timed() -> list[Line]:
+    """The ratios and differences of processor time. Within ``host_alone``."""
+    return list(tqdm(_timed(), unit="line", desc="host"))
+
+
+def _timed() -> Iterator[Line]:
+    for training, width, (query, layer_norm) in product((False, True), WIDTHS, _CASES):
+        build = projections.training if training else projections.inference
+        with torch.set_grad_enabled(training):
+            found = compare(build(width, layer_norm, query), _SECONDS["projection"])
+        mode = "forward + backward" if training else "inference"
+        ratio = found.median("ours") / found.median("modules")
+        yield Line(f"{_name(query, layer_norm)}, {width} wide, {mode}", _MODULES, ratio, "x", 0.7 if training else 0.4)
+
+    found = compare(launches.launch(), _SECONDS["launch"])
+    for text, name, at_most in (
+        ("a launch of a program", "bound", 2.0),
+        ("a program of one launch, as an operator runs it", "program", None),
+    ):
+        difference = found.median(name) - found.median("by hand")
+        yield Line(text, "the compiled kernel, called by hand", 1e6 * difference, "µs more", at_most)
+
+    with torch.no_grad():
+        found = pooled([compare(unets.sides(), _SECONDS["unet"]) for _ in range(_COPIES)])
+    bare = median(found.seconds["bare"] + found.seconds["bare again"])
+    for text, name, at_most in (
+        ("UNet call, text alone, K and V kept", "kept", 1.01),
+        ("UNet call, affine network, fused", "fused", 1.01),
+        ("UNet call, all layers", "all", 1.1),
+        ("UNet call, generated weights", "generated", 1.2),
+        ("UNet call, all layers, the web UIs' hooks", "all, hooks", None),
+    ):
+        yield Line(text, _BARE, found.median(name) / bare, "x", at_most)
+    noise = found.median("bare again") / found.median("bare")
+    yield Line("UNet call without one: the noise", "another copy of it", noise, "x")
+    for text, name, against, at_most in (
+        ("what self-attention adds", "self-attention", _HOOKS, 0.5),
+        ("what kept K and V add", "kept", _HOOKS, 0.05),
+        ("what a fused network adds", "fused", _HOOKS, 0.05),
+        ("what generated weights add", "generated", "what two einsums per linear add, by hooks", 0.5),
+    ):
+        extra = (found.median(name) - bare) / (found.median(f"{name}, hooks") - bare)
+        yield Line(text, against, extra, "x", at_most)
+
+
+def _name(query: bool, layer_norm: bool) -> str:
+    return f"`{'hyper_qkv' if query else 'hyper_kv'}`, relu{' + LayerNorm' if layer_norm else ''}"
