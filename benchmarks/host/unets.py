@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import hnkernels as hn
 from benchmarks.baseline import rewriter
 from benchmarks.host.sides import Side
-from hnkernels.adapter.sites import find_attention
+from hnkernels.adapter.layers import find_attention
 
 CONFIG: dict[str, Any] = {
     "sample_size": 8,

@@ -182,16 +182,20 @@ def _projected(
     if _takes_triton(backend, context, (*chain_k, *chain_v)):
         from hnkernels.ops.fused import project_pair, recorded_pair
 
-        tape = None if owner is None else plan.Tape(context, given)
+        if owner is None:
+            return project_pair(context, chain_k, chain_v, projections["k"], projections["v"], query, recompute)
+        mlps = [mlp for mlp, _ in (*chain_k, *chain_v)]
+        if torch.is_grad_enabled() and context.is_contiguous():
+            # Decided before the first call: a checkpoint that computes it once more must save the very same tensors.
+            run = recorded_pair(chain_k, chain_v, context, given, "q" in projections, recompute)
+            if run is not None:
+                recorded = plan.Recorded(run, mlps, given)
+                plan.store(owner, key, recorded, given)
+                return recorded.run(context, given)
+        tape = plan.Tape(context, given)
         results = project_pair(context, chain_k, chain_v, projections["k"], projections["v"], query, recompute, tape)
-        if owner is not None and tape is not None:
-            mlps = [mlp for mlp, _ in (*chain_k, *chain_v)]
-            if tape.results is not None:
-                plan.keep(owner, key, tape, mlps)
-            elif torch.is_grad_enabled():
-                run = recorded_pair(chain_k, chain_v, context, given, "q" in projections, recompute)
-                if run is not None:
-                    plan.store(owner, key, plan.Recorded(run, mlps, given), given)
+        if tape.results is not None:
+            plan.keep(owner, key, tape, mlps)
         return results
     y_k, y_v = portable.transform_pair(context, chain_k, chain_v)
     kv = portable.project(y_k, *projections["k"]), portable.project(y_v, *projections["v"])

@@ -127,6 +127,10 @@ class Recorded:
             *map(_requires_grad, tensors),
         ]  # fmt: skip
 
+    def run(self, context: Tensor, given: Sequence[Tensor | None]) -> Sequence[Tensor]:
+        """The call, with gradients."""
+        return self._run(context, [of[name] for of, name in self._sources], given)
+
     def attempt(self, context: Tensor, given: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
         """The call, with gradients; ``None`` if anything but values is not as it was when the plan was made."""
         for modules, known in self._modules:

@@ -171,8 +171,9 @@ def test_a_plan_is_not_run_after(monkeypatch, change, options):
 @pytest.mark.parametrize("mode", ["autocast", "gradients", "training"])
 def test_a_mode_that_is_switched_on_and_off_has_plans_of_its_own(monkeypatch, mode):
     call, decided = Call(dtype=torch.float32), []
-    original = fused.project_pair
-    monkeypatch.setattr(fused, "project_pair", lambda *args: decided.append(1) or original(*args))
+    for name in ("project_pair", "recorded_pair"):
+        original = getattr(fused, name)
+        monkeypatch.setattr(fused, name, lambda *args, run=original: decided.append(1) or run(*args))
     call.run()
     plain = warm_calls(call.run)
     if mode == "autocast":
