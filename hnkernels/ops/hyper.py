@@ -117,9 +117,7 @@ def hyper_kv(
             and what is accepted.
         RuntimeError: a gradient of the Triton backend is differentiated once more.
     """
-    k, v = _projected(
-        context, mlp_k, mlp_v, {"k": (w_k, b_k), "v": (w_v, b_v)}, (w_k, w_v, b_k, b_v), strength, backend, recompute
-    )  # fmt: skip
+    k, v = _projected(context, mlp_k, mlp_v, (w_k, w_v, b_k, b_v), strength, backend, recompute)
     return k, v
 
 
@@ -151,9 +149,7 @@ def hyper_qkv(
     Returns:
         Q [..., n_q], K [..., n_k] and V [..., n_v].
     """
-    projections = {"q": (w_q, b_q), "k": (w_k, b_k), "v": (w_v, b_v)}
-    given = (w_k, w_v, w_q, b_k, b_v, b_q)
-    k, v, q = _projected(x, mlp_k, mlp_v, projections, given, strength, backend, recompute)
+    k, v, q = _projected(x, mlp_k, mlp_v, (w_k, w_v, w_q, b_k, b_v, b_q), strength, backend, recompute)
     return q, k, v
 
 
@@ -164,18 +160,19 @@ def _projected(
     context: Tensor,
     mlp_k: MLPs,
     mlp_v: MLPs,
-    projections: dict[str, tuple[Tensor, Tensor | None]],
-    given: tuple[Tensor | None, ...],
+    given: tuple[Any, ...],
     strength: Strength | Mapping[str, Strength],
     backend: str,
     recompute: bool,
 ) -> Sequence[Tensor]:
-    """K, V and, where there is a projection for it, Q; ``given`` are the tensors of the projections, in one order."""
+    """K, V and, where there is a projection for it, Q; ``given`` are the weights in this order, and then the biases."""
     owner = key = None
     if type(context) is Tensor and not torch.compiler.is_compiling() and not _watchers():
         owner, key = plan.key_of(context, mlp_k, mlp_v, strength, backend, recompute, given)
         if owner is not None and (results := plan.attempt(owner, key, context, given)) is not None:
             return results
+    count = len(given) // 2
+    projections = {name: (given[i], given[count + i]) for i, name in enumerate("kvq"[:count])}
     chain_k, chain_v = _chains(mlp_k, mlp_v, strength)
     check_call(context, {"mlp_k": chain_k, "mlp_v": chain_v}, projections, backend)
     query = projections.get("q")

@@ -123,8 +123,7 @@ class Recorded:
     @staticmethod
     def _like_now(tensors: list[Tensor]) -> list[Any]:
         return [
-            *map(_shape, tensors), *map(_stride, tensors), *map(_dtype, tensors), *map(_device, tensors),
-            *map(_requires_grad, tensors),
+            *map(_shape, tensors), *map(_stride, tensors), *map(_dtype, tensors), *map(_device, tensors)
         ]  # fmt: skip
 
     def run(self, context: Tensor, given: Sequence[Tensor | None]) -> Sequence[Tensor]:
@@ -212,13 +211,16 @@ def key_of(
         owner, who = (mlp_k or mlp_v)[0], (*map(id, mlp_k), None, *map(id, mlp_v))
     else:
         return None, None
-    if isinstance(strength, dict):
-        strength = tuple([tuple(s) if type(s) is list else s for s in strength.values()])
-    elif isinstance(strength, list):
-        strength = tuple(strength)
+    if type(strength) is not float:
+        if isinstance(strength, dict):
+            strength = tuple([tuple(s) if type(s) is list else s for s in strength.values()])
+        elif isinstance(strength, list):
+            strength = tuple(strength)
     device = context.device
-    known = device.type != "meta"  # autocast does not know the meta device
-    autocast = torch.get_autocast_dtype(device.type) if known and torch.is_autocast_enabled(device.type) else None
+    kind = device.type
+    autocast = None
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # autocast does not know the meta device
+        autocast = torch.get_autocast_dtype(kind)
     key = (
         who, strength, *map(id, given), context.shape, context.dtype, device, autocast, backend, recompute,
         torch.is_grad_enabled(), forced_tiles(), setting(),

@@ -17,7 +17,6 @@ from hnkernels.triton.ops.linear import linear, linear_weight_gradient
 from hnkernels.triton.ops.mlp import Cuts, Structure, mlp_backward, mlp_forward
 from hnkernels.triton.ops.registry import once
 from hnkernels.triton.program import Planned, Program, signature
-from hnkernels.triton.target import setting
 
 
 def _forward(
@@ -116,7 +115,7 @@ class _KV(torch.autograd.Function):
         needed = ctx.needs_input_grad[7:]
         at = end + 2 + 2 * biases
         needs = needed[0], any(needed[1:end]), any(needed[at:])
-        key = (needs, setting(), *signature(dy))
+        key = (needs, *signature(dy))  # all else is as it was in the forward pass
         backward = program.known.get(key)
         if backward is None:
             backward = program.known[key] = _backward_programs.program(
