@@ -27,7 +27,7 @@ class Dropout(NamedTuple):
 
     p: float
     seed: Tensor
-    site: int
+    layer_id: int
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:

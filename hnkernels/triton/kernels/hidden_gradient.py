@@ -21,7 +21,7 @@ from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
 
 
-@triton.jit(do_not_specialize=["site", "M"])
+@triton.jit(do_not_specialize=["layer_id", "M"])
 def hidden_gradient_kernel(
     da_k_ptr,  # [M, K]: gradient of the pre-activations of the layer above
     da_v_ptr,
@@ -32,7 +32,7 @@ def hidden_gradient_kernel(
     out_ptr,  # [2, M, N]
     h_ptr,  # [2, M, N]: this layer's output once more, or None
     seed_ptr,
-    site,
+    layer_id,
     dropout,
     scale_k,
     scale_v,
@@ -74,8 +74,9 @@ def hidden_gradient_kernel(
         g = left if half == 0 else right
         cols = tile_n * BLOCK_N + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         _store_gradient(
-            g, a_ptr, wb_at, out_ptr, h_ptr, at, seed_ptr, dropout, site + stream, rows, cols, M, N, ACT, FUSED, DROPOUT
-        )
+            g, a_ptr, wb_at, out_ptr, h_ptr, at, seed_ptr, dropout, layer_id + stream, rows, cols, M, N, ACT, FUSED,
+            DROPOUT,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -88,7 +89,7 @@ def _store_gradient(
     start,  # elements to where the stream begins in a, out and h
     seed_ptr,
     dropout,
-    site,
+    layer_id,
     rows,  # [ROWS] int64
     cols,  # [COLS]
     M,
@@ -102,7 +103,7 @@ def _store_gradient(
     at = start + rows[:, None] * N + cols[None, :]
     if FUSED:
         if DROPOUT:
-            kept = dropout_scale(seed_ptr, dropout, rows, cols, site)
+            kept = dropout_scale(seed_ptr, dropout, rows, cols, layer_id)
             g *= kept
         if a_ptr is not None:
             a = tl.load(a_ptr + at, mask=mask, other=0.0).to(g.dtype)
@@ -143,7 +144,7 @@ def hidden_gradient(
         reads=[*da, *w, a, wb],
         writes=[out, h],
         da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], a_ptr=a, wb_ptr=wb, out_ptr=out, h_ptr=h,
-        seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
+        seed_ptr=dropout.seed if dropout else None, layer_id=dropout.layer_id if dropout else 0,
         dropout=dropout.p if dropout else 0.0, scale_k=scale[0], scale_v=scale[-1],
         M=M, N=N, K=K, stride_dk=da[0].stride(0), stride_dv=da[-1].stride(0),
         ACT=act, FUSED=fused, DROPOUT=dropout is not None, **product(dtype),

@@ -63,7 +63,7 @@ def combined_moments(
     return mean, tl.rsqrt(squares / N + eps)
 
 
-@triton.jit(do_not_specialize=["site", "M", "tiles_in", "width_in"])
+@triton.jit(do_not_specialize=["layer_id", "M", "tiles_in", "width_in"])
 def mlp_layer_forward_kernel(
     x_k_ptr,  # [M, K]
     x_v_ptr,  # [M, K]
@@ -91,7 +91,7 @@ def mlp_layer_forward_kernel(
     query_b_ptr,  # [QUERY_N] or None
     query_out_ptr,  # [M, QUERY_N]
     seed_ptr,  # [1] int64, with DROPOUT
-    site,  # dropout's number of this layer; the stream is added
+    layer_id,  # dropout's number of this layer; the stream is added
     dropout,
     multiplier_k,
     multiplier_v,
@@ -194,11 +194,11 @@ def mlp_layer_forward_kernel(
     cols = tile_n * BLOCK_N + tl.arange(0, half)
     left_mean, left_squares = _store_layer(
         left, rows, cols, mean, rstd, b_ptr, wg_ptr, alpha_ptr, g_ptr, residual_ptr, stride_rm, m, pre_at, out_ptr,
-        seed_ptr, dropout, site + stream, M, N, ACT, NORM_IN, NORM_OUT, RESIDUAL, DROPOUT, PRELU,
+        seed_ptr, dropout, layer_id + stream, M, N, ACT, NORM_IN, NORM_OUT, RESIDUAL, DROPOUT, PRELU,
     )  # fmt: skip
     right_mean, right_squares = _store_layer(
         right, rows, cols + half, mean, rstd, b_ptr, wg_ptr, alpha_ptr, g_ptr, residual_ptr, stride_rm, m, pre_at,
-        out_ptr, seed_ptr, dropout, site + stream, M, N, ACT, NORM_IN, NORM_OUT, RESIDUAL, DROPOUT, PRELU,
+        out_ptr, seed_ptr, dropout, layer_id + stream, M, N, ACT, NORM_IN, NORM_OUT, RESIDUAL, DROPOUT, PRELU,
     )  # fmt: skip
     if NORM_OUT:
         count = tl.minimum(N - tile_n * BLOCK_N, BLOCK_N)
@@ -229,7 +229,7 @@ def _store_layer(
     out_ptr,
     seed_ptr,
     dropout,
-    site,
+    layer_id,
     M,
     N,
     ACT: tl.constexpr,
@@ -266,7 +266,7 @@ def _store_layer(
         if g_ptr is not None:
             z *= tl.load(g_ptr + cols, mask=col_mask, other=0.0).to(a.dtype)[None, :]
         if DROPOUT:
-            z *= dropout_scale(seed_ptr, dropout, rows, cols, site)
+            z *= dropout_scale(seed_ptr, dropout, rows, cols, layer_id)
         if RESIDUAL:
             residual = tl.load(residual_ptr + rows[:, None] * stride_rm + cols[None, :], mask=mask, other=0.0)
             z = residual.to(a.dtype) + m * z
@@ -363,7 +363,7 @@ def layer_forward(
         pre_ptr=pre_tensor, out_k_ptr=outs[0] if outs else None, out_v_ptr=outs[-1] if outs else None,
         moments_in_ptr=norm_in.moments if norm_in else None, stats_ptr=row_stats, moments_out_ptr=parts,
         query_w_ptr=query[0] if query else None, query_b_ptr=query[1] if query else None, query_out_ptr=query_out,
-        seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
+        seed_ptr=dropout.seed if dropout else None, layer_id=dropout.layer_id if dropout else 0,
         dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1],
         strength_ptr=strength, eps=EPS,
         M=M, N=N, K=K, QUERY_N=query_n,

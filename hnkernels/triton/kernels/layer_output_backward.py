@@ -27,7 +27,7 @@ from hnkernels.triton.kernels.norm_forward import normalise
 from hnkernels.triton.launch import launch
 
 
-@triton.jit(do_not_specialize=["site", "M", "row_of_sums", "stream_of_sums"])
+@triton.jit(do_not_specialize=["layer_id", "M", "row_of_sums", "stream_of_sums"])
 def layer_output_backward_kernel(
     dh_k_ptr,  # [M, N]: gradient of the layer's output
     dh_v_ptr,
@@ -45,7 +45,7 @@ def layer_output_backward_kernel(
     wg_ptr,  # [2, N]: W γ likewise, where its backward pass wants dots of da, see norm_backward.py
     dots_ptr,  # [2, 1, M, 2], with wg
     seed_ptr,
-    site,
+    layer_id,
     dropout,
     multiplier_k,
     multiplier_v,
@@ -100,7 +100,7 @@ def layer_output_backward_kernel(
         at = stream * (tl.cast(M, tl.int64) * N) + rows[:, None] * N + cols[None, :]
         g = m * tl.load(dh_ptr + rows[:, None] * stride_dm + cols[None, :], mask=mask, other=0.0).to(ACC)
         if DROPOUT:
-            scale = dropout_scale(seed_ptr, dropout, rows, cols, site + stream)
+            scale = dropout_scale(seed_ptr, dropout, rows, cols, layer_id + stream)
             g *= scale
         if a_ptr is not None:
             kept = tl.load(a_ptr + at, mask=mask, other=0.0).to(ACC)
@@ -184,7 +184,7 @@ def layer_output_backward(
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None, da_ptr=da, h_ptr=h,
         sums_ptr=None if sums is None else sums[:, sums_at:],
         wb_ptr=wb, wg_ptr=wg, dots_ptr=dots,
-        seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
+        seed_ptr=dropout.seed if dropout else None, layer_id=dropout.layer_id if dropout else 0,
         dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1], eps=EPS,
         M=M, N=N, stride_dk=dh[0].stride(0), stride_dv=dh[-1].stride(0),
         row_of_sums=0 if sums is None else sums.stride(0), stream_of_sums=stream_of_sums,

@@ -31,7 +31,7 @@ from hnkernels.triton.kernels.tiles import multiply
 from hnkernels.triton.launch import launch
 
 
-@triton.jit(do_not_specialize=["T", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+@triton.jit(do_not_specialize=["T", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
 def lowrank_add_kernel(
     base_0_ptr,  # [S, T, N_p]
     base_1_ptr,
@@ -58,7 +58,7 @@ def lowrank_add_kernel(
     r_1,
     r_2,
     samples,
-    each,
+    samples_per_set,
     stride_xs,
     stride_xm,
     stride_scale,
@@ -76,13 +76,13 @@ def lowrank_add_kernel(
     """``out_p[s] = base_p[s] + scale_p[s]·(x[s] a_p[i]ᵀ) b_p[i]ᵀ``. A program goes through all columns of its rows."""
     dtype = x_ptr.dtype.element_ty
     tiles_m = tl.cdiv(T, BLOCK_M)
-    sample, number = tl.program_id(0) // tiles_m, tl.program_id(1)
+    sample, slice_index = tl.program_id(0) // tiles_m, tl.program_id(1)
     if table_ptr is None:
-        base_ptr, N = pick(number, base_0_ptr, base_1_ptr, base_2_ptr), pick(number, N_0, N_1, N_2)
-        a_ptr, b_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, b_0_ptr, b_1_ptr, b_2_ptr)
-        out_ptr, r = pick(number, out_0_ptr, out_1_ptr, out_2_ptr), pick(number, r_0, r_1, r_2)
+        base_ptr, N = pick(slice_index, base_0_ptr, base_1_ptr, base_2_ptr), pick(slice_index, N_0, N_1, N_2)
+        a_ptr, b_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr), pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
+        out_ptr, r = pick(slice_index, out_0_ptr, out_1_ptr, out_2_ptr), pick(slice_index, r_0, r_1, r_2)
     else:
-        row = table_ptr + number * COLUMNS_IN_TABLE
+        row = table_ptr + slice_index * COLUMNS_IN_TABLE
         base_ptr, N, r = pointer(row, AT_SLICE, x_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
         a_ptr, b_ptr = pointer(row, AT_A, x_ptr), pointer(row, AT_B, x_ptr)
         start = tl.load(row + AT_N_BEFORE) * samples * T
@@ -90,18 +90,18 @@ def lowrank_add_kernel(
             start = tl.multiple_of(start, 16)
         out_ptr = out_0_ptr + start
     r = tl.multiple_of(r, MULTIPLE)
-    item = set_of(sample, index_ptr, each)
-    scale = scale_of(number, sample, scale_ptr, stride_scale)
+    set_index = set_of(sample, index_ptr, samples_per_set)
+    scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
     plain = tl.where(scale == 0, N, 0)
     rows = (tl.program_id(0) % tiles_m).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     ranks = tl.arange(0, BLOCK_R)
     u = tl.zeros((BLOCK_M, BLOCK_R), ACC)
     u = multiply(
-        u, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + item * (r * K), rows, ranks, T, r,
+        u, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + set_index * (r * K), rows, ranks, T, r,
         tl.where(scale == 0, 0, K), stride_xm, K, False, BLOCK_K, EVEN, PRECISION,
     )  # fmt: skip
     u = convert(u * scale, dtype)
-    b_ptr += item * N * r
+    b_ptr += set_index * N * r
     at = (sample.to(tl.int64) * T + rows[:, None]) * N
     for n in range(0, plain, BLOCK_N):
         cols = n + tl.arange(0, BLOCK_N)

@@ -92,7 +92,7 @@ class LowRank:
 
     def sets_arguments(self) -> dict[str, Any]:
         """How a kernel finds the set of a sample."""
-        return {"index_ptr": self.index, "each": self.x.shape[0] // max(self.sets, 1)}
+        return {"index_ptr": self.index, "samples_per_set": self.x.shape[0] // max(self.sets, 1)}
 
     def alignment(self) -> dict[str, Any]:
         """What the compiler cannot see of widths and ranks that are chosen at run time."""

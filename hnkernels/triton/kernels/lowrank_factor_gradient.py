@@ -79,14 +79,14 @@ def lowrank_factor_gradient_kernel(
     """
     part = tl.program_id(0) // tiles_n
     sample, split = part // splits, part % splits
-    number, kind = tl.program_id(1) // 3, tl.program_id(1) % 3
-    scale = scale_of(number, sample, scale_ptr, stride_scale)
+    slice_index, kind = tl.program_id(1) // 3, tl.program_id(1) % 3
+    scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
     if table_ptr is None:
-        dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
-        r, ranks_before = pick(number, r_0, r_1, r_2), before(number, r_0, r_1).to(tl.int64)
-        elements_before = before(number, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
+        dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
+        r, ranks_before = pick(slice_index, r_0, r_1, r_2), before(slice_index, r_0, r_1).to(tl.int64)
+        elements_before = before(slice_index, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
     else:
-        row = table_ptr + number * COLUMNS_IN_TABLE
+        row = table_ptr + slice_index * COLUMNS_IN_TABLE
         N, r = width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
         ranks_before, elements_before = tl.load(row + AT_RANKS_BEFORE), tl.load(row + AT_ELEMENTS_BEFORE)
     r = tl.multiple_of(r, MULTIPLE)
@@ -108,7 +108,7 @@ def lowrank_factor_gradient_kernel(
                     g = tl.load(g_ptr + thin_at + step * r, mask=mask, other=0.0).to(ACC)
                     u = tl.load(u_ptr + thin_at + step * r, mask=mask, other=0.0).to(ACC)
                     total += tl.sum(g * u, axis=1)
-                place = sums_ptr + (number * samples + sample).to(tl.int64) * splits + split
+                place = sums_ptr + (slice_index * samples + sample).to(tl.int64) * splits + split
                 tl.store(place, tl.sum(total, axis=0))
     elif parts_ptr is not None:
         of_b = kind == 1
@@ -213,7 +213,7 @@ def add_rows(
         "sets",
         "samples",
         "splits",
-        "each",
+        "samples_per_set",
         "r_0",
         "r_1",
         "r_2",
@@ -240,7 +240,7 @@ def lowrank_sum_kernel(
     sets,
     samples,
     splits,
-    each,
+    samples_per_set,
     elements,
     stride_scale,
     ACC: tl.constexpr,
@@ -251,37 +251,39 @@ def lowrank_sum_kernel(
 
     Programs after those of the sets add up dscale.
     """
-    number = tl.program_id(1)
-    item = tl.program_id(0) // blocks
+    slice_index = tl.program_id(1)
+    set_index = tl.program_id(0) // blocks
     cols = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     acc = tl.zeros((BLOCK_P,), ACC)
-    if item == sets:
+    if set_index == sets:
         if sums_ptr is not None:
-            places = (number * samples + cols).to(tl.int64)
+            places = (slice_index * samples + cols).to(tl.int64)
             acc = add_rows(acc, sums_ptr + places * splits, 1, splits, cols < samples, BLOCK_R)
             tl.store(dscale_ptr + places, acc, mask=cols < samples)
     elif parts_ptr is not None:
         if table_ptr is None:
-            N, r = pick(number, N_0, N_1, N_2), pick(number, r_0, r_1, r_2)
-            elements_before = before(number, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
+            N, r = pick(slice_index, N_0, N_1, N_2), pick(slice_index, r_0, r_1, r_2)
+            elements_before = before(slice_index, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
         else:
-            row = table_ptr + number * COLUMNS_IN_TABLE
+            row = table_ptr + slice_index * COLUMNS_IN_TABLE
             N, r = tl.load(row + AT_N).to(tl.int32), tl.load(row + AT_RANK).to(tl.int32)
             elements_before = tl.load(row + AT_ELEMENTS_BEFORE)
         inside = cols < r * (D + N)
-        first, end = item * each, (item + 1) * each
+        first, end = set_index * samples_per_set, (set_index + 1) * samples_per_set
         if index_ptr is not None:
             first, end = 0, samples
         for sample in range(first, end):
             count = splits
             if index_ptr is not None:
-                count = tl.where(tl.load(index_ptr + sample) == item, count, 0)
+                count = tl.where(tl.load(index_ptr + sample) == set_index, count, 0)
             if scale_ptr is not None:
-                count = tl.where(tl.load(scale_ptr + number * stride_scale + sample) == 0, 0, count)
+                count = tl.where(tl.load(scale_ptr + slice_index * stride_scale + sample) == 0, 0, count)
             part = tl.cast(sample, tl.int64) * splits * elements + elements_before
             acc = add_rows(acc, parts_ptr + part + cols, elements, count, inside, BLOCK_R)
         of_a = cols < r * D
-        at = tl.where(of_a, item.to(tl.int64) * r * D, (sets.to(tl.int64) - 1) * r * D + item.to(tl.int64) * N * r)
+        at = tl.where(
+            of_a, set_index.to(tl.int64) * r * D, (sets.to(tl.int64) - 1) * r * D + set_index.to(tl.int64) * N * r
+        )
         tl.store(out_ptr + elements_before * sets + at + cols, convert(acc, out_ptr.dtype.element_ty), mask=inside)
 
 

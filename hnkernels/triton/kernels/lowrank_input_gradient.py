@@ -35,7 +35,7 @@ from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import beside_ranks, of_ranks
 
 
-@triton.jit(do_not_specialize=["T", "slices", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+@triton.jit(do_not_specialize=["T", "slices", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
 def lowrank_input_gradient_kernel(
     dy_0_ptr,  # [S, T, N_p], with BASE
     dy_1_ptr,
@@ -61,7 +61,7 @@ def lowrank_input_gradient_kernel(
     r_2,
     slices,
     samples,
-    each,
+    samples_per_set,
     stride_scale,
     BASE: tl.constexpr,
     MULTIPLE: tl.constexpr,
@@ -85,34 +85,34 @@ def lowrank_input_gradient_kernel(
     ranks = tl.arange(0, BLOCK_R)
     row_mask, col_mask = (rows < T)[:, None], (cols < D)[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    item = set_of(sample, index_ptr, each)
-    for number in range(slices):
+    set_index = set_of(sample, index_ptr, samples_per_set)
+    for slice_index in range(slices):
         if table_ptr is None:
-            r = pick(number, r_0, r_1, r_2)
+            r = pick(slice_index, r_0, r_1, r_2)
         else:
-            r = tl.load(table_ptr + number * COLUMNS_IN_TABLE + AT_RANK).to(tl.int32)
+            r = tl.load(table_ptr + slice_index * COLUMNS_IN_TABLE + AT_RANK).to(tl.int32)
         r = tl.multiple_of(r, MULTIPLE)
-        scale = scale_of(number, sample, scale_ptr, stride_scale)
+        scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
         if scale * r != 0:  # without a scale too: where there is no branch LLVM unrolls the loop for AMD
             if table_ptr is None:
-                a_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr)
-                ranks_before = before(number, r_0, r_1).to(tl.int64)
+                a_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr)
+                ranks_before = before(slice_index, r_0, r_1).to(tl.int64)
             else:
-                row = table_ptr + number * COLUMNS_IN_TABLE
+                row = table_ptr + slice_index * COLUMNS_IN_TABLE
                 a_ptr, ranks_before = pointer(row, AT_A, dx_ptr), tl.load(row + AT_RANKS_BEFORE)
             ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
             at = g_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
             g = tl.load(at, mask=row_mask & (ranks < r)[None, :], other=0.0)  # [BLOCK_M, BLOCK_R]
-            at = a_ptr + item * (r * D) + ranks[:, None] * D + cols[None, :]
+            at = a_ptr + set_index * (r * D) + ranks[:, None] * D + cols[None, :]
             a = tl.load(at, mask=(ranks < r)[:, None] & col_mask, other=0.0)  # [BLOCK_R, BLOCK_N]
             acc = dot(convert(g.to(ACC) * scale, dtype), a, acc, PRECISION)
     if BASE:
-        for number in range(slices):
+        for slice_index in range(slices):
             if table_ptr is None:
-                dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
-                w_ptr = pick(number, w_0_ptr, w_1_ptr, w_2_ptr)
+                dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
+                w_ptr = pick(slice_index, w_0_ptr, w_1_ptr, w_2_ptr)
             else:
-                row = table_ptr + number * COLUMNS_IN_TABLE
+                row = table_ptr + slice_index * COLUMNS_IN_TABLE
                 dy_ptr, w_ptr = pointer(row, AT_SLICE, dx_ptr), pointer(row, AT_W, dx_ptr)
                 N = width(row, ALIGNED)
             dy_ptr += sample.to(tl.int64) * T * N

@@ -84,7 +84,7 @@ def multiply_both(
     return acc, u
 
 
-@triton.jit(do_not_specialize=["T", "tiles_n", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+@triton.jit(do_not_specialize=["T", "tiles_n", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
 def lowrank_forward_kernel(
     x_ptr,  # [S, T, K]
     w_0_ptr,  # [N_p, K]
@@ -116,7 +116,7 @@ def lowrank_forward_kernel(
     r_2,
     tiles_n,  # tiles of columns of all slices
     samples,
-    each,
+    samples_per_set,
     stride_xs,
     stride_xm,
     stride_scale,
@@ -142,14 +142,14 @@ def lowrank_forward_kernel(
     if table_ptr is None:
         first = tl.cdiv(N_0, BLOCK_N)
         second = tl.cdiv(N_1, BLOCK_N)
-        number = (column >= first).to(tl.int32) + (column >= first + second).to(tl.int32)
-        tile_n = column - before(number, first, second)
-        w_ptr, N = pick(number, w_0_ptr, w_1_ptr, w_2_ptr), pick(number, N_0, N_1, N_2)
-        a_ptr, b_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, b_0_ptr, b_1_ptr, b_2_ptr)
-        out_ptr, r = pick(number, out_0_ptr, out_1_ptr, out_2_ptr), pick(number, r_0, r_1, r_2)
+        slice_index = (column >= first).to(tl.int32) + (column >= first + second).to(tl.int32)
+        tile_n = column - before(slice_index, first, second)
+        w_ptr, N = pick(slice_index, w_0_ptr, w_1_ptr, w_2_ptr), pick(slice_index, N_0, N_1, N_2)
+        a_ptr, b_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr), pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
+        out_ptr, r = pick(slice_index, out_0_ptr, out_1_ptr, out_2_ptr), pick(slice_index, r_0, r_1, r_2)
     else:
-        number, tile_n = tl.load(tiles_ptr + 2 * column), tl.load(tiles_ptr + 2 * column + 1)
-        row = table_ptr + number * COLUMNS_IN_TABLE
+        slice_index, tile_n = tl.load(tiles_ptr + 2 * column), tl.load(tiles_ptr + 2 * column + 1)
+        row = table_ptr + slice_index * COLUMNS_IN_TABLE
         w_ptr, N, r = pointer(row, AT_W, x_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
         a_ptr, b_ptr = pointer(row, AT_A, x_ptr), pointer(row, AT_B, x_ptr)
         start = tl.load(row + AT_N_BEFORE) * samples * T
@@ -158,8 +158,8 @@ def lowrank_forward_kernel(
         out_ptr = out_0_ptr + start
     r = tl.multiple_of(r, MULTIPLE)
     x_ptr += sample.to(tl.int64) * stride_xs
-    item = set_of(sample, index_ptr, each)
-    scale = scale_of(number, sample, scale_ptr, stride_scale)
+    set_index = set_of(sample, index_ptr, samples_per_set)
+    scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     ranks = tl.arange(0, BLOCK_R)
@@ -172,15 +172,15 @@ def lowrank_forward_kernel(
         depth = K - plain
     u = tl.zeros((BLOCK_M, BLOCK_R), ACC)
     acc, u = multiply_both(
-        acc, u, x_ptr, w_ptr, a_ptr + item * (r * K), rows, cols, ranks, T, N, r, K, depth, stride_xm, BLOCK_K, EVEN,
-        PRECISION,
+        acc, u, x_ptr, w_ptr, a_ptr + set_index * (r * K), rows, cols, ranks, T, N, r, K, depth, stride_xm, BLOCK_K,
+        EVEN, PRECISION,
     )  # fmt: skip
     if depth > 0:
-        b = expansion(b_ptr + item * N * r, cols, ranks, N, r)
+        b = expansion(b_ptr + set_index * N * r, cols, ranks, N, r)
         acc = dot(convert(u * scale, dtype), b, acc, PRECISION)
     if table_ptr is None:
         if bias_0_ptr is not None:
-            bias_ptr = pick(number, bias_0_ptr, bias_1_ptr, bias_2_ptr)
+            bias_ptr = pick(slice_index, bias_0_ptr, bias_1_ptr, bias_2_ptr)
             acc += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
     else:
         bias = tl.load(row + AT_BIAS)

@@ -32,7 +32,7 @@ from hnkernels.triton.kernels.tiles import multiply
 from hnkernels.triton.launch import launch
 
 
-@triton.jit(do_not_specialize=["T", "samples", "each", "r_0", "r_1", "r_2", "stride_scale"])
+@triton.jit(do_not_specialize=["T", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
 def lowrank_shrink_kernel(
     x_ptr,  # [S, T, D]
     dy_0_ptr,  # [S, T, N_p]
@@ -58,7 +58,7 @@ def lowrank_shrink_kernel(
     r_1,
     r_2,
     samples,
-    each,
+    samples_per_set,
     stride_xs,
     stride_xm,
     stride_scale,
@@ -77,19 +77,19 @@ def lowrank_shrink_kernel(
     """``g_p[s] = dy_p[s] b_p[i]``, and ``u_p[s] = x[s] a_p[i]ᵀ`` by programs of its own."""
     tiles_m = tl.cdiv(T, BLOCK_M)
     sample, tile_m = tl.program_id(0) // tiles_m, tl.program_id(0) % tiles_m
-    number, of_b = tl.program_id(1), tl.program_id(1) >= 0
+    slice_index, of_b = tl.program_id(1), tl.program_id(1) >= 0
     if u_ptr is not None:
-        number, of_b = tl.program_id(1) // 2, tl.program_id(1) % 2 == 1
+        slice_index, of_b = tl.program_id(1) // 2, tl.program_id(1) % 2 == 1
     if scale_ptr is not None:
         if not SCALE_GRADIENT:
-            if tl.load(scale_ptr + number * stride_scale + sample) == 0:
+            if tl.load(scale_ptr + slice_index * stride_scale + sample) == 0:
                 return
     if table_ptr is None:
-        dy_ptr, N = pick(number, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(number, N_0, N_1, N_2)
-        r, ranks_before = pick(number, r_0, r_1, r_2), before(number, r_0, r_1).to(tl.int64)
-        a_ptr, b_ptr = pick(number, a_0_ptr, a_1_ptr, a_2_ptr), pick(number, b_0_ptr, b_1_ptr, b_2_ptr)
+        dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
+        r, ranks_before = pick(slice_index, r_0, r_1, r_2), before(slice_index, r_0, r_1).to(tl.int64)
+        a_ptr, b_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr), pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
     else:
-        row = table_ptr + number * COLUMNS_IN_TABLE
+        row = table_ptr + slice_index * COLUMNS_IN_TABLE
         dy_ptr, N, r = pointer(row, AT_SLICE, x_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
         a_ptr, b_ptr = pointer(row, AT_A, x_ptr), pointer(row, AT_B, x_ptr)
         ranks_before = tl.load(row + AT_RANKS_BEFORE)
@@ -97,17 +97,17 @@ def lowrank_shrink_kernel(
     ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     ranks = tl.arange(0, BLOCK_N)
-    item = set_of(sample, index_ptr, each)
+    set_index = set_of(sample, index_ptr, samples_per_set)
     # One of the two products has no steps. A branch instead would take the shared memory of both.
     out = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     out = multiply(
-        out, dy_ptr + sample.to(tl.int64) * T * N, b_ptr + item * N * r, rows, ranks, T, r, tl.where(of_b, N, 0), N, r,
-        True, BLOCK_K, EVEN_N, PRECISION,
+        out, dy_ptr + sample.to(tl.int64) * T * N, b_ptr + set_index * N * r, rows, ranks, T, r, tl.where(of_b, N, 0),
+        N, r, True, BLOCK_K, EVEN_N, PRECISION,
     )  # fmt: skip
     out_ptr = g_ptr
     if u_ptr is not None:
         out = multiply(
-            out, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + item * (r * D), rows, ranks, T, r,
+            out, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + set_index * (r * D), rows, ranks, T, r,
             tl.where(of_b, 0, D), stride_xm, D, False, BLOCK_K, EVEN, PRECISION,
         )  # fmt: skip
         out_ptr = tl.where(of_b, g_ptr, u_ptr)

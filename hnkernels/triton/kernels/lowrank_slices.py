@@ -25,15 +25,15 @@ COLUMNS_IN_TABLE = tl.constexpr(10)
 
 
 @triton.jit
-def pick(number, first, second, third):
+def pick(slice_index, first, second, third):
     """The one with this number."""
-    return tl.where(number == 1, second, tl.where(number == 2, third, first))
+    return tl.where(slice_index == 1, second, tl.where(slice_index == 2, third, first))
 
 
 @triton.jit
-def before(number, first, second):
+def before(slice_index, first, second):
     """The sum of those with lower numbers."""
-    return tl.where(number > 0, first, 0) + tl.where(number > 1, second, 0)
+    return tl.where(slice_index > 0, first, 0) + tl.where(slice_index > 1, second, 0)
 
 
 @triton.jit
@@ -52,22 +52,22 @@ def width(row, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def set_of(sample, index_ptr, each):
+def set_of(sample, index_ptr, samples_per_set):
     """Which factors serve a sample: what the index says, or each set as many consecutive samples. int64."""
     if index_ptr is None:
-        item = (sample // each).to(tl.int64)
+        set_index = (sample // samples_per_set).to(tl.int64)
     else:
-        item = tl.load(index_ptr + sample).to(tl.int64)
-    return item
+        set_index = tl.load(index_ptr + sample).to(tl.int64)
+    return set_index
 
 
 @triton.jit
-def scale_of(number, sample, scale_ptr, stride_scale):
+def scale_of(slice_index, sample, scale_ptr, stride_scale):
     """A sample's scale in a slice."""
     if scale_ptr is None:
         scale = 1.0
     else:
-        scale = tl.load(scale_ptr + number * stride_scale + sample)
+        scale = tl.load(scale_ptr + slice_index * stride_scale + sample)
     return scale
 
 

@@ -33,7 +33,7 @@ def normalise(z, inside, N, eps):
     return delta, tl.rsqrt(tl.sum(delta * delta, axis=1) / N + eps)
 
 
-@triton.jit(do_not_specialize=["site", "M"])
+@triton.jit(do_not_specialize=["layer_id", "M"])
 def norm_forward_kernel(
     a_ptr,  # [2, M, N]: the pre-activations, without wb
     wb_ptr,  # [2, N]: W β + b of a LayerNorm in front, or None
@@ -48,7 +48,7 @@ def norm_forward_kernel(
     out_k_ptr,  # [M, N]
     out_v_ptr,
     seed_ptr,
-    site,
+    layer_id,
     dropout,
     multiplier_k,
     multiplier_v,
@@ -90,7 +90,7 @@ def norm_forward_kernel(
     b = tl.load(b_ptr + cols, mask=cols < N, other=0.0).to(ACC)
     y = delta * rstd[:, None] * g[None, :] + b[None, :]
     if DROPOUT:
-        y *= dropout_scale(seed_ptr, dropout, rows, cols, site + stream)
+        y *= dropout_scale(seed_ptr, dropout, rows, cols, layer_id + stream)
     if RESIDUAL:
         residual_ptr, stride_rm, m = residual_k_ptr, stride_rk, multiplier_k
         if stream == 1:
@@ -128,7 +128,7 @@ def norm_forward(
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None,
         residual_k_ptr=residual[0] if residual else None, residual_v_ptr=residual[-1] if residual else None,
         out_k_ptr=outs[0], out_v_ptr=outs[-1],
-        seed_ptr=dropout.seed if dropout else None, site=dropout.site if dropout else 0,
+        seed_ptr=dropout.seed if dropout else None, layer_id=dropout.layer_id if dropout else 0,
         dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1],
         strength_ptr=strength, eps=EPS,
         M=M, N=N, stride_rk=residual[0].stride(0) if residual else 0,
