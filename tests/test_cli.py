@@ -79,7 +79,7 @@ def test_info_shows_the_widths_of_a_checkpoint_in_one_file(cli, tmp_path, extens
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("folder", None, "no diffusers model: there is no config.json in it"),
+        ("folder", None, "not a diffusers model: there is no config.json in it"),
         ("x.txt", "x", "is not a model; give a diffusers folder, or a checkpoint"),
         ("x.safetensors", "not one", "is damaged"),
         ("x.ckpt", "not one", "x.ckpt"),

@@ -138,7 +138,7 @@ def _rank_of(layer: Projection, rank: Any) -> int:
         rank = ranks[0]
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= min(side, HIGHEST_RANK):
         raise ValueError(
-            f"rank is {rank!r} at {layer.name}, a weight [{layer.out_features}, {layer.in_features}]; it must be a "
+            f"rank is {rank!r} at {layer.name}, a weight [{layer.out_features}, {layer.in_features}]; it must be an "
             f"integer from 1 to {min(side, HIGHEST_RANK)} there"
         )
     return rank

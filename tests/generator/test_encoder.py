@@ -202,7 +202,7 @@ def test_what_it_has_not_is_said():
     [
         ({"embedding_dim": 0}, "embedding_dim must be an integer >= 1, not 0"),
         ({"hidden_dim": 2.0}, "hidden_dim must be an integer >= 1, not 2.0"),
-        ({"tasks": -1}, "tasks must be an integer of at least 0, not -1"),
+        ({"tasks": -1}, "tasks must be an integer >= 0, not -1"),
         ({"tasks": True}, "tasks must be an integer"),
         ({"pooling": "max"}, "pooling must be one of perceiver, mean, not 'max'"),
         ({"styles": "ink"}, "styles must be different names"),

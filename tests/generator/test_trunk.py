@@ -72,5 +72,5 @@ def test_a_latent_of_another_width_is_refused():
 
 @pytest.mark.parametrize("depth", [-1, 1.0, 65])
 def test_impossible_depths_are_refused(depth):
-    with pytest.raises(ValueError, match="depth must be an integer of at least 0 and at most 64"):
+    with pytest.raises(ValueError, match="depth must be an integer >= 0 and at most 64"):
         hn.WeightGenerator(HIDDEN, LAYERS, depth)
