@@ -20,7 +20,8 @@ def launch() -> dict[str, Side]:
     """
     from hnkernels.triton import direct  # Triton is optional
     from hnkernels.triton.ops.linear import linear
-    from hnkernels.triton.program import Planned, Ref
+    from hnkernels.triton.program import Planned
+    from hnkernels.triton.trace import Ref
 
     def operator(x: Tensor, w: Tensor) -> Tensor:
         return linear.function([x], [w], [], False)[0]
@@ -31,9 +32,9 @@ def launch() -> dict[str, Side]:
     (program,) = planned.programs.values()
     (bound,) = program._bound.values()
     assert bound is not None  # else launches would be Triton's own
-    (step,) = program.steps
+    (step,) = program.layout.steps
     (buffer,) = step.allocate
-    make = buffer.maker(program.device, returned=True)
+    make = program.layout.make[buffer.slot]
 
     tensors = [x, w, make()]
     values = {name: v.of(tensors) if isinstance(v, Ref) else v for name, v in step.arguments.items()}
