@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,8 @@ from hnkernels.adapter.shared import Follows, Shared
 from hnkernels.adapter.shared_kv import grouped_kv
 from hnkernels.adapter.taps import TAPPED
 from hnkernels.adapter.trace import TracedContext
+
+_compiled_call = attrgetter("_compiled_call_impl")
 
 _ATTRIBUTE = "_hnkernels_host"
 _CONTEXT_ARGUMENTS = ("encoder_hidden_states", "context")  # diffusers' name, and that of the original repositories
@@ -235,10 +238,7 @@ class Host:
                     self.shared.replay_entry = weakref.ref(entry)
 
     def _compiled(self) -> bool:
-        for module in self._around:
-            if module._compiled_call_impl is not None:
-                return True
-        return self.model._compiled_call_impl is not None
+        return any(map(_compiled_call, self._around)) or self.model._compiled_call_impl is not None
 
     def _prepare(self, compiled: bool, context: Tensor | None) -> None:
         if compiled:

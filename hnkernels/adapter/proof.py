@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,46 @@ from hnkernels.adapter.deltas import State
 from hnkernels.network.mlp import HypernetworkMLP
 
 _TIMESTEPS_AT_MOST = 64  # of a batch, to be compared one by one
+
+
+# Called by ``map`` over whole columns, in every call of the model: loops would take several times as long.
+_version, _grad, _address = attrgetter("_version"), attrgetter("requires_grad"), attrgetter("_cdata")
+_storage = Tensor.untyped_storage
+
+
+class _Columns:
+    """What a ``Watch`` compares, column by column."""
+
+    def __init__(self, present: Sequence, types: Sequence, hooks: Sequence, modes: Sequence, tensors: Sequence):
+        self._places = [(owner, name) for owner, name, _ in present]
+        self._values = [value for _, _, value in present]
+        self._typed, self._kinds = [o for o, _ in types], [kind for _, kind in types]
+        self._hooks, self._hooked = [h for h, _ in hooks], [hooked for _, hooked in hooks]
+        self._mlps, self._modes = [mlp for mlp, *_ in modes], [tuple(mode) for _, *mode in modes]
+        self._parameters = [(owner, name) for owner, name, *_ in tensors]
+        self._tensors = [entry[2] for entry in tensors]
+        self._ids, self._grads = list(map(id, self._tensors)), [entry[5] for entry in tensors]
+        self._versions, self._storages = [entry[3] for entry in tensors], [entry[4] for entry in tensors]
+
+    def stand(self) -> bool:
+        """Whether all that is compared by identity is the same; a ``KeyError`` if something is gone."""
+        there = [owner[name] for owner, name in self._parameters]
+        return (
+            list(map(id, there)) == self._ids
+            and list(map(_grad, there)) == self._grads
+            and [owner[name] for owner, name in self._places] == self._values
+            and list(map(type, self._typed)) == self._kinds
+            and list(map(bool, self._hooks)) == self._hooked
+            and [(mlp.training, mlp.multiplier) for mlp in self._mlps] == self._modes
+        )
+
+    def unchanged(self) -> bool:
+        """Whether versions and storages are the same."""
+        tensors = self._tensors
+        return (
+            list(map(_version, tensors)) == self._versions
+            and list(map(_address, map(_storage, tensors))) == self._storages
+        )
 
 
 class Watch:
@@ -40,6 +81,7 @@ class Watch:
         self._storages: list[StorageWeakRef] = []  # while they are referred to, no other storage has their address
         self._sources: list[tuple[Tensor, torch.dtype]] = []
         self._unversioned = False
+        self._columns: _Columns | None = None
 
     def attribute(self, module: nn.Module, name: str) -> None:
         """An instance attribute of a module, a submodule included, that stays the same object or absent."""
@@ -104,35 +146,20 @@ class Watch:
         """Whether modules, hooks, modes and parameters are those that were there."""
         if self._unversioned:
             return False
+        if self._columns is None:
+            self._columns = _Columns(self._present, self._types, self._hooks, self._modes, self._tensors)
         try:
-            for owner, name, value in self._present:
-                if owner[name] is not value:
-                    return False
-            for owner, name in self._absent:
-                if name in owner:
-                    return False
-            for module, kind in self._types:
-                if type(module) is not kind:
-                    return False
-            for hooks, hooked in self._hooks:
-                if hooked is not (True if hooks else False):  # noqa: SIM210  # bool() would be one more call
-                    return False
-            for mlp, training, multiplier in self._modes:
-                if mlp.training is not training or mlp.multiplier != multiplier:
-                    return False
-            for owner, name, tensor, _, _, grad in self._tensors:
-                if owner[name] is not tensor or tensor.requires_grad is not grad:
-                    return False
+            return self._columns.stand() and True not in [name in owner for owner, name in self._absent]
         except KeyError:
             return False
-        return True
 
     def unchanged(self) -> bool:
         """Whether the values of all parameters are those that were there, as far as a change leaves a trace."""
+        if self._columns is None:
+            self._columns = _Columns(self._present, self._types, self._hooks, self._modes, self._tensors)
         try:
-            for _, _, tensor, version, storage, _ in self._tensors:
-                if tensor._version != version or tensor.untyped_storage()._cdata != storage:
-                    return False
+            if not self._columns.unchanged():
+                return False
             for ref, version in self._factors:
                 factor = ref()
                 if factor is not None and factor._version != version:
@@ -149,6 +176,7 @@ class Watch:
             (owner, name, tensor, tensor._version, storage._cdata, grad)
             for (owner, name, tensor, _, _, grad), storage in zip(self._tensors, storages, strict=True)
         ]
+        self._columns = None
         factors = [ref() for ref, _ in self._factors]
         self._factors = [(weakref.ref(f), f._version) for f in factors if f is not None]
 
