@@ -10,6 +10,7 @@ import torch
 
 from hnkernels.ops import derived, fused
 from hnkernels.triton import bound, direct
+from hnkernels.triton.kernels import arguments
 from hnkernels.triton.launch import recording
 from hnkernels.triton.testing import pretend_device
 from tests.calls import count_calls
@@ -254,3 +255,14 @@ def test_under_autocast_every_parameter_is_cast_once_in_a_call_of_a_model():
             casts = {event.key: event.count for event in profile.key_averages()}["aten::_to_copy"]
             parameters = sum(1 for mlp in call.mlps for _ in mlp.parameters())
             assert casts <= parameters + layers  # and the context, in every layer
+
+
+def test_tables_come_from_pinned_memory_that_a_captured_graph_keeps(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t) or t)
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *_, **__: t)  # there is no such device here
+    for capturing in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        table = arguments.table_on(torch.device("cuda"), [[1, 2], [3, 4]])
+        assert table is pinned[-1]
+        assert any(kept is table for kept in arguments._in_graphs) is capturing

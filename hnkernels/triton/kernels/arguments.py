@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,3 +59,16 @@ def row_programs(M: int) -> int:
 
 def tl_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+_in_graphs: list[Tensor] = []  # tables that captured graphs copy from, each time they are replayed
+
+
+def table_on(device: torch.device, rows: Sequence[Sequence[int]], dtype: torch.dtype = torch.int64) -> Tensor:
+    """A table for a kernel, in the device's memory. Nobody waits for the copy: it comes from pinned memory."""
+    table = torch.tensor(rows, dtype=dtype)
+    if device.type == "cuda":
+        table = table.pin_memory()
+        if torch.cuda.is_current_stream_capturing():
+            _in_graphs.append(table)
+    return table.to(device, non_blocking=True)

@@ -16,6 +16,7 @@ from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import (
     Streams,
     product,
+    table_on,
 )
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
@@ -150,7 +151,7 @@ def _tables(
         table.append([*address, width, first, stream])
         tile_table += [[group, tile] for tile in range(triton.cdiv(width, block_n))]
         first += width
-    return torch.tensor(table, device=device), torch.tensor(tile_table, dtype=torch.int32, device=device)
+    return table_on(device, table), table_on(device, tile_table, torch.int32)
 
 
 def grouped_linear(x: Streams, groups: Groups, out: Tensor) -> None:
@@ -187,7 +188,7 @@ def grouped_input_gradient(dp: list[Tensor], groups: Groups) -> Streams:
         flops=2 * M * K * sum(groups.widths),
         reads=[*dp, *groups.weights],
         writes=outs,
-        table_ptr=torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True),
+        table_ptr=table_on(device, rows),
         dx_k_ptr=outs[0], dx_v_ptr=outs[-1], groups=len(rows), M=M, K=K, **product(dtype),
         EVEN=K % tiles.block_n == 0 and all(n % tiles.block_k == 0 for n in groups.widths),
         ALIGNED=all(n % 16 == 0 for n in groups.widths),

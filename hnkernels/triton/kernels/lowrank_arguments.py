@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.kernels.arguments import table_on
 from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import Tiles, of_ranks
 
@@ -125,15 +126,13 @@ class LowRank:
         columns += [self.widths, self.ranks]
         columns += [[0, *accumulate(sizes)][:count] for sizes in (self.widths, self.ranks, self.elements)]
         rows = tuple(zip(*columns, strict=True))
-        return kept_table(rows, self.x.device) if keep else _table(rows, self.x.device)
+        return kept_table(rows, self.x.device) if keep else table_on(self.x.device, rows)
 
 
-def _table(rows: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    return torch.tensor(rows, dtype=dtype).to(device, non_blocking=True)
-
-
-kept_table = lru_cache(maxsize=64)(_table)
-"""A table holds nothing but its arguments, so keeping it is safe."""
+@lru_cache(maxsize=64)
+def kept_table(rows: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """A table holds nothing but its arguments, so keeping it is safe."""
+    return table_on(device, rows, dtype)
 
 
 def _three(values: Sequence[Any]) -> list[Any]:
