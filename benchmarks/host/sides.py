@@ -100,7 +100,7 @@ def compare(sides: Mapping[str, Side], seconds: float) -> Comparison:
 
 
 def pooled(comparisons: Sequence[Comparison]) -> Comparison:
-    """All rounds of several comparisons of the same sides, each built anew: where memory came to lie is luck."""
+    """All rounds of several comparisons of the same sides, each built from scratch: where its memory lies is luck."""
     return Comparison({name: [s for c in comparisons for s in c.seconds[name]] for name in comparisons[0].seconds})
 
 

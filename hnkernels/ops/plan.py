@@ -211,11 +211,17 @@ def key_of(
         owner, who = (mlp_k or mlp_v)[0], (*map(id, mlp_k), None, *map(id, mlp_v))
     else:
         return None, None
+    if not isinstance(owner, HypernetworkMLP):  # refused where arguments are checked, as all that follows
+        return None, None
     if type(strength) is not float:
-        if isinstance(strength, dict):
-            strength = tuple([tuple(s) if type(s) is list else s for s in strength.values()])
+        if isinstance(strength, dict):  # with the names, so that no other strength looks like it
+            strength = tuple([(name, tuple(s) if type(s) is list else s) for name, s in strength.items()])
         elif isinstance(strength, list):
             strength = tuple(strength)
+        try:
+            hash(strength)
+        except TypeError:
+            return None, None
     device = context.device
     kind = device.type
     autocast = None

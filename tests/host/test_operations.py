@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 
+import hnkernels as hn
 from hnkernels.ops import derived, fused
 from hnkernels.triton import bound, direct
 from hnkernels.triton.kernels import arguments
@@ -266,3 +267,28 @@ def test_tables_come_from_pinned_memory_that_a_captured_graph_keeps(monkeypatch)
         table = arguments.table_on(torch.device("cuda"), [[1, 2], [3, 4]])
         assert table is pinned[-1]
         assert any(kept is table for kept in arguments._in_graphs) is capturing
+
+
+def test_strengths_that_read_alike_have_plans_of_their_own():
+    call = Call()
+    call.mlps = [[mlp, mlp] for mlp in call.mlps]
+    strengths = [{"k": 0.3, "v": 1.0}, {"v": 0.3, "k": 1.0}, [0.3, 1.0], {"k": [0.3, 1.0], "v": 1.0}]
+    for strength in strengths:
+        call.options = {"strength": strength}
+        call.run()
+    assert len(call.mlps[0][0].plans) == len(strengths)
+
+
+@pytest.mark.parametrize("wrong", [{"k": 1.0}, {1.0}, [[1.0]]], ids=str)
+def test_a_strength_that_is_none_is_refused_after_a_plan_too(wrong):
+    call = Call()
+    call.run(), call.run()
+    call.options = {"strength": wrong}
+    with pytest.raises(ValueError, match="strength"):
+        call.run()
+
+
+def test_what_is_not_an_mlp_is_refused():
+    call = Call()
+    with pytest.raises(ValueError, match="mlp_k must be a HypernetworkMLP or a sequence of them, not Linear"):
+        hn.hyper_kv(call.x, [torch.nn.Linear(WIDTH, WIDTH)], [], call.w["k"], call.w["v"])
