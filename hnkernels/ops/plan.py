@@ -164,6 +164,7 @@ class Plan:
         self._storages = list(map(_address, map(_storage_of, tensors)))
         self._kept_storages = [StorageWeakRef(_storage_of(t)) for t in tensors]  # no other takes their addresses
         self._versions, self._shapes = list(map(_version, tensors)), list(map(_shape, tensors))
+        self._strides = list(map(_stride, tensors))
 
     def _tensors(self, given: Sequence[Tensor | None]) -> list[Tensor]:
         parameters: list[Any] = [of[name] for of, name in self._sources]
@@ -186,6 +187,7 @@ class Plan:
             or list(map(_address, map(_storage_of, tensors))) != self._storages
             or list(map(_version, tensors)) != self._versions
             or list(map(_shape, tensors)) != self._shapes
+            or list(map(_stride, tensors)) != self._strides
             or (torch.is_grad_enabled() and (context.requires_grad or any(map(_requires_grad, tensors))))
         ):
             return None

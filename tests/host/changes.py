@@ -40,6 +40,10 @@ def other_storage(call):
     weight.data = weight.data.clone()
 
 
+def transposed(call):
+    call.w["k"].data = torch.randn(WIDTH, OUT, dtype=call.x.dtype).t()
+
+
 def round_trip(call):
     call.mlps[0].double().to(call.x.dtype)
 
@@ -78,6 +82,6 @@ def strength(call):
 
 
 CHANGES = [
-    inplace, load, other_storage, round_trip, other_parameter, other_module, fused_optimizer, projection_inplace,
-    other_projection, multiplier, strength,
+    inplace, load, other_storage, transposed, round_trip, other_parameter, other_module, fused_optimizer,
+    projection_inplace, other_projection, multiplier, strength,
 ]  # fmt: skip
