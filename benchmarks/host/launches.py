@@ -29,7 +29,7 @@ def launch() -> dict[str, Side]:
     x, w = torch.randn(1, WIDTH), torch.randn(WIDTH, WIDTH)
     planned = Planned(operator)
     planned(x, w)
-    (program,) = planned.programs.values()
+    (program,) = planned.kept.programs.values()
     (bound,) = program._bound.values()
     assert bound is not None  # else launches would be Triton's own
     (step,) = program.layout.steps

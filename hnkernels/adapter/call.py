@@ -38,6 +38,14 @@ class Kept(NamedTuple):
     serial: int
 
 
+class Waiting(NamedTuple):
+    """What was computed of x for a tap before that asked, with the version of x."""
+
+    x: Tensor
+    version: int
+    value: Tensor
+
+
 class Call:
     """One call of a model in one thread. A layer that is called by itself has a loose one, which proves nothing.
 
@@ -46,10 +54,12 @@ class Call:
         context: the tensor that cross-attention layers receive, and ``entry`` what was made of it.
         plans: what each layer does, in this grad mode.
         kept: by tap number, K or V of ``context`` ready to be handed out.
-        weights: by tap number, the weight and bias that are all that is to be applied.
-        pending: by layer number, what was computed for taps that are yet to ask.
+        ready: by tap number, what it does by itself, as in ``Plans``.
+        waiting: by tap number, what was computed for taps that are yet to ask.
         reached: by tap number, whether the tap was asked.
         grouped: the contexts and links for which one operation for all layers was tried.
+        compiled: whether a part of the model is compiled by itself.
+        triton: whether the Triton backend runs, once that has been asked.
         captured: whether the call is recorded into a CUDA graph: what depends on the context is then computed in it.
     """
 
@@ -66,9 +76,11 @@ class Call:
         self.entry: Any = None
         self.plans: Any = None
         self.kept: list[Kept | None] = [None] * taps
-        self.weights: list[tuple[Tensor, Tensor | None] | None] = [None] * taps
-        self.reached = [False] * taps
-        self.pending: dict[int, tuple[Tensor, int, dict[str, Tensor]]] = {}
+        self.ready: list[Any] = [None] * taps
+        self.reached = bytearray(taps)
+        self.compiled = False
+        self.triton: bool | None = None
+        self.waiting: dict[int, Waiting] = {}
         self.grouped: set[Hashable] = set()
         self.used: list[Any] = []  # layers whose attention a hook has seen reach its taps
         self.hits = self.misses = 0
@@ -103,8 +115,7 @@ class Call:
     def replan(self) -> None:
         """Forgets what was ready: something has changed in the middle of the call."""
         self.plans = None
-        self.kept = [None] * len(self.kept)
-        self.weights = [None] * len(self.weights)
+        self.kept, self.ready = [None] * len(self.kept), [None] * len(self.ready)
 
 
 class Calls(threading.local):
@@ -131,6 +142,11 @@ def capturing(device: torch.device | None) -> bool:
     """Whether what is launched now goes into a CUDA graph."""
     on_gpu = device is not None and device.type == "cuda" and torch.cuda.is_available()
     return on_gpu and torch.cuda.is_current_stream_capturing()
+
+
+def version_of(x: Tensor) -> int:
+    """What tells whether x has been written into; an inference tensor does not say."""
+    return 0 if x.is_inference() else x._version
 
 
 def in_backward() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.strength import Level, parts
-from hnkernels.ops.lowrank import lowrank_add, lowrank_linear, lowrank_linears
+from hnkernels.ops.lowrank import lowrank_add, lowrank_linear, lowrank_linears, lowrank_runner
 from hnkernels.ops.portable import project
 
 
@@ -180,6 +180,16 @@ def add(y: Tensor, x: Tensor, deltas: Deltas) -> Tensor:
         rows = delta.rows(x)
         y = lowrank_add(y, x, rows.a, rows.b, rows.scale, index=rows.serving)
     return y
+
+
+def runner(x: Tensor, linears: Sequence[GroupedLinear]) -> Callable[[Tensor], Sequence[Tensor]] | None:
+    """What ``linear`` and ``grouped_linears`` run for linears of one x, of which one adapter changes each; ``None``
+    for others, and where no plan can be kept. See ``lowrank_runner``."""
+    if any(len(g.deltas) != 1 for g in linears) or len({id(g.deltas[0].delta.adapter) for g in linears}) > 1:
+        return None
+    weights, biases, deltas = zip(*linears, strict=True)
+    a, b, scales, indices, _ = zip(*(acting.rows(x) for (acting,) in deltas), strict=True)
+    return lowrank_runner(x, weights, a, b, scales, biases, indices[0])
 
 
 def grouped_linears(linears: Sequence[tuple[Tensor, GroupedLinear]]) -> list[Tensor]:

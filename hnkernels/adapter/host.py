@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -26,8 +25,9 @@ from hnkernels.adapter.shared import Follows, Shared
 from hnkernels.adapter.shared_kv import grouped_kv
 from hnkernels.adapter.taps import TAPPED
 from hnkernels.adapter.trace import TracedContext
-
-_compiled_call = attrgetter("_compiled_call_impl")
+from hnkernels.ops import derived
+from hnkernels.triton.target import setting
+from hnkernels.triton.tiling import forced_tiles
 
 _ATTRIBUTE = "_hnkernels_host"
 _CONTEXT_ARGUMENTS = ("encoder_hidden_states", "context")  # diffusers' name, and that of the original repositories
@@ -63,7 +63,9 @@ class Host:
         for layer in self.layers:
             layer.peers = self.layers
         inside = {m for spec in specs for m in _path(model, spec.path)}
-        self._around = list(inside)  # what the layers lie in, and may be compiled or checkpointed by itself
+        # What the layers lie in, and may be compiled or checkpointed by itself.
+        self._around = [m for m in inside if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+        self._instances: list[dict] | None = None  # their attributes, and the model's
         self._hooks: list[Any] = []
         self._replaying: list[Any] = []
         self._prover = Prover(self.shared, self.layers)
@@ -86,6 +88,9 @@ class Host:
         ]
         self.model.__dict__[_ATTRIBUTE] = self
         watch_projections()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_instances": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -170,18 +175,19 @@ class Host:
         with shared.contexts.lock:
             self._prover.prove(call, x, context, _value(self._timestep, args, kwargs))
             call.plans = shared.plans_in(call.grad)
-            call.weights = call.plans.weights
-            compiled = self._compiled()
+            situation = tuple([adapter.situation() for adapter in self.adapters])
+            call.ready = call.plans.ready_in((situation, derived.epoch(), forced_tiles(), setting()))
+            call.compiled = self._compiled()
             if call.captured:
                 for layer in self.layers:
                     keep_for_graph(layer)
             if not call.grad:
                 if context is not None:
-                    self._open(call, context)
-                self._prepare(compiled, context)
+                    self._open(call, context, situation)
+                self._prepare(call, context)
                 return None
         alias = None if context is None else self._record(call, context)
-        self._prepare(compiled, alias)
+        self._prepare(call, alias)
         if alias is None:
             return None
         name, index = self._context  # type: ignore[misc]
@@ -189,14 +195,13 @@ class Host:
             return (*args[:index], alias, *args[index + 1 :]), kwargs
         return args, {**kwargs, name: alias}
 
-    def _open(self, call: Call, context: Tensor) -> None:
+    def _open(self, call: Call, context: Tensor, situation: object) -> None:
         """Finds what is kept of the context."""
         if call.captured:  # a replay follows what is copied into the context: all of it is computed in the graph
             call.entry = self.contexts.alone(context)
         else:
             call.entry = self.contexts.open(context)
             call.entry.check(call.serial)
-            situation = tuple([adapter.situation() for adapter in self.adapters])
             call.kept = call.entry.ready((call.plans, call.autocast, situation), self.shared.taps)
         call.context = context
 
@@ -238,10 +243,13 @@ class Host:
                     self.shared.replay_entry = weakref.ref(entry)
 
     def _compiled(self) -> bool:
-        return any(map(_compiled_call, self._around)) or self.model._compiled_call_impl is not None
+        """Whether anything that the layers lie in is compiled by itself."""
+        if self._instances is None:
+            self._instances = [m.__dict__ for m in (self.model, *self._around)]
+        return True in ["_compiled_call_impl" in instance for instance in self._instances]
 
-    def _prepare(self, compiled: bool, context: Tensor | None) -> None:
-        if compiled:
+    def _prepare(self, call: Call, context: Tensor | None) -> None:
+        if call.compiled:
             for layer in self.layers:
                 layer.prepare(None)
             for layer in self._of_context(context):
@@ -257,14 +265,14 @@ class Host:
             return
         call.end(shared.calls)
         shared.contexts.count(call.hits, call.misses)
-        if self._compiled():
+        if call.compiled:
             if not call.grad:  # a checkpointed block will ask once more, in the backward pass
                 for layer in self.layers:
                     layer.prepared = None
             return
         for layer in call.used:
             layer.settle()
-        if output is not None and True not in call.reached:
+        if output is not None and 1 not in call.reached:
             # Either nothing of what is tapped has run, as with tools that skip blocks at some steps, or an attention
             # goes past its taps though it looks as it did when it was verified. The next call will tell.
             for layer in self.layers:

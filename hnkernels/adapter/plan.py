@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from hnkernels.adapter.deltas import ActingDelta, Deltas, Replay, WeightDelta
 from hnkernels.adapter.links import Action, Arguments, Link, Links, acting, arguments, in_one_operation
@@ -108,16 +107,25 @@ class Plans:
     """The plans of a model's layers in one grad mode, each made when its layer first asks.
 
     Attributes:
-        weights: by tap number, the weight and bias that are all that is to be applied, once they have been asked for.
+        ready: by tap number, what it does by itself: the weight and bias that are all that is to be applied, or an
+            operation (``ready.py``). A tap has it from when it was first asked.
     """
 
     def __init__(self, taps: int):
         self._plans: list[Plan | None] = [None] * taps
-        self.weights: list[tuple[Tensor, Tensor | None] | None] = [None] * taps
+        self.ready: list[Any] = [None] * taps
+        self._situation: object = None
 
     def forget(self) -> None:
-        """Drops the weights; a call that is under way keeps those that it began with."""
-        self.weights = [None] * len(self.weights)
+        """Drops what is ready; a call that is under way keeps what it began with."""
+        self.ready = [None] * len(self.ready)
+
+    def ready_in(self, situation: object) -> list[Any]:
+        """What is ready in a situation: what it depends on that is neither planned nor proven."""
+        if situation != self._situation:
+            self._situation = situation
+            self.forget()
+        return self.ready
 
     def of(self, layer: Layer) -> Plan:
         """The layer's plan."""

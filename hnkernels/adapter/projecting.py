@@ -57,7 +57,7 @@ def plan_of(layer: RunLayer, call: Call) -> Plan:
         return layer.shared.plans_in(grad).of(layer)
     if call.plans is None:
         call.plans = layer.shared.plans_in(grad)
-        call.weights = call.plans.weights
+        call.ready = call.plans.ready
     plan = call.plans.of(layer)
     if call.captured and plan.folded and any((stream, plan.folded) not in layer.folds for stream in STREAMS):
         return make_plan(layer, grad, fold=False)  # what is folded in a graph has no value before that runs

@@ -41,12 +41,15 @@ class _Columns:
         self._ids, self._grads = list(map(id, self._tensors)), [entry[5] for entry in tensors]
         self._versions, self._storages = [entry[3] for entry in tensors], [entry[4] for entry in tensors]
 
-    def stand(self) -> bool:
-        """Whether all that is compared by identity is the same; a ``KeyError`` if something is gone."""
+    def stand(self, grad: bool) -> bool:
+        """Whether all that is compared by identity is the same; a ``KeyError`` if something is gone.
+
+        Which parameters take a gradient counts where gradients are recorded, with ``grad``.
+        """
         there = [owner[name] for owner, name in self._parameters]
         return (
             list(map(id, there)) == self._ids
-            and list(map(_grad, there)) == self._grads
+            and (not grad or list(map(_grad, there)) == self._grads)
             and [owner[name] for owner, name in self._places] == self._values
             and list(map(type, self._typed)) == self._kinds
             and list(map(bool, self._hooks)) == self._hooked
@@ -84,12 +87,12 @@ class Watch:
         self._columns: _Columns | None = None
 
     def attribute(self, module: nn.Module, name: str) -> None:
-        """An instance attribute of a module, a submodule included, that stays the same object or absent."""
+        """An attribute of a module's instance, perhaps a submodule, that stays the same object or absent."""
         for owner in (module.__dict__, module._modules):
-            if name in owner:
+            if name in owner:  # and in one alone: ``setattr`` of a module takes it out of the other
                 self._present.append((owner, name, owner[name]))
-            else:
-                self._absent.append((owner, name))
+                return
+        self._absent.append((module.__dict__, name))
 
     def path(self, module: nn.Module, path: str) -> None:
         """The modules on a dotted path below a module."""
@@ -142,14 +145,14 @@ class Watch:
             else:
                 self._factors.append((weakref.ref(factor), factor._version))
 
-    def stands(self) -> bool:
-        """Whether modules, hooks, modes and parameters are those that were there."""
+    def stands(self, grad: bool) -> bool:
+        """Whether modules, hooks, modes and parameters are those that were there, for calls in this grad mode."""
         if self._unversioned:
             return False
         if self._columns is None:
             self._columns = _Columns(self._present, self._types, self._hooks, self._modes, self._tensors)
         try:
-            return self._columns.stand() and True not in [name in owner for owner, name in self._absent]
+            return self._columns.stand(grad) and True not in [name in owner for owner, name in self._absent]
         except KeyError:
             return False
 
@@ -251,8 +254,10 @@ def _moment(timestep: Any) -> tuple[float, ...] | Tensor | None:
         return (float(timestep),)
     if type(timestep) is not Tensor or timestep.is_meta:
         return None
-    if timestep.device.type != "cpu":
+    if not timestep.is_cpu:
         return timestep
+    if timestep.ndim == 0:
+        return (timestep.item(),)
     return tuple(timestep.flatten().tolist()) if 0 < timestep.numel() <= _TIMESTEPS_AT_MOST else None
 
 

@@ -37,7 +37,8 @@ class Prover:
     def prove(self, call: Call, x: Tensor | None, context: Tensor | None, timestep: Any) -> None:
         """Forgets what no longer holds."""
         watch = self.watch
-        stands = watch is not None and watch.stands()
+        recorded = call.grad or True in self._shared.plans  # or may be, inside of a call that began without
+        stands = watch is not None and watch.stands(recorded)
         unchanged = watch is not None and watch.unchanged()
         moved = x is not None and not x.is_meta and x.device != self._device
         if watch is None or not stands or moved or self.changed:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hnkernels.adapter import deltas as with_deltas
-from hnkernels.adapter.call import Call
+from hnkernels.adapter.call import Call, Waiting, autocast_dtype, version_of
 from hnkernels.adapter.deltas import GroupedLinear, grouped_linears
 from hnkernels.adapter.links import Links, rewrite
 from hnkernels.adapter.plan import Plan
-from hnkernels.adapter.projecting import Projection, RunLayer, own, plan_of, projected, projection
+from hnkernels.adapter.projecting import RunLayer, own, plan_of, projected, projection
+from hnkernels.adapter.ready import Operation, Run
 from hnkernels.adapter.shared_kv import entry_of, of_context, rewritten
 from hnkernels.adapter.strength import STREAMS
 from hnkernels.adapter.taps import Tap
 from hnkernels.adapter.trace import changed
-from hnkernels.ops.hyper import hyper_kv, hyper_qkv
+from hnkernels.ops.hyper import hyper_kv, hyper_qkv, kv_runner
 from hnkernels.triton.support import why_not
 
 
@@ -25,23 +28,19 @@ def tapped(layer: RunLayer, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, 
     """The output of the linear for Q, K, V or the layer's output. Shape: [..., d] → [..., n]."""
     call = layer.shared.call(x)
     call.reached[tap.number] = True
-    if call.loose and call.pending and layer.number not in call.pending:
-        call.pending.clear()  # of a layer that was interrupted
+    if call.loose and not {other.number for other in layer.taps.values()} & call.waiting.keys():
+        call.waiting.clear()  # of a layer that was interrupted
     plan = plan_of(layer, call)
     stream = tap.stream
     deltas = plan.deltas.get(stream, ())
     bare = plan.plain and not args and not kwargs
     if not (plan.links or deltas) or stream not in layer.projections:
-        if bare and not deltas and tap.plain:
-            _make_ready(layer, call, tap, x, own(tap))
-        return changed(tap, deltas, x, args, kwargs)
+        return _alone(layer, call, tap, deltas, x, args, kwargs)
     if stream == "q":
-        q = _all_three(layer, call, plan, x) if bare and tap.plain else None
+        q = _all_three(layer, call, plan, tap, x) if bare and tap.plain else None
         if q is not None:
             return q
-        if bare and not deltas and tap.plain and not plan.computed and not plan.changed_kv:
-            _make_ready(layer, call, tap, x, own(tap))
-        return changed(tap, deltas, x, args, kwargs)
+        return _alone(layer, call, tap, deltas, x, args, kwargs)
     index = 0 if stream == "k" else 1
     if bare and layer.prepared is not None and layer.prepared[0] is x:
         return layer.prepared[1 + index]
@@ -57,7 +56,20 @@ def tapped(layer: RunLayer, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, 
     return _both(layer, call, plan, tap, x)
 
 
-def _all_three(layer: RunLayer, call: Call, plan: Plan, x: Tensor) -> Tensor | None:
+def _alone(
+    layer: RunLayer, call: Call, tap: Tap, deltas: with_deltas.Deltas, x: Tensor, args: tuple, kwargs: dict[str, Any]
+) -> Tensor:
+    """What a projection gives that no other has to do with."""
+    y = changed(tap, deltas, x, args, kwargs)
+    if tap.plain and not args and not kwargs:
+        if not deltas:
+            _make_ready(layer, call, [tap], lambda: own(tap))
+        else:
+            _make_operation(layer, call, [tap], x, partial(with_deltas.runner, x, [GroupedLinear(*own(tap), deltas)]))
+    return y
+
+
+def _all_three(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor) -> Tensor | None:
     """Q, with K and V in the same operation, where that saves something: on the Triton backend, or where generated
     weights change them all."""
     if not layer.together:
@@ -68,6 +80,7 @@ def _all_three(layer: RunLayer, call: Call, plan: Plan, x: Tensor) -> Tensor | N
             return None
         linears = [GroupedLinear(*own(layer.taps[s]), plan.deltas[s]) for s in ("q", *STREAMS)]
         q, k, v = grouped_linears([(x, linear) for linear in linears])
+        make = partial(with_deltas.runner, x, linears)
     else:
         if plan.one_operation is None or not _fits(layer, call, plan, x):
             return None
@@ -75,7 +88,10 @@ def _all_three(layer: RunLayer, call: Call, plan: Plan, x: Tensor) -> Tensor | N
         (w_k, b_k), (w_v, b_v) = (projection(layer, call, plan, s) for s in STREAMS)
         mlps_k, mlps_v, strength = plan.one_operation
         q, k, v = hyper_qkv(x, mlps_k, mlps_v, w_q, w_k, w_v, b_q, b_k, b_v, strength=strength)
-    call.pending[layer.number] = (x, _version(x), {"k": k, "v": v})
+        make = partial(kv_runner, x, mlps_k, mlps_v, w_k, w_v, w_q, b_k, b_v, b_q, strength=strength)
+    taps = [tap, *(layer.taps[s] for s in STREAMS)]
+    _make_operation(layer, call, taps, x, make, (0, 1, 2) if plan.deltas else (2, 0, 1))
+    _wait(call, x, taps[1:], (k, v))
     return q
 
 
@@ -90,65 +106,93 @@ def _fits(layer: RunLayer, call: Call, plan: Plan, x: Tensor) -> bool:
 def _both(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor) -> Tensor:
     """K and V in one operation when K is asked for; V then finds its half waiting."""
     stream = tap.stream
-    waiting = _take(layer, call, stream, x)
+    waiting = _take(layer, call, tap, x)
     if waiting is not None:
         return waiting
     if not plan.computed:
         applied = projection(layer, call, plan, stream)
         deltas = plan.deltas.get(stream, ())
         if deltas:
+            _make_operation(layer, call, [tap], x, partial(with_deltas.runner, x, [GroupedLinear(*applied, deltas)]))
             return with_deltas.linear(x, *applied, deltas)
-        _make_ready(layer, call, tap, x, applied)
+        _make_ready(layer, call, [tap], lambda: applied)
         return torch.nn.functional.linear(x, *applied)
     if plan.one_operation is not None and not plan.changed_kv:
         (w_k, b_k), (w_v, b_v) = (projection(layer, call, plan, s) for s in STREAMS)
         mlps_k, mlps_v, strength = plan.one_operation
         k, v = hyper_kv(x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strength)
+        if stream == "k":
+            make = partial(kv_runner, x, mlps_k, mlps_v, w_k, w_v, b_k, b_v, strength=strength)
+            _make_operation(layer, call, [tap, layer.taps["v"]], x, make, (0, 1))
     else:
         pair = rewrite(x, plan.computed)
         k, v = (projected(layer, call, plan, s, y) for s, y in zip(STREAMS, pair, strict=True))
     if stream == "v":  # on its own, or of another tensor than K's
         return v
-    call.pending[layer.number] = (x, _version(x), {"v": v})
+    _wait(call, x, [layer.taps["v"]], [v])
     return k
 
 
 def _pair(layer: RunLayer, call: Call, stream: str, x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
     """The context for K and for V, computed when K is asked for."""
     if stream == "v":
-        waiting = _take(layer, call, "v", x)
+        waiting = _take(layer, call, layer.taps["v"], x)
         if waiting is not None:
             return x, waiting
     if not links:
         return x, x
     pair = rewrite(x, links)
     if stream == "k":
-        call.pending[layer.number] = (x, _version(x), {"v": pair[1]})
+        _wait(call, x, [layer.taps["v"]], pair[1:])
     return pair
 
 
-def _take(layer: RunLayer, call: Call, stream: str, x: Tensor) -> Tensor | None:
+def _wait(call: Call, x: Tensor, taps: Sequence[Tap], values: Sequence[Tensor]) -> None:
+    """Lays out what was computed of x for taps that have not asked yet."""
+    version = version_of(x)
+    for tap, value in zip(taps, values, strict=True):
+        call.waiting[tap.number] = Waiting(x, version, value)
+
+
+def _take(layer: RunLayer, call: Call, tap: Tap, x: Tensor) -> Tensor | None:
     """What was computed of x before it was asked for."""
-    waiting = call.pending.get(layer.number)
-    if waiting is None or stream not in waiting[2]:
+    waiting = call.waiting.get(tap.number)
+    if waiting is None:
         return None
-    if waiting[0] is not x or waiting[1] != _version(x):
-        layer.together = layer.together and stream != "k"  # Q and K see different tensors here
+    if waiting.x is not x or waiting.version != version_of(x):
+        layer.together = layer.together and tap.stream != "k"  # Q and K see different tensors here
         return None
-    value = waiting[2].pop(stream)
-    if not waiting[2]:
-        del call.pending[layer.number]
-    return value
+    del call.waiting[tap.number]
+    return waiting.value
 
 
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
-
-
-def _make_ready(layer: RunLayer, call: Call, tap: Tap, x: Tensor, applied: Projection) -> None:
-    """The next time the tap applies these for itself."""
-    weight, bias = applied
+def _make_ready(layer: RunLayer, call: Call, taps: Sequence[Tap], make: Callable[[], Any]) -> None:
+    """The next time the first of these taps does by itself what ``make`` gives, if their weights are proven."""
     if call.loose or call.plans is None or call.captured or torch.is_grad_enabled() is not call.grad:
         return
-    if layer.watched.get(tap.stream) is own(tap)[0] and weight.device == x.device:
-        call.weights[tap.number] = (weight, bias)
+    for tap in taps:
+        weight = own(tap)[0]
+        if layer.watched.get(tap.stream) is not weight or weight.device != call.device:
+            return
+    call.ready[taps[0].number] = make()
+
+
+def _make_operation(
+    layer: RunLayer,
+    call: Call,
+    taps: Sequence[Tap],
+    x: Tensor,
+    make: Callable[[], Run | None],
+    places: Sequence[int] = (0,),
+) -> None:
+    """The same for an operation of x that has just been run the long way; ``places`` are those of the taps' results."""
+
+    def operation() -> Operation | None:
+        run = make()
+        later = [(tap.number, place) for tap, place in zip(taps[1:], places[1:], strict=True)]
+        return None if run is None else Operation(run, places[0], later, x, call)
+
+    if call.triton is None:
+        call.triton = why_not(x, ()) is None
+    if call.triton and not call.grad and autocast_dtype(x) is call.autocast:
+        _make_ready(layer, call, taps, operation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -151,6 +151,21 @@ def hyper_qkv(
     """
     k, v, q = _projected(x, mlp_k, mlp_v, (w_k, w_v, w_q, b_k, b_v, b_q), strength, backend, recompute)
     return q, k, v
+
+
+def kv_runner(
+    context: Tensor, mlp_k: MLPs, mlp_v: MLPs, *given: Tensor | None, strength: Any
+) -> Callable[[Tensor], Sequence[Tensor]] | None:
+    """What ``hyper_kv`` runs for these arguments, if a plan of them is kept: K and V of a context like this one, and Q.
+
+    For those who know at each call that nothing which the plan assumes has changed (``plan.Plan``), nor
+    ``derived.epoch``, nor the modes of PyTorch. It has no gradient.
+
+    Args:
+        context, mlp_k, mlp_v, strength: as ``hyper_kv`` takes them.
+        given: w_k, w_v, [w_q,] b_k, b_v [, b_q].
+    """
+    return plan.runner(*plan.key_of(context, mlp_k, mlp_v, strength, "auto", False, given), given)
 
 
 _watchers = torch._C._len_torch_dispatch_stack  # who look at every operation, where a plan would have none to show

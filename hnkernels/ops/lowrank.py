@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -120,6 +120,30 @@ def lowrank_add(
     check_same_device("base", base, x)
     check_factors(x, base.shape[-1], a, b, scale, index)
     return _run(x, [Slice(base, None, None, a, b, None)], [scale], index, triton)[0].to(base.dtype)
+
+
+def lowrank_runner(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scales: Sequence[Scale],
+    biases: Sequence[Tensor | None],
+    index: Tensor | None,
+) -> Callable[[Tensor], Sequence[Tensor]] | None:
+    """What ``lowrank_linears`` runs for these arguments, which it has taken: the outputs for an x like this one.
+
+    For those who know at each call that none of the other tensors has been replaced, nor the modes of PyTorch changed.
+    It has no gradient. ``None`` on the portable backend, with other dimensions than [S, T, d], with casts, or where
+    there are so many linears that the kernel reads a table of addresses.
+    """
+    tensors = [t for t in (*weights, *biases, *a, *b) if t is not None]
+    if x.ndim != 3 or any(t.dtype != x.dtype for t in tensors) or not takes_triton("auto", x):
+        return None
+    from hnkernels.triton.ops.lowrank import linears_runner
+
+    rows = [_by_sample(scale, x, a[0].shape[0], index) for scale in scales]
+    return linears_runner(x, weights, biases, a, b, rows, None if index is None else index.long())
 
 
 def _run(

@@ -8,11 +8,13 @@ checks this and runs the programs. A plan lives on the first of its MLPs and hol
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,11 +25,16 @@ from hnkernels.ops import derived
 from hnkernels.triton.target import setting
 from hnkernels.triton.tiling import forced_tiles
 
+if TYPE_CHECKING:
+    from hnkernels.triton.program import Programs
+
 _AT_MOST = 128
 """Plans of one MLP: the layers of its width, at some strengths and shapes."""
 
 _version, _shape, _requires_grad = attrgetter("_version"), attrgetter("shape"), attrgetter("requires_grad")
 _dtype, _device = attrgetter("dtype"), attrgetter("device")
+_TENSOR = object()
+
 _stride, _storage_of, _address = Tensor.stride, Tensor.untyped_storage, attrgetter("_cdata")
 
 
@@ -69,6 +76,16 @@ class Tape:
         tensors = [t for _, arguments, _ in self._steps for a in arguments for t in (a if isinstance(a, list) else [a])]
         return list({id(t): t for t in tensors if id(t) in self.constants and id(t) not in given}.values())
 
+    def wiring(self) -> tuple:
+        """What is run on what, with a number for every tensor: tapes of equal wiring replay alike."""
+        count = itertools.count()
+        numbers = {id(t): next(count) for t in (*self.given, *self.used(), self.context, self._rows)}
+        steps = []
+        for function, arguments, outputs in self._steps:
+            steps.append((function, *[_numbered(a, numbers) for a in arguments]))
+            numbers.update({id(t): next(count) for t in outputs})
+        return (*steps, *[numbers[id(t)] for t in self.results or ()])
+
     def replay(self, context: Tensor, *others: Tensor) -> list[Tensor]:
         """The steps once more. Shape: context [..., d] → [..., n] each; the others are given, and constants.
 
@@ -88,12 +105,28 @@ class Tape:
         return [known[id(t)].view(*context.shape[:-1], t.shape[-1]) for t in self.results]
 
 
+def _numbered(value: Any, numbers: dict[int, int]) -> Any:
+    if isinstance(value, Tensor):
+        return _TENSOR, numbers[id(value)]
+    if isinstance(value, (list, tuple)):
+        return (len(value), *[_numbered(v, numbers) for v in value])
+    return value
+
+
 def _replaced(value: Any, known: dict[int, Tensor]) -> Any:
     if isinstance(value, Tensor):
         return known[id(value)]
     if isinstance(value, (list, tuple)):
         return [known[id(v)] if isinstance(v, Tensor) else v for v in value]
     return value
+
+
+@lru_cache
+def _programs() -> Programs:
+    """Layers of one shape run one program: their plans differ in tensors alone."""
+    from hnkernels.triton.program import Programs
+
+    return Programs()
 
 
 class Recorded:
@@ -150,11 +183,12 @@ class Plan:
     """
 
     def __init__(self, tape: Tape, mlps: Sequence[HypernetworkMLP]):
-        from hnkernels.triton.program import Program  # Triton is optional
+        from hnkernels.triton.program import signature  # Triton is optional
 
         self.constants = tape.used()
         inputs = [tape.context, *tape.given, *self.constants]
-        self._run = Program(tape.replay, inputs, tape.context.device).run
+        key = (tape.wiring(), signature(inputs), tape.context.device)
+        self._run = _programs().program(key, tape.replay, inputs).run
         self._modules = [(mlp._modules, mlp.prepared().modules) for mlp in mlps]
         self._mlps = list(mlps)
         self._sources = [source for mlp in mlps for source in mlp.prepared()._sources]
@@ -194,6 +228,11 @@ class Plan:
         if derived.capturing(context):
             derived.keep_for_graphs(there, self.constants)
         return self._run([context, *there, *self.constants])
+
+    def runner(self, given: Sequence[Tensor | None]) -> Callable[[Tensor], Sequence[Tensor]]:
+        """The call without its checks, for those who know that all is as it was."""
+        run, others = self._run, [*(t for t in given if t is not None), *self.constants]
+        return lambda context: run([context, *others])
 
 
 def key_of(
@@ -250,6 +289,15 @@ def attempt(
     if results is None:
         plans.pop(key, None)
     return results
+
+
+def runner(
+    owner: HypernetworkMLP | None, key: Any, given: Sequence[Tensor | None]
+) -> Callable[[Tensor], Sequence[Tensor]] | None:
+    """The plan kept under this key without its checks, if there is one; see ``Plan.runner``."""
+    plans = None if owner is None else owner.plans
+    plan = None if plans is None else plans.get(key)
+    return plan.runner(given) if isinstance(plan, Plan) else None
 
 
 def keep(owner: HypernetworkMLP, key: Any, tape: Tape, mlps: Sequence[HypernetworkMLP]) -> None:

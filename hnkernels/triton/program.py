@@ -57,12 +57,15 @@ class Program:
         self.layout = trace.layout([results] if self._single else results, device)
         self.known: dict[Any, Any] = {}  # for those who go on from its results
         self._bound: dict[tuple[int, ...], Bound | None] = {}
+        self._meta = device.type == "meta"
+        self._slots = [ref.slot for ref in self.layout.outputs]
+        self._whole = all(self.layout.is_whole(ref) for ref in self.layout.outputs)
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """Allocates, launches, and returns the outputs. ``inputs`` are the tensors among the operator's arguments."""
         if recorded():
             note(self.launches, self.calls)
-        if self.layout.device.type == "meta":
+        if self._meta:
             return self._results(self._plain(inputs, launch=False))
         if self.layout.operations:
             inputs = [*inputs, *(None,) * (self.layout.slots - self.layout.inputs)]  # type: ignore[list-item]
@@ -117,9 +120,28 @@ class Program:
                 tensors[made] = result
 
     def _results(self, tensors: list[Any]) -> Any:
-        if self._single:
-            return self.layout.outputs[0].of(tensors)
-        return [ref.of(tensors) for ref in self.layout.outputs]
+        if self._whole:  # every output is what a slot holds
+            results = [tensors[slot] for slot in self._slots]
+        else:
+            results = [ref.of(tensors) for ref in self.layout.outputs]
+        return results[0] if self._single else results
+
+
+class Programs:
+    """Programs by signature, those that were used last."""
+
+    def __init__(self) -> None:
+        self.programs: OrderedDict[tuple, Program] = OrderedDict()
+
+    def program(self, key: tuple, function: Callable[..., Any], args: Sequence[Any]) -> Program:
+        """That of a function for arguments of this signature, which ends in the device."""
+        key = (forced_tiles(), setting(), *key)
+        program = self.programs.get(key)
+        if program is None:
+            program = self.programs[key] = Program(function, args, key[-1])
+            while len(self.programs) > _AT_MOST:
+                self.programs.popitem(last=False)
+        return program
 
 
 class Planned:
@@ -132,9 +154,14 @@ class Planned:
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
-        self.programs: OrderedDict[tuple, Program] = OrderedDict()
+        self.kept = Programs()
 
     def __call__(self, *args: Any) -> Any:
+        program, inputs = self.of(*args)
+        return program.run(inputs)
+
+    def of(self, *args: Any) -> tuple[Program, list[Tensor]]:
+        """The program for these arguments, and the tensors among them, which it takes."""
         inputs: list[Tensor] = []
         plain: list[Any] = []
         for a in args:
@@ -151,17 +178,11 @@ class Planned:
                         plain.append(t)
             else:
                 plain.append(a)
-        return self.program((*plain, *signature(inputs), inputs[0].device), args).run(inputs)
+        return self.program((*plain, *signature(inputs), inputs[0].device), args), inputs
 
     def program(self, key: tuple, args: Sequence[Any]) -> Program:
         """The program for arguments of this signature, which ends in the device."""
-        key = (forced_tiles(), setting(), *key)
-        program = self.programs.get(key)
-        if program is None:
-            program = self.programs[key] = Program(self.function, args, key[-1])
-            while len(self.programs) > _AT_MOST:
-                self.programs.popitem(last=False)
-        return program
+        return self.kept.program(key, self.function, args)
 
 
 def signature(tensors: Sequence[Tensor]) -> tuple:

@@ -22,6 +22,15 @@ _ALLOCATIONS = {
 }  # fmt: skip
 
 
+_ALLOCATE = {
+    kind: getattr(torch._C._dynamo.guards, f"_empty_strided_{kind}")
+    for kind in ("cpu", "cuda", "xpu")
+    if hasattr(torch._C._dynamo.guards, f"_empty_strided_{kind}")
+}
+"""What allocates on the current device for the code that ``torch.compile`` generates: not through the dispatcher, which
+takes longer than that."""
+
+
 class Ref(NamedTuple):
     """A tensor of a program: a slot, and where in it the tensor lies."""
 
@@ -54,6 +63,8 @@ class Buffer(NamedTuple):
         """
         if returned and poisoned():
             return torch.full(self.size, float("nan"), dtype=self.dtype, device=device).clone
+        if device.type in _ALLOCATE:
+            return partial(_ALLOCATE[device.type], self.size, self.stride, self.dtype)
         return partial(torch.empty_strided, self.size, self.stride, dtype=self.dtype, device=device)
 
 
@@ -99,6 +110,11 @@ class Layout:
     last: tuple[Buffer, ...]
     outputs: tuple[Ref, ...]
     make: dict[int, Callable[[], Tensor]]
+
+    def is_whole(self, ref: Ref) -> bool:
+        """Whether a tensor is all that is allocated in its slot, with those dimensions."""
+        made = [b for step in self.steps for b in step.allocate] + list(self.last)
+        return any((b.slot, b.size, b.stride, 0) == (ref.slot, ref.size, ref.stride, ref.offset) for b in made)
 
 
 class Trace(TorchDispatchMode):

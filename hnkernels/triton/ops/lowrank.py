@@ -5,7 +5,7 @@ A slice is one such linear: q, k and v of one x, or k and v of many layers over 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -141,6 +141,19 @@ def lowrank_linears(
         [S, T, n_p] for every slice.
     """
     return _LowRankLinears.apply(len(weights), index, _stacked(scales, x), x, *weights, *biases, *a, *b)
+
+
+def linears_runner(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
+    index: Tensor | None,
+) -> Callable[[Tensor], Sequence[Tensor]] | None:
+    """The program of ``lowrank_linears`` for these arguments, to be given x alone; ``None`` if it has none."""
+    return _linear.runner(x, list(weights), list(biases), list(a), list(b), _stacked(scales, x), index)
 
 
 def lowrank_add(

@@ -62,6 +62,14 @@ class Operator:
         program = self._programs.program((*key, tensors[0].device), args)
         return program.run(tensors), program
 
+    def runner(self, x: Tensor, *args: Any) -> Callable[[Tensor], Any] | None:
+        """The program for these arguments, of which all but the first stay what they are; ``None`` without one."""
+        if not self._plannable(x, *args):
+            return None
+        program, (_, *others) = self._programs.of(x, *args)
+        run = program.run
+        return lambda x: run([x, *others])
+
     def _run(self, *args: Any) -> Any:
         return self._programs(*args) if self._plannable(*args) else self.function(*args)
 
