@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -56,6 +56,7 @@ class Call:
         kept: by tap number, K or V of ``context`` ready to be handed out.
         ready: by tap number, what it does by itself, as in ``Plans``.
         waiting: by tap number, what was computed for taps that are yet to ask.
+        rewritten: by tap number, the context that was rewritten for taps that are yet to ask.
         reached: by tap number, whether the tap was asked.
         grouped: the contexts and links for which one operation for all layers was tried.
         compiled: whether a part of the model is compiled by itself.
@@ -81,6 +82,7 @@ class Call:
         self.compiled = False
         self.triton: bool | None = None
         self.waiting: dict[int, Waiting] = {}
+        self.rewritten: dict[int, Waiting] = {}
         self.grouped: set[Hashable] = set()
         self.used: list[Any] = []  # layers whose attention a hook has seen reach its taps
         self.hits = self.misses = 0
@@ -111,6 +113,12 @@ class Call:
         while frame is not None and frame is not self._frame:
             frame = frame.f_back
         return frame is not None
+
+    def forget_waiting(self, taps: Iterable[int] | None = None) -> None:
+        """Drops what is there for taps (all of them) that have not asked."""
+        for where in (self.waiting, self.rewritten):
+            for number in list(where) if taps is None else taps:
+                where.pop(number, None)
 
     def replan(self) -> None:
         """Forgets what was ready: something has changed in the middle of the call."""

@@ -218,7 +218,7 @@ class TappedLayer:
         if call is not None:
             for tap in self.taps.values():
                 call.reached[tap.number] = False
-                call.waiting.pop(tap.number, None)
+            call.forget_waiting([tap.number for tap in self.taps.values()])
 
     def _after(self, *_: object) -> None:
         if is_compiling():
@@ -230,8 +230,7 @@ class TappedLayer:
             call = self.shared.calls.current or self.shared.calls.loose
             reached = {s for s, tap in self.taps.items() if call is not None and call.reached[tap.number]}
             if call is not None:
-                for tap in self.taps.values():
-                    call.waiting.pop(tap.number, None)
+                call.forget_waiting([tap.number for tap in self.taps.values()])
         lost = [self.taps[stream] for stream in STREAMS if stream in self.taps and stream not in reached]
         changed = [tap for s, tap in self.taps.items() if s not in reached and acting_deltas(self.deltas.get(s, ()))]
         # A processor may do without one of the two; a tap that another tool threw away is another matter.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from operator import attrgetter
+from operator import attrgetter, contains, getitem, is_
 from typing import Any
 
 import torch
@@ -24,45 +24,58 @@ _TIMESTEPS_AT_MOST = 64  # of a batch, to be compared one by one
 
 # Called by ``map`` over whole columns, in every call of the model: loops would take several times as long.
 _version, _grad, _address = attrgetter("_version"), attrgetter("requires_grad"), attrgetter("_cdata")
+_training, _multiplier = attrgetter("training"), attrgetter("multiplier")
 _storage = Tensor.untyped_storage
 
 
 class _Columns:
-    """What a ``Watch`` compares, column by column."""
+    """What a ``Watch`` compares, column by column: every object that is looked at comes from memory to the cache."""
 
-    def __init__(self, present: Sequence, types: Sequence, hooks: Sequence, modes: Sequence, tensors: Sequence):
-        self._places = [(owner, name) for owner, name, _ in present]
-        self._values = [value for _, _, value in present]
-        self._typed, self._kinds = [o for o, _ in types], [kind for _, kind in types]
-        self._hooks, self._hooked = [h for h, _ in hooks], [hooked for _, hooked in hooks]
-        self._mlps, self._modes = [mlp for mlp, *_ in modes], [tuple(mode) for _, *mode in modes]
-        self._parameters = [(owner, name) for owner, name, *_ in tensors]
-        self._tensors = [entry[2] for entry in tensors]
-        self._ids, self._grads = list(map(id, self._tensors)), [entry[5] for entry in tensors]
-        self._versions, self._storages = [entry[3] for entry in tensors], [entry[4] for entry in tensors]
+    def __init__(
+        self,
+        present: Sequence,
+        absent: Sequence,
+        types: Sequence,
+        hooks: Sequence,
+        modes: Sequence,
+        tensors: Sequence,
+        factors: Sequence,
+    ):
+        self._owners, self._names, self._values = _columns(present, 3)
+        self._without, self._missing = _columns(absent, 2)
+        self._typed, self._kinds = _columns(types, 2)
+        self._hooks, self._hooked = _columns(hooks, 2)
+        self._mlps, self._trained, self._multipliers = _columns(modes, 3)
+        self._of, self._called, self._tensors, self._versions, self._storages, self._grads = _columns(tensors, 6)
+        self._factors, self._factor_versions = factors, [version for _, version in factors]
 
     def stand(self, grad: bool) -> bool:
         """Whether all that is compared by identity is the same; a ``KeyError`` if something is gone.
 
         Which parameters take a gradient counts where gradients are recorded, with ``grad``.
         """
-        there = [owner[name] for owner, name in self._parameters]
         return (
-            list(map(id, there)) == self._ids
-            and (not grad or list(map(_grad, there)) == self._grads)
-            and [owner[name] for owner, name in self._places] == self._values
-            and list(map(type, self._typed)) == self._kinds
+            all(map(is_, map(getitem, self._of, self._called), self._tensors))
+            and all(map(is_, map(getitem, self._owners, self._names), self._values))
+            and True not in list(map(contains, self._without, self._missing))
+            and all(map(is_, map(type, self._typed), self._kinds))
             and list(map(bool, self._hooks)) == self._hooked
-            and [(mlp.training, mlp.multiplier) for mlp in self._mlps] == self._modes
+            and list(map(_training, self._mlps)) == self._trained
+            and list(map(_multiplier, self._mlps)) == self._multipliers
+            and (not grad or list(map(_grad, self._tensors)) == self._grads)
         )
 
     def unchanged(self) -> bool:
-        """Whether versions and storages are the same."""
-        tensors = self._tensors
+        """Whether versions and storages are the same; a ``RuntimeError`` if one has become an inference tensor."""
         return (
-            list(map(_version, tensors)) == self._versions
-            and list(map(_address, map(_storage, tensors))) == self._storages
+            list(map(_version, self._tensors)) == self._versions
+            and list(map(_address, map(_storage, self._tensors))) == self._storages
+            and [v if (t := ref()) is None else t._version for ref, v in self._factors] == self._factor_versions
         )
+
+
+def _columns(rows: Sequence[tuple], count: int) -> list[list]:
+    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(count)]
 
 
 class Watch:
@@ -149,27 +162,24 @@ class Watch:
         """Whether modules, hooks, modes and parameters are those that were there, for calls in this grad mode."""
         if self._unversioned:
             return False
-        if self._columns is None:
-            self._columns = _Columns(self._present, self._types, self._hooks, self._modes, self._tensors)
         try:
-            return self._columns.stand(grad) and True not in [name in owner for owner, name in self._absent]
+            return self._in_columns().stand(grad)
         except KeyError:
             return False
 
     def unchanged(self) -> bool:
         """Whether the values of all parameters are those that were there, as far as a change leaves a trace."""
-        if self._columns is None:
-            self._columns = _Columns(self._present, self._types, self._hooks, self._modes, self._tensors)
         try:
-            if not self._columns.unchanged():
-                return False
-            for ref, version in self._factors:
-                factor = ref()
-                if factor is not None and factor._version != version:
-                    return False
-        except RuntimeError:  # it has become an inference tensor
+            return self._in_columns().unchanged()
+        except RuntimeError:
             return False
-        return True
+
+    def _in_columns(self) -> _Columns:
+        if self._columns is None:
+            self._columns = _Columns(
+                self._present, self._absent, self._types, self._hooks, self._modes, self._tensors, self._factors
+            )
+        return self._columns
 
     def renew(self) -> None:
         """Takes the present values for those that were there."""

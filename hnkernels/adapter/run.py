@@ -28,8 +28,8 @@ def tapped(layer: RunLayer, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, 
     """The output of the linear for Q, K, V or the layer's output. Shape: [..., d] → [..., n]."""
     call = layer.shared.call(x)
     call.reached[tap.number] = True
-    if call.loose and not {other.number for other in layer.taps.values()} & call.waiting.keys():
-        call.waiting.clear()  # of a layer that was interrupted
+    if call.loose and not {other.number for other in layer.taps.values()} & {*call.waiting, *call.rewritten}:
+        call.forget_waiting()  # of a layer that was interrupted
     plan = plan_of(layer, call)
     stream = tap.stream
     deltas = plan.deltas.get(stream, ())
@@ -91,7 +91,7 @@ def _all_three(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor) -> 
         make = partial(kv_runner, x, mlps_k, mlps_v, w_k, w_v, w_q, b_k, b_v, b_q, strength=strength)
     taps = [tap, *(layer.taps[s] for s in STREAMS)]
     _make_operation(layer, call, taps, x, make, (0, 1, 2) if plan.deltas else (2, 0, 1))
-    _wait(call, x, taps[1:], (k, v))
+    _wait(call.waiting, x, taps[1:], (k, v))
     return q
 
 
@@ -106,7 +106,7 @@ def _fits(layer: RunLayer, call: Call, plan: Plan, x: Tensor) -> bool:
 def _both(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor) -> Tensor:
     """K and V in one operation when K is asked for; V then finds its half waiting."""
     stream = tap.stream
-    waiting = _take(layer, call, tap, x)
+    waiting = _take(layer, call.waiting, tap, x)
     if waiting is not None:
         return waiting
     if not plan.computed:
@@ -129,40 +129,40 @@ def _both(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor) -> Tenso
         k, v = (projected(layer, call, plan, s, y) for s, y in zip(STREAMS, pair, strict=True))
     if stream == "v":  # on its own, or of another tensor than K's
         return v
-    _wait(call, x, [layer.taps["v"]], [v])
+    _wait(call.waiting, x, [layer.taps["v"]], [v])
     return k
 
 
 def _pair(layer: RunLayer, call: Call, stream: str, x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
     """The context for K and for V, computed when K is asked for."""
     if stream == "v":
-        waiting = _take(layer, call, layer.taps["v"], x)
+        waiting = _take(layer, call.rewritten, layer.taps["v"], x)
         if waiting is not None:
             return x, waiting
     if not links:
         return x, x
     pair = rewrite(x, links)
     if stream == "k":
-        _wait(call, x, [layer.taps["v"]], pair[1:])
+        _wait(call.rewritten, x, [layer.taps["v"]], pair[1:])
     return pair
 
 
-def _wait(call: Call, x: Tensor, taps: Sequence[Tap], values: Sequence[Tensor]) -> None:
+def _wait(where: dict[int, Waiting], x: Tensor, taps: Sequence[Tap], values: Sequence[Tensor]) -> None:
     """Lays out what was computed of x for taps that have not asked yet."""
     version = version_of(x)
     for tap, value in zip(taps, values, strict=True):
-        call.waiting[tap.number] = Waiting(x, version, value)
+        where[tap.number] = Waiting(x, version, value)
 
 
-def _take(layer: RunLayer, call: Call, tap: Tap, x: Tensor) -> Tensor | None:
+def _take(layer: RunLayer, where: dict[int, Waiting], tap: Tap, x: Tensor) -> Tensor | None:
     """What was computed of x before it was asked for."""
-    waiting = call.waiting.get(tap.number)
+    waiting = where.get(tap.number)
     if waiting is None:
         return None
     if waiting.x is not x or waiting.version != version_of(x):
         layer.together = layer.together and tap.stream != "k"  # Q and K see different tensors here
         return None
-    del call.waiting[tap.number]
+    del where[tap.number]
     return waiting.value
 
 
