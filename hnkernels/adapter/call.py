@@ -64,6 +64,12 @@ class Call:
         captured: whether the call is recorded into a CUDA graph: what depends on the context is then computed in it.
     """
 
+    __slots__ = (
+        "_casts_outside", "_frame", "autocast", "autocasting", "captured", "compiled", "context", "device",
+        "device_type", "entry", "grad", "grouped", "hits", "kept", "loose", "misses", "outer", "plans", "reached",
+        "ready", "rewritten", "serial", "triton", "used", "waiting",
+    )  # fmt: skip
+
     def __init__(self, taps: int, x: Tensor | None, loose: bool = False):
         self.serial = next(_serials)
         self.loose = loose

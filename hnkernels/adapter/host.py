@@ -26,8 +26,6 @@ from hnkernels.adapter.shared_kv import grouped_kv
 from hnkernels.adapter.taps import TAPPED
 from hnkernels.adapter.trace import TracedContext
 from hnkernels.ops import derived
-from hnkernels.triton.target import setting
-from hnkernels.triton.tiling import forced_tiles
 
 _ATTRIBUTE = "_hnkernels_host"
 _CONTEXT_ARGUMENTS = ("encoder_hidden_states", "context")  # diffusers' name, and that of the original repositories
@@ -176,7 +174,7 @@ class Host:
             self._prover.prove(call, x, context, _value(self._timestep, args, kwargs))
             call.plans = shared.plans_in(call.grad)
             situation = tuple([adapter.situation() for adapter in self.adapters])
-            call.ready = call.plans.ready_in((situation, derived.epoch(), forced_tiles(), setting()))
+            call.ready = call.plans.ready_in((situation, derived.epoch()))
             call.compiled = self._compiled()
             if call.captured:
                 for layer in self.layers:

@@ -190,7 +190,10 @@ def _make_operation(
     def operation() -> Operation | None:
         run = make()
         later = [(tap.number, place) for tap, place in zip(taps[1:], places[1:], strict=True)]
-        return None if run is None else Operation(run, places[0], later, x, call)
+        if run is None:
+            return None
+        call.plans.launches()
+        return Operation(run, places[0], later, x, call)
 
     if call.triton is None:
         call.triton = why_not(x, ()) is None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, is_autocast_enabled, is_grad_enabled, nn
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn.functional import linear
 
 from hnkernels.adapter.call import Calls, version_of
@@ -48,18 +48,18 @@ class Tap:
         runs = self.runs
         if runs is None:
             return self.inner(x, *args, **kwargs)
-        if torch.compiler.is_compiling():
+        if is_dynamo_compiling():
             return runs.trace(self, x, args, kwargs)
         # What is ready is found before anything else is asked. The call's forward pre-hook has proven it.
         call = self.calls.current
-        if call is not None and not args and not kwargs and torch.is_grad_enabled() is call.grad:
+        if call is not None and not args and not kwargs and is_grad_enabled() is call.grad:
             number = self.number
             kept = call.kept[number]
             if (
                 kept is not None
                 and x is call.context
                 and kept.value._version == kept.version
-                and torch.is_autocast_enabled(call.device_type) is call.autocasting
+                and is_autocast_enabled(call.device_type) is call.autocasting
             ):
                 call.reached[number] = True
                 call.hits += kept.serial != call.serial
@@ -75,6 +75,8 @@ class Tap:
                 if y is not None:
                     call.reached[number] = True
                     return y
+        if is_compiling():
+            return runs.trace(self, x, args, kwargs)
         return runs.run(self, x, args, kwargs)
 
     def inner(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
