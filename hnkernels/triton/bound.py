@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hnkernels.triton import direct
+from hnkernels.triton.allocation import allocator
 from hnkernels.triton.launch import on
 from hnkernels.triton.trace import Layout, Ref
 
@@ -77,7 +77,7 @@ class Bound:
             self._pooled.append((buffer.slot, begin))
             self._pooled += {(place, begin + offset) for place, _, offset in views.get(buffer.slot, ())}
             begin += size
-        self._pool = partial(torch.empty_strided, (begin,), (1,), dtype=torch.uint8, device=self.device)
+        self._pool = allocator((begin,), (1,), torch.uint8, self.device)
         return {buffer.slot for buffer in temporaries}
 
     @staticmethod

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from hnkernels.triton.allocation import allocator
 from hnkernels.triton.launch import Call, Launch
 from hnkernels.triton.target import poisoned
 
@@ -20,15 +20,6 @@ _ALLOCATIONS = {
     _aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default, _aten.new_empty_strided.default,
     _aten.empty_like.default,
 }  # fmt: skip
-
-
-_ALLOCATE = {
-    kind: getattr(torch._C._dynamo.guards, f"_empty_strided_{kind}")
-    for kind in ("cpu", "cuda", "xpu")
-    if hasattr(torch._C._dynamo.guards, f"_empty_strided_{kind}")
-}
-"""What allocates on the current device for the code that ``torch.compile`` generates: not through the dispatcher, which
-takes longer than that."""
 
 
 class Ref(NamedTuple):
@@ -63,9 +54,7 @@ class Buffer(NamedTuple):
         """
         if returned and poisoned():
             return torch.full(self.size, float("nan"), dtype=self.dtype, device=device).clone
-        if device.type in _ALLOCATE:
-            return partial(_ALLOCATE[device.type], self.size, self.stride, self.dtype)
-        return partial(torch.empty_strided, self.size, self.stride, dtype=self.dtype, device=device)
+        return allocator(self.size, self.stride, self.dtype, device)
 
 
 class Operation(NamedTuple):

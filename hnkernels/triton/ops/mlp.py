@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hnkernels.triton import mlps, mlps_backward
+from hnkernels.triton.allocation import reinterpret
 from hnkernels.triton.kernels import linear as linear_kernel
 from hnkernels.triton.kernels.arguments import acc_dtype
 from hnkernels.triton.kernels.weight_gradient import WeightGradients
@@ -259,23 +260,16 @@ class Cuts:
         flat = [torch.empty(size, device="meta") for size in sizes]
         views = mlps_backward.parameter_gradients(layers, unflat, flat[0], flat[1] if sizes[1] else None)
         self.count = 1 + (sizes[1] > 0)
-        each = [view for stream in views for view in stream]
-        self._sizes: list[list[int]] = []
-        places: dict[int, int] = {}  # parameter → place among all pieces
-        for t in flat[: self.count]:
-            storage = t.untyped_storage()._cdata
-            mine = [i for i, view in enumerate(each) if view.untyped_storage()._cdata == storage]
-            mine.sort(key=lambda i: int(each[i].storage_offset()))
-            places.update({i: len(places) + at for at, i in enumerate(mine)})
-            self._sizes.append([each[i].numel() for i in mine])
-        self._views = [(places[i], None if view.ndim == 1 else view.shape) for i, view in enumerate(each)]
+        of = {t.untyped_storage()._cdata: number for number, t in enumerate(flat)}
+        self._views = [
+            (of[view.untyped_storage()._cdata], view.shape, view.stride(), int(view.storage_offset()))
+            for stream in views
+            for view in stream
+        ]
 
     def of(self, flat: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients, in the order of the parameters."""
-        pieces: list[Tensor] = []
-        for t, sizes in zip(flat, self._sizes, strict=True):
-            pieces += t.unsafe_split_with_sizes(sizes)  # nobody writes into the flat one any more
-        return [pieces[at] if shape is None else pieces[at].view(shape) for at, shape in self._views]
+        """The gradients, in the order of the parameters. Nobody writes into the flat ones any more."""
+        return [reinterpret(flat[number], size, stride, at) for number, size, stride, at in self._views]
 
 
 def run_mlps(
