@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from hnkernels.adapter.call import Call
 from hnkernels.adapter.deltas import WeightDelta
 from hnkernels.adapter.layers import AdapterError, AttentionSpec
 from hnkernels.adapter.links import Action, Links
@@ -30,7 +31,8 @@ class TappedLayer:
     Generated weights have it tap the linears that they change as well. A layer that no adapter reaches has no taps.
 
     Some attention processors compute K and V without ``to_k`` and ``to_v``. Hooks on the module see that. They are
-    there until a call has reached the taps, and again when the module's class, forward or processor is another.
+    there until a call has reached the taps. From then on a layer of which a call reaches no tap must have the class,
+    forward and processor that it had.
     """
 
     def __init__(self, spec: AttentionSpec, number: int, shared: Shared):
@@ -134,9 +136,6 @@ class TappedLayer:
     def watch(self, watch: Watch) -> None:
         """Says what it depends on."""
         self.watched = {}
-        watch.kind(self.attention)
-        for name in _SIGNATURE:
-            watch.attribute(self.attention, name)
         for stream, tap in self.taps.items():
             watch.path(self.attention, self._paths[stream])
             watch.module(tap.module)
@@ -177,6 +176,15 @@ class TappedLayer:
         """Takes the hooks off: the attention has reached its taps, and will while it is what it is."""
         self._verified = self._signature()
         self._remove_hooks()
+
+    def missed(self, call: Call) -> None:
+        """After a call that has not reached every tap: raises if the attention is not the one that was verified.
+
+        One that was skipped, as caching tools do at some steps, is no fault.
+        """
+        reached = self._reached_in(call)
+        if len(reached) < len(self.taps) and self._verified is not None and self._signature() != self._verified:
+            self._check(reached)
 
     def doubt(self) -> None:
         """Has the next call verify the attention once more."""
@@ -228,9 +236,18 @@ class TappedLayer:
             call = None
         else:
             call = self.shared.calls.current or self.shared.calls.loose
-            reached = {s for s, tap in self.taps.items() if call is not None and call.reached[tap.number]}
+            reached = set() if call is None else self._reached_in(call)
             if call is not None:
                 call.forget_waiting([tap.number for tap in self.taps.values()])
+        self._check(reached)
+        if call is not None and not call.loose and not {*STREAMS} & (self.taps.keys() - reached):
+            call.used.append(self)
+
+    def _reached_in(self, call: Call) -> set[str]:
+        return {stream for stream, tap in self.taps.items() if call.reached[tap.number]}
+
+    def _check(self, reached: set[str]) -> None:
+        """Raises if the attention cannot have computed what the adapters ask of it."""
         lost = [self.taps[stream] for stream in STREAMS if stream in self.taps and stream not in reached]
         changed = [tap for s, tap in self.taps.items() if s not in reached and acting_deltas(self.deltas.get(s, ()))]
         # A processor may do without one of the two; a tap that another tool threw away is another matter.
@@ -241,8 +258,6 @@ class TappedLayer:
                 f"{type(getattr(self.attention, 'processor', None)).__name__}); call unfuse_qkv_projections(), set "
                 "another attention processor, or attach again if another tool has reset their forward"
             )
-        if call is not None and not call.loose and not lost:
-            call.used.append(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a call or is kept."""

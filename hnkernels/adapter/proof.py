@@ -120,10 +120,6 @@ class Watch:
         self._types.append((module, type(module)))
         self._hooks.append((module._forward_pre_hooks, bool(module._forward_pre_hooks)))
 
-    def kind(self, module: nn.Module) -> None:
-        """The class of a module."""
-        self._types.append((module, type(module)))
-
     def parameters(self, module: nn.Module, of_network: bool = False) -> None:
         """The parameters of one module, without those below it."""
         for name, parameter in module._parameters.items():

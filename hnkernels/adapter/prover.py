@@ -82,6 +82,7 @@ class Prover:
             self._fingerprint = fingerprint
 
     def _make_watch(self) -> Watch:
+        self._shared.tapped = sum(len(layer.taps) for layer in self._layers)
         watch = Watch()
         for adapter in self._shared.adapters:
             for network in adapter.networks():

@@ -30,6 +30,7 @@ class Shared:
         self.calls = Calls()
         self.adapters: list[Any] = []
         self.taps = 0  # how many numbers of taps there are
+        self.tapped = 0  # and how many taps, when the model was last looked at
         self.plans: dict[bool, Plans] = {}  # by grad mode
         self.traced: TracedContext | None = None
         self.replay_entry: weakref.ref[SharedContext] | None = None

@@ -26,6 +26,9 @@ class Runs(Protocol):
     def forget_all(self) -> None:
         """Everything that was made of the model's weights may be stale."""
 
+    def doubt(self) -> None:
+        """The attention may not call its projections any more."""
+
 
 class Tap:
     """Stands in the place of ``forward`` on the instance of one ``to_k`` or ``to_v``.
