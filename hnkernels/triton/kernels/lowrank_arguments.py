@@ -105,6 +105,10 @@ class LowRank:
         chosen = (None,) * POINTERS if self.tabled else _three(tensors)
         return {f"{name}_{i}_ptr": t for i, t in enumerate(chosen)}
 
+    def addressed(self, *tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Those that a kernel reads by their addresses in the table: none where they are arguments."""
+        return [t for each in tensors for t in each] if self.tabled else []
+
     def table(
         self,
         each: Sequence[Tensor] = (),

@@ -36,8 +36,8 @@ from hnkernels.triton.tiling import splits
 
 @triton.jit(do_not_specialize=["T", "samples", "splits", "tiles_n", "r_0", "r_1", "r_2", "stride_scale"])
 def lowrank_factor_gradient_kernel(
-    x_ptr,  # [S, T, D]
-    dy_0_ptr,  # [S, T, N_p]
+    x_ptr,  # [S, T, D], with parts
+    dy_0_ptr,  # [S, T, N_p], with parts
     dy_1_ptr,
     dy_2_ptr,
     g_ptr,  # dy_p b_p [S, T, r_p], the slices one after another
@@ -82,7 +82,7 @@ def lowrank_factor_gradient_kernel(
     slice_index, kind = tl.program_id(1) // 3, tl.program_id(1) % 3
     scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
     if table_ptr is None:
-        dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
+        N = pick(slice_index, N_0, N_1, N_2)
         r, ranks_before = pick(slice_index, r_0, r_1, r_2), before(slice_index, r_0, r_1).to(tl.int64)
         elements_before = before(slice_index, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
     else:
@@ -113,7 +113,7 @@ def lowrank_factor_gradient_kernel(
     elif parts_ptr is not None:
         of_b = kind == 1
         if table_ptr is None:
-            tall_ptr = tl.where(of_b, dy_ptr, x_ptr)
+            tall_ptr = tl.where(of_b, pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), x_ptr)
         else:  # as numbers: AMD's compiler does not choose between an argument and a pointer from elsewhere
             address = tl.where(of_b, tl.load(row + AT_SLICE), x_ptr.to(tl.int64))
             tall_ptr = tl.multiple_of(address.to(x_ptr.dtype), 16)
@@ -177,11 +177,12 @@ def lowrank_factor_gradients(
         (samples * count * columns, 3 * len(slices.a)),
         tiles=tiles,
         flops=2 * samples * tokens * sum(slices.elements) if factors else 0,
-        reads=[*([x, *dy] if factors else []), g, u, slices.scale],
-        writes=[parts, sums],
-        x_ptr=x, **slices.pointers("dy", dy), g_ptr=g, u_ptr=u, parts_ptr=parts, sums_ptr=sums,
-        table_ptr=table, **slices.arguments(), D=d, splits=count, tiles_n=columns,
-        rows_per_split=per_split, elements=sum(slices.elements), stride_xs=x.stride(0), stride_xm=x.stride(1),
+        writes=("parts_ptr", "sums_ptr"),
+        addressed=slices.addressed(dy if factors else ()),
+        x_ptr=x if factors else None, **slices.pointers("dy", dy if factors else [None]),
+        g_ptr=g, u_ptr=u, parts_ptr=parts, sums_ptr=sums, table_ptr=table, **slices.arguments(), D=d, splits=count,
+        tiles_n=columns, rows_per_split=per_split, elements=sum(slices.elements), stride_xs=x.stride(0),
+        stride_xm=x.stride(1),
         **slices.alignment(), **product(x.dtype),
         EVEN=tokens % tiles.block_m == d % tiles.block_n == 0 and all(n % tiles.block_n == 0 for n in slices.widths),
     )  # fmt: skip
@@ -303,11 +304,12 @@ def lowrank_sums(
     count = 0 if parts is None else parts.shape[1]
     if sums is not None:
         count = sums.shape[2]
+    if parts is None:
+        slices = replace(slices, scale=None, index=None)
     launch(
         lowrank_sum_kernel,
         (blocks * (sets + (sums is not None)), len(slices.a)),
-        reads=[parts, sums, slices.scale, slices.index],
-        writes=[flat, dscale],
+        writes=("out_ptr", "dscale_ptr"),
         parts_ptr=parts, out_ptr=flat, sums_ptr=sums, dscale_ptr=dscale,
         table_ptr=table, **slices.arguments(), **slices.sets_arguments(),
         D=x.shape[2], blocks=blocks, sets=sets, splits=count,

@@ -144,11 +144,12 @@ def lowrank_input_gradient(
         (samples * triton.cdiv(tokens, tiles.block_m) * triton.cdiv(d, tiles.block_n),),
         tiles=tiles,
         flops=2 * samples * tokens * (sum(t.numel() for t in w) + d * sum(slices.ranks)),
-        reads=[*(dy if w else ()), *w, *slices.a, g, slices.scale, slices.index],
-        writes=[dx],
-        **slices.pointers("dy", dy), **slices.pointers("w", w or [None]), **slices.pointers("a", slices.a),
-        g_ptr=g, dx_ptr=dx, table_ptr=table, **slices.arguments(), **slices.sets_arguments(), D=d,
-        slices=len(slices.a), BASE=len(w) > 0, BLOCK_R=slices.block_r, **slices.alignment(), **product(x.dtype),
+        writes=("dx_ptr",),
+        addressed=slices.addressed(dy if w else (), w, slices.a),
+        **slices.pointers("dy", dy if w else [None]), **slices.pointers("w", w or [None]),
+        **slices.pointers("a", slices.a), g_ptr=g, dx_ptr=dx, table_ptr=table, **slices.arguments(),
+        **slices.sets_arguments(), D=d, slices=len(slices.a), BASE=len(w) > 0, BLOCK_R=slices.block_r,
+        **slices.alignment(), **product(x.dtype),
         EVEN=d % tiles.block_n == 0 and all(n % tiles.block_k == 0 for n in slices.widths),
     )  # fmt: skip
     return dx

@@ -34,17 +34,17 @@ from hnkernels.triton.launch import launch
 
 @triton.jit(do_not_specialize=["T", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
 def lowrank_shrink_kernel(
-    x_ptr,  # [S, T, D]
+    x_ptr,  # [S, T, D], with u
     dy_0_ptr,  # [S, T, N_p]
     dy_1_ptr,
     dy_2_ptr,
-    a_0_ptr,  # [G, r_p, D]
+    a_0_ptr,  # [G, r_p, D], with u
     a_1_ptr,
     a_2_ptr,
     b_0_ptr,  # [G, N_p, r_p]
     b_1_ptr,
     b_2_ptr,
-    scale_ptr,  # [slices, S], or None
+    scale_ptr,  # [slices, S], or None where they are needed whatever the scale
     index_ptr,  # [S] int64, or None
     g_ptr,  # [S, T, r_p], the slices one after another
     u_ptr,  # likewise, or None
@@ -62,7 +62,6 @@ def lowrank_shrink_kernel(
     stride_xs,
     stride_xm,
     stride_scale,
-    SCALE_GRADIENT: tl.constexpr,  # which needs them where the scale is 0 too
     MULTIPLE: tl.constexpr,
     ALIGNED: tl.constexpr,
     ACC: tl.constexpr,
@@ -81,18 +80,16 @@ def lowrank_shrink_kernel(
     if u_ptr is not None:
         slice_index, of_b = tl.program_id(1) // 2, tl.program_id(1) % 2 == 1
     if scale_ptr is not None:
-        if not SCALE_GRADIENT:
-            if tl.load(scale_ptr + slice_index * stride_scale + sample) == 0:
-                return
+        if tl.load(scale_ptr + slice_index * stride_scale + sample) == 0:
+            return
     if table_ptr is None:
         dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
         r, ranks_before = pick(slice_index, r_0, r_1, r_2), before(slice_index, r_0, r_1).to(tl.int64)
-        a_ptr, b_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr), pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
+        b_ptr = pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
     else:
         row = table_ptr + slice_index * COLUMNS_IN_TABLE
-        dy_ptr, N, r = pointer(row, AT_SLICE, x_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
-        a_ptr, b_ptr = pointer(row, AT_A, x_ptr), pointer(row, AT_B, x_ptr)
-        ranks_before = tl.load(row + AT_RANKS_BEFORE)
+        dy_ptr, N, r = pointer(row, AT_SLICE, g_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
+        b_ptr, ranks_before = pointer(row, AT_B, g_ptr), tl.load(row + AT_RANKS_BEFORE)
     r = tl.multiple_of(r, MULTIPLE)
     ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -106,6 +103,10 @@ def lowrank_shrink_kernel(
     )  # fmt: skip
     out_ptr = g_ptr
     if u_ptr is not None:
+        if table_ptr is None:
+            a_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr)
+        else:
+            a_ptr = pointer(row, AT_A, g_ptr)
         out = multiply(
             out, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + set_index * (r * D), rows, ranks, T, r,
             tl.where(of_b, 0, D), stride_xm, D, False, BLOCK_K, EVEN, PRECISION,
@@ -125,6 +126,8 @@ def lowrank_shrink(
     """
     x = slices.x
     samples, tokens, d = x.shape
+    if scale_gradient:
+        slices = replace(slices, scale=None)
     tiles = replace(shrinking_tiles(slices, max(d, *slices.widths)), block_n=slices.block_r)
     g = x.new_empty(samples * tokens * sum(slices.ranks))
     u = torch.empty_like(g) if with_u else None
@@ -134,11 +137,12 @@ def lowrank_shrink(
         (samples * triton.cdiv(tokens, tiles.block_m), len(slices.a) * (1 + with_u)),
         tiles=tiles,
         flops=2 * samples * tokens * sum(elements),
-        reads=[*dy, *slices.b, *([x, *slices.a] if with_u else []), slices.scale, slices.index],
-        writes=[g, u],
-        x_ptr=x, **slices.pointers("dy", dy), **slices.pointers("a", slices.a), **slices.pointers("b", slices.b),
+        writes=("g_ptr", "u_ptr"),
+        addressed=slices.addressed(dy, slices.b, slices.a if with_u else ()),
+        x_ptr=x if with_u else None, **slices.pointers("dy", dy),
+        **slices.pointers("a", slices.a if with_u else [None]), **slices.pointers("b", slices.b),
         g_ptr=g, u_ptr=u, table_ptr=table, **slices.arguments(), **slices.sets_arguments(), D=d,
-        stride_xs=x.stride(0), stride_xm=x.stride(1), SCALE_GRADIENT=scale_gradient, **slices.alignment(),
+        stride_xs=x.stride(0), stride_xm=x.stride(1), **slices.alignment(),
         **product(x.dtype), EVEN=d % tiles.block_k == 0,
         EVEN_N=all(n % tiles.block_k == 0 for n in slices.widths) and all(r == slices.block_r for r in slices.ranks),
     )  # fmt: skip
