@@ -16,16 +16,14 @@ from hnkernels.triton.kernels.lowrank_arguments import LowRank, outputs, shrinki
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
     AT_B,
-    AT_N_BEFORE,
-    AT_RANK,
     AT_SLICE,
-    COLUMNS_IN_TABLE,
     expansion,
-    pick,
-    pointer,
+    out_of,
+    rank_of,
     scale_of,
     set_of,
-    width,
+    tensor_of,
+    width_of,
 )
 from hnkernels.triton.kernels.tiles import multiply
 from hnkernels.triton.launch import launch
@@ -77,19 +75,12 @@ def lowrank_add_kernel(
     dtype = x_ptr.dtype.element_ty
     tiles_m = tl.cdiv(T, BLOCK_M)
     sample, slice_index = tl.program_id(0) // tiles_m, tl.program_id(1)
-    if table_ptr is None:
-        base_ptr, N = pick(slice_index, base_0_ptr, base_1_ptr, base_2_ptr), pick(slice_index, N_0, N_1, N_2)
-        a_ptr, b_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr), pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
-        out_ptr, r = pick(slice_index, out_0_ptr, out_1_ptr, out_2_ptr), pick(slice_index, r_0, r_1, r_2)
-    else:
-        row = table_ptr + slice_index * COLUMNS_IN_TABLE
-        base_ptr, N, r = pointer(row, AT_SLICE, x_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
-        a_ptr, b_ptr = pointer(row, AT_A, x_ptr), pointer(row, AT_B, x_ptr)
-        start = tl.load(row + AT_N_BEFORE) * samples * T
-        if ALIGNED:
-            start = tl.multiple_of(start, 16)
-        out_ptr = out_0_ptr + start
-    r = tl.multiple_of(r, MULTIPLE)
+    base_ptr = tensor_of(slice_index, table_ptr, AT_SLICE, x_ptr, base_0_ptr, base_1_ptr, base_2_ptr)
+    a_ptr = tensor_of(slice_index, table_ptr, AT_A, x_ptr, a_0_ptr, a_1_ptr, a_2_ptr)
+    b_ptr = tensor_of(slice_index, table_ptr, AT_B, x_ptr, b_0_ptr, b_1_ptr, b_2_ptr)
+    out_ptr = out_of(slice_index, table_ptr, out_0_ptr, out_1_ptr, out_2_ptr, samples, T, ALIGNED)
+    N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
+    r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE)
     set_index = set_of(sample, index_ptr, samples_per_set)
     scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
     plain = tl.where(scale == 0, N, 0)

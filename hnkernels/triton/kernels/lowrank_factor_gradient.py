@@ -18,16 +18,14 @@ from hnkernels.triton.kernels.arguments import (
 )
 from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
-    AT_ELEMENTS_BEFORE,
-    AT_N,
-    AT_RANK,
-    AT_RANKS_BEFORE,
     AT_SLICE,
-    COLUMNS_IN_TABLE,
-    before,
+    elements_before,
+    entry,
     pick,
+    rank_of,
+    ranks_before,
     scale_of,
-    width,
+    width_of,
 )
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
@@ -81,16 +79,8 @@ def lowrank_factor_gradient_kernel(
     sample, split = part // splits, part % splits
     slice_index, kind = tl.program_id(1) // 3, tl.program_id(1) % 3
     scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
-    if table_ptr is None:
-        N = pick(slice_index, N_0, N_1, N_2)
-        r, ranks_before = pick(slice_index, r_0, r_1, r_2), before(slice_index, r_0, r_1).to(tl.int64)
-        elements_before = before(slice_index, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
-    else:
-        row = table_ptr + slice_index * COLUMNS_IN_TABLE
-        N, r = width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
-        ranks_before, elements_before = tl.load(row + AT_RANKS_BEFORE), tl.load(row + AT_ELEMENTS_BEFORE)
-    r = tl.multiple_of(r, MULTIPLE)
-    ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
+    N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
+    r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE)
     tile_n = tl.program_id(0) % tiles_n
     ranks = tl.arange(0, BLOCK_K)
     rank_mask = (ranks < r)[None, :]
@@ -98,7 +88,8 @@ def lowrank_factor_gradient_kernel(
     count = tl.minimum(T - first, rows_per_split).to(tl.int32)
     steps = tl.arange(0, BLOCK_M)
     rows = first + steps
-    thin_at = ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+    start = ranks_before(slice_index, table_ptr, r_0, r_1, MULTIPLE) * samples * T
+    thin_at = start + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
     if kind == 2:
         if sums_ptr is not None:
             if tile_n == 0:
@@ -115,13 +106,14 @@ def lowrank_factor_gradient_kernel(
         if table_ptr is None:
             tall_ptr = tl.where(of_b, pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), x_ptr)
         else:  # as numbers: AMD's compiler does not choose between an argument and a pointer from elsewhere
-            address = tl.where(of_b, tl.load(row + AT_SLICE), x_ptr.to(tl.int64))
+            address = tl.where(of_b, entry(slice_index, table_ptr, AT_SLICE), x_ptr.to(tl.int64))
             tall_ptr = tl.multiple_of(address.to(x_ptr.dtype), 16)
         tall_ptr += sample.to(tl.int64) * tl.where(of_b, tl.cast(T, tl.int64) * N, tl.cast(stride_xs, tl.int64))
         thin_ptr = tl.where(of_b, u_ptr, g_ptr)
         wide, stride_m = tl.where(of_b, N, D), tl.where(of_b, N, stride_xm)
         stride_col, stride_rank = tl.where(of_b, r, 1), tl.where(of_b, 1, D)
-        out_ptr = parts_ptr + part.to(tl.int64) * elements + elements_before + tl.where(of_b, r * D, 0)
+        out_ptr = parts_ptr + part.to(tl.int64) * elements + tl.where(of_b, r * D, 0)
+        out_ptr += elements_before(slice_index, table_ptr, D, N_0, N_1, r_0, r_1)
         wide = tl.where(scale == 0, 0, wide)
         count = tl.where(tile_n * BLOCK_N < wide, count, 0)  # the grid is as large as the widest needs
         cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -262,13 +254,9 @@ def lowrank_sum_kernel(
             acc = add_rows(acc, sums_ptr + places * splits, 1, splits, cols < samples, BLOCK_R)
             tl.store(dscale_ptr + places, acc, mask=cols < samples)
     elif parts_ptr is not None:
-        if table_ptr is None:
-            N, r = pick(slice_index, N_0, N_1, N_2), pick(slice_index, r_0, r_1, r_2)
-            elements_before = before(slice_index, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
-        else:
-            row = table_ptr + slice_index * COLUMNS_IN_TABLE
-            N, r = tl.load(row + AT_N).to(tl.int32), tl.load(row + AT_RANK).to(tl.int32)
-            elements_before = tl.load(row + AT_ELEMENTS_BEFORE)
+        N = width_of(slice_index, table_ptr, N_0, N_1, N_2, False)
+        r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, 1)
+        slice_at = elements_before(slice_index, table_ptr, D, N_0, N_1, r_0, r_1)
         inside = cols < r * (D + N)
         first, end = set_index * samples_per_set, (set_index + 1) * samples_per_set
         if index_ptr is not None:
@@ -279,13 +267,13 @@ def lowrank_sum_kernel(
                 count = tl.where(tl.load(index_ptr + sample) == set_index, count, 0)
             if scale_ptr is not None:
                 count = tl.where(tl.load(scale_ptr + slice_index * stride_scale + sample) == 0, 0, count)
-            part = tl.cast(sample, tl.int64) * splits * elements + elements_before
+            part = tl.cast(sample, tl.int64) * splits * elements + slice_at
             acc = add_rows(acc, parts_ptr + part + cols, elements, count, inside, BLOCK_R)
         of_a = cols < r * D
         at = tl.where(
             of_a, set_index.to(tl.int64) * r * D, (sets.to(tl.int64) - 1) * r * D + set_index.to(tl.int64) * N * r
         )
-        tl.store(out_ptr + elements_before * sets + at + cols, convert(acc, out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_ptr + slice_at * sets + at + cols, convert(acc, out_ptr.dtype.element_ty), mask=inside)
 
 
 def lowrank_sums(

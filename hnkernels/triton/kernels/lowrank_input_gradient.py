@@ -17,17 +17,14 @@ from hnkernels.triton.kernels.arguments import (
 from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
-    AT_RANK,
-    AT_RANKS_BEFORE,
     AT_SLICE,
     AT_W,
-    COLUMNS_IN_TABLE,
-    before,
-    pick,
-    pointer,
+    rank_of,
+    ranks_before,
     scale_of,
     set_of,
-    width,
+    tensor_of,
+    width_of,
 )
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
@@ -87,34 +84,21 @@ def lowrank_input_gradient_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     set_index = set_of(sample, index_ptr, samples_per_set)
     for slice_index in range(slices):
-        if table_ptr is None:
-            r = pick(slice_index, r_0, r_1, r_2)
-        else:
-            r = tl.load(table_ptr + slice_index * COLUMNS_IN_TABLE + AT_RANK).to(tl.int32)
-        r = tl.multiple_of(r, MULTIPLE)
+        r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE)
         scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
         if scale * r != 0:  # without a scale too: where there is no branch LLVM unrolls the loop for AMD
-            if table_ptr is None:
-                a_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr)
-                ranks_before = before(slice_index, r_0, r_1).to(tl.int64)
-            else:
-                row = table_ptr + slice_index * COLUMNS_IN_TABLE
-                a_ptr, ranks_before = pointer(row, AT_A, dx_ptr), tl.load(row + AT_RANKS_BEFORE)
-            ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
-            at = g_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+            a_ptr = tensor_of(slice_index, table_ptr, AT_A, dx_ptr, a_0_ptr, a_1_ptr, a_2_ptr)
+            start = ranks_before(slice_index, table_ptr, r_0, r_1, MULTIPLE) * samples * T
+            at = g_ptr + start + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
             g = tl.load(at, mask=row_mask & (ranks < r)[None, :], other=0.0)  # [BLOCK_M, BLOCK_R]
             at = a_ptr + set_index * (r * D) + ranks[:, None] * D + cols[None, :]
             a = tl.load(at, mask=(ranks < r)[:, None] & col_mask, other=0.0)  # [BLOCK_R, BLOCK_N]
             acc = dot(convert(g.to(ACC) * scale, dtype), a, acc, PRECISION)
     if BASE:
         for slice_index in range(slices):
-            if table_ptr is None:
-                dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
-                w_ptr = pick(slice_index, w_0_ptr, w_1_ptr, w_2_ptr)
-            else:
-                row = table_ptr + slice_index * COLUMNS_IN_TABLE
-                dy_ptr, w_ptr = pointer(row, AT_SLICE, dx_ptr), pointer(row, AT_W, dx_ptr)
-                N = width(row, ALIGNED)
+            dy_ptr = tensor_of(slice_index, table_ptr, AT_SLICE, dx_ptr, dy_0_ptr, dy_1_ptr, dy_2_ptr)
+            w_ptr = tensor_of(slice_index, table_ptr, AT_W, dx_ptr, w_0_ptr, w_1_ptr, w_2_ptr)
+            N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
             dy_ptr += sample.to(tl.int64) * T * N
             acc = multiply(acc, dy_ptr, w_ptr, rows, cols, T, D, N, N, D, True, BLOCK_K, EVEN, PRECISION)
     at = dx_ptr + (sample.to(tl.int64) * T + rows[:, None]) * D + cols[None, :]

@@ -18,15 +18,12 @@ from hnkernels.triton.kernels.lowrank_arguments import LowRank, shrinking_tiles
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
     AT_B,
-    AT_RANK,
-    AT_RANKS_BEFORE,
     AT_SLICE,
-    COLUMNS_IN_TABLE,
-    before,
-    pick,
-    pointer,
+    rank_of,
+    ranks_before,
     set_of,
-    width,
+    tensor_of,
+    width_of,
 )
 from hnkernels.triton.kernels.tiles import multiply
 from hnkernels.triton.launch import launch
@@ -82,16 +79,10 @@ def lowrank_shrink_kernel(
     if scale_ptr is not None:
         if tl.load(scale_ptr + slice_index * stride_scale + sample) == 0:
             return
-    if table_ptr is None:
-        dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
-        r, ranks_before = pick(slice_index, r_0, r_1, r_2), before(slice_index, r_0, r_1).to(tl.int64)
-        b_ptr = pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
-    else:
-        row = table_ptr + slice_index * COLUMNS_IN_TABLE
-        dy_ptr, N, r = pointer(row, AT_SLICE, g_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
-        b_ptr, ranks_before = pointer(row, AT_B, g_ptr), tl.load(row + AT_RANKS_BEFORE)
-    r = tl.multiple_of(r, MULTIPLE)
-    ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
+    dy_ptr = tensor_of(slice_index, table_ptr, AT_SLICE, g_ptr, dy_0_ptr, dy_1_ptr, dy_2_ptr)
+    b_ptr = tensor_of(slice_index, table_ptr, AT_B, g_ptr, b_0_ptr, b_1_ptr, b_2_ptr)
+    N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
+    r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     ranks = tl.arange(0, BLOCK_N)
     set_index = set_of(sample, index_ptr, samples_per_set)
@@ -103,16 +94,14 @@ def lowrank_shrink_kernel(
     )  # fmt: skip
     out_ptr = g_ptr
     if u_ptr is not None:
-        if table_ptr is None:
-            a_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr)
-        else:
-            a_ptr = pointer(row, AT_A, g_ptr)
+        a_ptr = tensor_of(slice_index, table_ptr, AT_A, g_ptr, a_0_ptr, a_1_ptr, a_2_ptr)
         out = multiply(
             out, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + set_index * (r * D), rows, ranks, T, r,
             tl.where(of_b, 0, D), stride_xm, D, False, BLOCK_K, EVEN, PRECISION,
         )  # fmt: skip
         out_ptr = tl.where(of_b, g_ptr, u_ptr)
-    at = out_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+    start = ranks_before(slice_index, table_ptr, r_0, r_1, MULTIPLE) * samples * T
+    at = out_ptr + start + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
     mask = (rows < T)[:, None] & (ranks < r)[None, :]
     tl.store(at, convert(out, g_ptr.dtype.element_ty), mask=mask)
 
