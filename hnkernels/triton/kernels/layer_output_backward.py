@@ -17,14 +17,14 @@ from hnkernels.triton.kernels.arguments import (
     Dropout,
     Streams,
     acc_dtype,
-    row_blocks,
-    row_programs,
     tl_dtype,
 )
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.norm_backward import row_dots
 from hnkernels.triton.kernels.norm_forward import normalise
 from hnkernels.triton.launch import launch
+from hnkernels.triton.target import target_of
+from hnkernels.triton.tiling import row_programs, row_tiles
 
 
 @triton.jit(do_not_specialize=["layer_id", "M", "row_of_sums", "stream_of_sums"])
@@ -177,9 +177,11 @@ def layer_output_backward(
     da = torch.empty(len(dh), M, N, device=device, dtype=dtype)
     h = torch.empty_like(da) if with_h else None
     dots = torch.empty(len(dh), 1, M, 2, device=device, dtype=acc_dtype(dtype)) if wg is not None else None
+    target = target_of(device)
+    block = row_tiles("whole rows", M, N, target)
     launch(
         layer_output_backward_kernel,
-        (row_programs(M), len(dh)),
+        (row_programs(M, target), len(dh)),
         writes=("da_ptr", "h_ptr", "sums_ptr", "dots_ptr"),
         dh_k_ptr=dh[0], dh_v_ptr=dh[-1], a_ptr=a, g_k_ptr=gamma[0] if gamma else None,
         g_v_ptr=gamma[-1] if gamma else None, b_k_ptr=beta[0] if beta and with_h else None,
@@ -192,6 +194,6 @@ def layer_output_backward(
         M=M, N=N, stride_dk=dh[0].stride(0), stride_dv=dh[-1].stride(0),
         row_of_sums=0 if sums is None else sums.stride(0), stream_of_sums=stream_of_sums,
         ACT=act, NORM=gamma is not None, DROPOUT=dropout is not None, PRELU=alpha is not None,
-        ACC=tl_dtype(acc_dtype(dtype)), **row_blocks(N),
+        ACC=tl_dtype(acc_dtype(dtype)), BLOCK_R=block.rows, BLOCK_N=block.columns, num_warps=block.warps,
     )  # fmt: skip
     return da, h, dots

@@ -9,10 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
+from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import (
     product,
 )
-from hnkernels.triton.kernels.lowrank_arguments import LowRank, outputs, shrinking_tiles
+from hnkernels.triton.kernels.lowrank_arguments import LowRank, outputs
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
     AT_B,
@@ -27,6 +28,7 @@ from hnkernels.triton.kernels.lowrank_slices import (
 )
 from hnkernels.triton.kernels.tiles import multiply
 from hnkernels.triton.launch import launch
+from hnkernels.triton.target import target_of
 
 
 @triton.jit(do_not_specialize=["T", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
@@ -110,7 +112,8 @@ def lowrank_add(slices: LowRank, bases: Sequence[Tensor]) -> list[Tensor]:
     """``lowrank_add_kernel``: bases [S, T, n_p] → the same for every slice, or flat with a table."""
     x = slices.x
     samples, tokens, d = x.shape
-    tiles = shrinking_tiles(slices, d)
+    target, block_r = target_of(x.device), slices.block_r
+    tiles = choose("lowrank add", slices.rows, block_r, d, x.dtype, target, block_r)
     outs, out_arguments = outputs(slices)
     launch(
         lowrank_add_kernel,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hnkernels.triton._compat import INTERPRETED, convert, dot
+from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import (
     acc_dtype,
@@ -29,7 +29,7 @@ from hnkernels.triton.kernels.lowrank_slices import (
 )
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import splits
+from hnkernels.triton.tiling import row_tiles, splits
 
 
 @triton.jit(do_not_specialize=["T", "samples", "splits", "tiles_n", "r_0", "r_1", "r_2", "stride_scale"])
@@ -152,9 +152,7 @@ def lowrank_factor_gradients(
     samples, tokens, d = x.shape
     widest = max(d, *slices.widths)
     target = target_of(x.device)
-    tiles = choose("gradient", tokens, widest, slices.block_r, x.dtype, target)
-    # A thread of four warps runs out of registers where there are many ranks.
-    tiles = replace(tiles, block_k=slices.block_r, warps=8 if slices.block_r > 16 else tiles.warps)
+    tiles = choose("lowrank factor gradient", tokens, widest, slices.block_r, x.dtype, target, slices.block_r)
     columns = triton.cdiv(widest, tiles.block_n)
     # The fewer the ranks the less a part costs, and the more of them are worth it.
     programs = 2 * columns * len(slices.a) * max(samples, 1)
@@ -285,13 +283,13 @@ def lowrank_sums(
     samples = x.shape[0]
     flat = None if parts is None else x.new_empty(slices.sets * sum(slices.elements))
     dscale = None if sums is None else sums.new_empty(sums.shape[:2])
-    # The interpreter's time goes by programs. Many samples are added up one after the other: small blocks spread them.
-    block = 4096 if INTERPRETED else 256
-    blocks = triton.cdiv(max(samples, 1) if parts is None else max(*slices.elements, samples), block)
     sets = 0 if parts is None else slices.sets
     count = 0 if parts is None else parts.shape[1]
     if sums is not None:
         count = sums.shape[2]
+    elements = max(samples, 1) if parts is None else max(*slices.elements, samples)
+    block = row_tiles("lowrank sum", count, elements, target_of(x.device))
+    blocks = triton.cdiv(elements, block.columns)
     if parts is None:
         slices = replace(slices, scale=None, index=None)
     launch(
@@ -302,6 +300,6 @@ def lowrank_sums(
         table_ptr=table, **slices.arguments(), **slices.sets_arguments(),
         D=x.shape[2], blocks=blocks, sets=sets, splits=count,
         elements=sum(slices.elements), ACC=tl_dtype(acc_dtype(x.dtype)),
-        BLOCK_R=min(8, triton.next_power_of_2(max(count, 1))), BLOCK_P=block,
+        BLOCK_R=block.rows, BLOCK_P=block.columns, num_warps=block.warps,
     )  # fmt: skip
     return flat, dscale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import triton
 import triton.language as tl
@@ -29,7 +28,6 @@ from hnkernels.triton.kernels.lowrank_slices import (
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import beside_ranks, of_ranks
 
 
 @triton.jit(do_not_specialize=["T", "slices", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
@@ -112,16 +110,8 @@ def lowrank_input_gradient(
     x = slices.x
     samples, tokens, d = x.shape
     target = target_of(x.device)
-    tiles = choose("backward", slices.rows, d, max(slices.widths), x.dtype, target)
-    if w:
-        tiles = beside_ranks(tiles, slices.block_r, target)
-        if (tiles.block_m, tiles.block_n) == (128, 64):  # the slices' pointers take registers
-            tiles = replace(tiles, block_k=32, stages=4)
-    elif slices.block_r > 16:
-        tiles = replace(of_ranks(tiles, slices.block_r, target), block_n=128, warps=4)
-    else:  # wide ones read g, whose rows are short, fewer times
-        rows = 64 if target.arch == 90 else 32  # wgmma takes no fewer
-        tiles = replace(tiles, block_m=min(tiles.block_m, rows), block_n=256, warps=4)
+    kind = "lowrank input gradient with base" if w else "lowrank input gradient"
+    tiles = choose(kind, slices.rows, d, max(slices.widths), x.dtype, target, slices.block_r)
     dx = x.new_empty(samples, tokens, d)
     launch(
         lowrank_input_gradient_kernel,

@@ -34,7 +34,6 @@ from hnkernels.triton.kernels.lowrank_slices import (
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import beside_ranks
 
 
 @triton.jit
@@ -191,8 +190,7 @@ def lowrank_linear(slices: LowRank, w: Sequence[Tensor], biases: Sequence[Tensor
     x = slices.x
     samples, tokens, d = x.shape
     target = target_of(x.device)
-    tiles = choose("forward", slices.rows, max(slices.widths), d, x.dtype, target)
-    tiles = beside_ranks(tiles, slices.block_r, target)
+    tiles = choose("lowrank forward", slices.rows, max(slices.widths), d, x.dtype, target, slices.block_r)
     per_slice = [triton.cdiv(n, tiles.block_n) for n in slices.widths]
     tile_table = None
     if slices.tabled:

@@ -11,10 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import (
     product,
 )
-from hnkernels.triton.kernels.lowrank_arguments import LowRank, shrinking_tiles
+from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
     AT_B,
@@ -27,6 +28,7 @@ from hnkernels.triton.kernels.lowrank_slices import (
 )
 from hnkernels.triton.kernels.tiles import multiply
 from hnkernels.triton.launch import launch
+from hnkernels.triton.target import target_of
 
 
 @triton.jit(do_not_specialize=["T", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
@@ -117,7 +119,8 @@ def lowrank_shrink(
     samples, tokens, d = x.shape
     if scale_gradient:
         slices = replace(slices, scale=None)
-    tiles = replace(shrinking_tiles(slices, max(d, *slices.widths)), block_n=slices.block_r)
+    target, block_r = target_of(x.device), slices.block_r
+    tiles = choose("lowrank shrink", slices.rows, block_r, max(d, *slices.widths), x.dtype, target, block_r)
     g = x.new_empty(samples * tokens * sum(slices.ranks))
     u = torch.empty_like(g) if with_u else None
     elements = slices.elements if with_u else [t.numel() // max(slices.sets, 1) for t in slices.b]
