@@ -1,4 +1,4 @@
-"""What the launchers share: how streams are passed, and the arguments that follow from dtypes and widths."""
+"""What the launchers share: how streams are passed, the arguments that follow from dtypes, and tables."""
 
 from __future__ import annotations
 

@@ -10,11 +10,7 @@ from torch import Tensor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate, derivative
-from hnkernels.triton.kernels.arguments import (
-    Dropout,
-    Streams,
-    product,
-)
+from hnkernels.triton.kernels.arguments import Dropout, Streams, product
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
 from hnkernels.triton.launch import launch

@@ -23,13 +23,7 @@ from torch import Tensor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate
-from hnkernels.triton.kernels.arguments import (
-    EPS,
-    Dropout,
-    Streams,
-    acc_dtype,
-    product,
-)
+from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, product
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
 from hnkernels.triton.launch import launch

@@ -12,13 +12,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.kernels.activations import activate, derivative
-from hnkernels.triton.kernels.arguments import (
-    EPS,
-    Dropout,
-    Streams,
-    acc_dtype,
-    tl_dtype,
-)
+from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, tl_dtype
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.norm_backward import row_dots
 from hnkernels.triton.kernels.norm_forward import normalise

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose, runs
-from hnkernels.triton.kernels.arguments import (
-    Streams,
-    product,
-)
+from hnkernels.triton.kernels.arguments import Streams, product
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of

@@ -11,11 +11,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
-from hnkernels.triton.kernels.arguments import (
-    acc_dtype,
-    product,
-    tl_dtype,
-)
+from hnkernels.triton.kernels.arguments import acc_dtype, product, tl_dtype
 from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_SLICE,

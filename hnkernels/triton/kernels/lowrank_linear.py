@@ -11,9 +11,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
-from hnkernels.triton.kernels.arguments import (
-    product,
-)
+from hnkernels.triton.kernels.arguments import product
 from hnkernels.triton.kernels.lowrank_arguments import LowRank, kept_table, outputs
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,

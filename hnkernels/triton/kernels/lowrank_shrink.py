@@ -12,9 +12,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
-from hnkernels.triton.kernels.arguments import (
-    product,
-)
+from hnkernels.triton.kernels.arguments import product
 from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,

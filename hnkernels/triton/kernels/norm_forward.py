@@ -12,13 +12,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.kernels.activations import activate
-from hnkernels.triton.kernels.arguments import (
-    EPS,
-    Dropout,
-    Streams,
-    acc_dtype,
-    tl_dtype,
-)
+from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, tl_dtype
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of

@@ -12,12 +12,7 @@ from torch import Tensor
 from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose, runs
 from hnkernels.triton.kernels.activations import activate
-from hnkernels.triton.kernels.arguments import (
-    Streams,
-    acc_dtype,
-    product,
-    tl_dtype,
-)
+from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product, tl_dtype
 from hnkernels.triton.kernels.norm_backward import normed_weight_gradient_kernel
 from hnkernels.triton.kernels.tiles import tile_of
 from hnkernels.triton.launch import launch
