@@ -108,8 +108,8 @@ def lowrank_factor_gradient_kernel(
         thin_ptr = tl.where(of_b, u_ptr, g_ptr)
         wide, stride_m = tl.where(of_b, N, D), tl.where(of_b, N, stride_xm)
         stride_col, stride_rank = tl.where(of_b, r, 1), tl.where(of_b, 1, D)
-        out_ptr = parts_ptr + part.to(tl.int64) * elements + tl.where(of_b, r * D, 0)
-        out_ptr += elements_before(slice_index, table_ptr, D, N_0, N_1, r_0, r_1)
+        slice_at = elements_before(slice_index, table_ptr, D, N_0, N_1, r_0, r_1)
+        out_ptr = parts_ptr + part.to(tl.int64) * elements + slice_at + tl.where(of_b, r * D, 0)
         wide = tl.where(scale == 0, 0, wide)
         count = tl.where(tile_n * BLOCK_N < wide, count, 0)  # the grid is as large as the widest needs
         cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
