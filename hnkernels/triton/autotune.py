@@ -75,13 +75,18 @@ def runs(kind: str) -> Callable[[Runner], Runner]:
     return register
 
 
-def choose(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
-    """The tiles for a product [M, K] × [K, N], or for a weight gradient [N, K] summed over M tokens."""
-    return (
+def choose(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, block_r: int = 0) -> Tiles:
+    """The tiles for a product [M, K] × [K, N], or for a weight gradient [N, K] summed over M tokens.
+
+    ``block_r`` is what the ranks are filled up to in a low-rank one.
+    """
+    product, fit = tiling.KINDS[kind]
+    tiles = (
         tiling.forced_tiles()
-        or kept(kind, M, N, K, dtype, target)
-        or tiling.heuristic(kind, M, N, K, dtype, target)
+        or kept(product, M, N, K, dtype, target)
+        or tiling.heuristic(product, M, N, K, dtype, target)
     )  # fmt: skip
+    return fit(tiles, block_r, target)
 
 
 def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, timer: Timer) -> Tiles:

@@ -115,8 +115,8 @@ def launch(
     kernel: Any,
     grid: tuple[int, ...],
     *,
-    reads: Sequence[Tensor | None],
-    writes: Sequence[Tensor | None],
+    writes: Sequence[str],
+    addressed: Sequence[Tensor | None] = (),
     tiles: Tiles | None = None,
     flops: int = 0,
     **arguments: Any,
@@ -126,7 +126,9 @@ def launch(
     Args:
         kernel: the jit function.
         grid: programs along up to three axes; with a 0 in it nothing is launched.
-        reads, writes: the tensors that it touches, for the account.
+        writes: the names of the arguments that it stores to. It reads the other tensors among them, and only those:
+            what this launch has no use for is passed as None.
+        addressed: what it reads by addresses in a table.
         tiles: how it is cut up, passed on as BLOCK_M … num_stages.
         flops: of its products, for the account.
         arguments: everything else that the kernel takes.
@@ -136,16 +138,18 @@ def launch(
         programs *= size
     if programs == 0:
         return
+    written = [t for name in writes if (t := arguments[name]) is not None]
+    read = [t for name, t in arguments.items() if isinstance(t, Tensor) and name not in writes]
     if tiles is not None:
         arguments.update(tiles.arguments())
     call = Call(kernel, arguments)
-    entry = Launch(_name(kernel), programs, tiles, flops, _unique_bytes(reads), _unique_bytes(writes))
+    entry = Launch(_name(kernel), programs, tiles, flops, _unique_bytes([*read, *addressed]), _unique_bytes(written))
     trace = _trace.get()
     if trace is not None:
         trace.add(entry, call, grid)
         return
     note([entry], [call])
-    device = next(t.device for t in writes if t is not None)
+    device = written[0].device
     if device.type != "meta":
         with on(device):
             kernel[grid](**arguments)
@@ -177,5 +181,9 @@ def _name(kernel: Any) -> str:
 
 
 def _unique_bytes(tensors: Sequence[Tensor | None]) -> int:
-    unique = {id(t): t for t in tensors if t is not None}
-    return sum(t.numel() * t.element_size() for t in unique.values())
+    sizes = {
+        (t.untyped_storage()._cdata, t.storage_offset(), t.shape): t.numel() * t.element_size()
+        for t in tensors
+        if t is not None
+    }
+    return sum(sizes.values())

@@ -13,13 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnkernels.triton.kernels.arguments import Streams, acc_dtype, row_programs
+from hnkernels.triton.kernels.arguments import Streams, acc_dtype
 from hnkernels.triton.kernels.hidden_gradient import hidden_gradient
 from hnkernels.triton.kernels.input_gradient import input_gradient
 from hnkernels.triton.kernels.layer_output_backward import layer_output_backward
 from hnkernels.triton.kernels.norm_backward import normed_gradient
 from hnkernels.triton.kernels.weight_gradient import WeightGradients, sum_rows
 from hnkernels.triton.mlps import Layer, Parameters, Saved, dropout_of, output_serves, waits_for_product
+from hnkernels.triton.target import target_of
+from hnkernels.triton.tiling import row_programs
 
 
 class Gradients(NamedTuple):
@@ -105,7 +107,7 @@ class _Descent:
             self.gradients = WeightGradients([_sizes(p.w) for p in parameters], rows, dtype, device, normed=normed)
             if self.vector_count:
                 self.sums = torch.empty(
-                    row_programs(rows), self.vector_count, device=device, dtype=acc_dtype(dtype)
+                    row_programs(rows, target_of(device)), self.vector_count, device=device, dtype=acc_dtype(dtype)
                 )  # fmt: skip
 
     def through_output(self, multiplier: tuple[float, ...]) -> None:

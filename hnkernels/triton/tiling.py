@@ -1,12 +1,14 @@
-"""The one tiling table: from kind of product, shape, dtype and architecture to tiles, by rules of thumb.
+"""The one tiling table: from kind of kernel, shape, dtype and architecture to tiles, by rules of thumb.
 
+``KINDS`` has the matrix kernels: the product that each one's tiles come from, and what becomes of them. ``row_tiles``
+has the kernels without a product, ``splits`` and ``row_programs`` say in how many parts a sum over tokens is made.
 Every row that the rules can choose is compiled for every target in the tests, without spills and within the target's
 shared memory. ``HNKERNELS_AUTOTUNE=1`` lets measurements on the device at hand decide instead; see ``autotune.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -15,7 +17,7 @@ import torch
 
 from hnkernels.triton.target import Target
 
-KINDS = ("forward", "backward", "gradient")
+PRODUCTS = ("forward", "backward", "gradient")
 """``x wᵀ`` with rows of w contiguous; ``x w``; ``daᵀ h``, summed over tokens."""
 
 
@@ -50,6 +52,15 @@ class Tiles:
         }
 
 
+@dataclass(frozen=True)
+class Rows:
+    """How a kernel without a product is cut up: rows and columns of a step, warps per program."""
+
+    rows: int
+    columns: int
+    warps: int = 4
+
+
 _SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
 
 _forced: ContextVar[Tiles | None] = ContextVar("forced", default=None)
@@ -69,8 +80,8 @@ forced_tiles = _forced.get
 """The tiles that every matrix kernel uses now, or ``None``."""
 
 
-def heuristic(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
-    """The table.
+def heuristic(product: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
+    """The tiles of a product.
 
     Large blocks where there are enough of them to fill the device, small ones else; 128 columns where they leave no
     part of a block empty. What the compiler would spill is left out: on 120 it keeps to fewer registers than there are.
@@ -82,9 +93,9 @@ def heuristic(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Tar
     wide = 128 if N % 128 == 0 or N > 1024 else 64
     many = -(-M // 128) * -(-N // wide) * 2 >= target.processors
     if target.backend != "cuda":
-        return _without_cuda(kind, wide, many, target)
+        return _without_cuda(product, wide, many, target)
     stages = 3 if target.arch in _SMALL_SHARED else 4
-    if kind == "gradient":
+    if product == "gradient":
         return Tiles(32, 64, 64, 4, 4) if target.arch == 120 else Tiles(64, 64, 64, 4, stages)
     if M <= 32:
         return Tiles(16, 64, 64, 4, stages)
@@ -95,8 +106,8 @@ def heuristic(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Tar
     return Tiles(64, 64, 64, 8 if target.arch == 100 else 4, stages)
 
 
-def _without_cuda(kind: str, wide: int, many: bool, target: Target) -> Tiles:
-    if kind == "gradient":
+def _without_cuda(product: str, wide: int, many: bool, target: Target) -> Tiles:
+    if product == "gradient":
         return Tiles(64, 64, 64, 4, 2)
     if not str(target.arch).startswith("gfx9"):
         return Tiles(64, 64, 32, 4, 2)  # a thread has 256 registers there, and the epilogues need many
@@ -105,15 +116,19 @@ def _without_cuda(kind: str, wide: int, many: bool, target: Target) -> Tiles:
     return Tiles(128, 128, 64, 8, 2) if wide == 128 else Tiles(128, 64, 32, 4, 2)
 
 
-def normalising(tiles: Tiles, target: Target) -> Tiles:
-    """A weight gradient's tiles where it normalises activations on the way: that takes registers which RDNA lacks."""
+def _as_product(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    return tiles
+
+
+def _normalising(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """Activations are normalised on the way: that takes registers which RDNA lacks."""
     if target.backend != "hip" or str(target.arch).startswith("gfx9"):
         return tiles
     return replace(tiles, block_m=min(tiles.block_m, 32), block_n=min(tiles.block_n, 32))
 
 
-def beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
-    """A product's tiles where one with low-rank factors runs beside it, and needs registers and shared memory too."""
+def _beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """A product with low-rank factors runs beside it, and needs registers and shared memory too."""
     if target.backend != "cuda":  # steps of 32 load less at a time than the factors do beside them
         return replace(tiles, block_m=64, block_k=64) if (tiles.block_m, tiles.block_k) == (128, 32) else tiles
     if tiles.block_m < 128:
@@ -122,10 +137,71 @@ def beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     return replace(tiles, block_n=64 if narrow else tiles.block_n, warps=8)
 
 
-def of_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
-    """A product's tiles where one of its dimensions is a rank: few rows, for there are few programs else."""
+def _through_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """One of its dimensions is a rank: few rows, for there are few programs else."""
     scarce = target.backend == "hip" and not str(target.arch).startswith("gfx9")  # registers
     return replace(tiles, block_m=min(tiles.block_m, 32 if scarce and block_r > 16 else 64))
+
+
+def _to_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """Its columns are the ranks."""
+    return replace(_through_ranks(tiles, block_r, target), block_n=block_r)
+
+
+def _from_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """Its depth is the ranks, of every slice. Wide tiles read g, whose rows are short, fewer times."""
+    if block_r > 16:
+        return replace(_through_ranks(tiles, block_r, target), block_n=128, warps=4)
+    rows = 64 if target.arch == 90 else 32  # wgmma takes no fewer
+    return replace(tiles, block_m=min(tiles.block_m, rows), block_n=256, warps=4)
+
+
+def _from_ranks_and_base(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """The gradient through the linears comes in too."""
+    tiles = _beside_ranks(tiles, block_r, target)
+    if (tiles.block_m, tiles.block_n) == (128, 64):  # the slices' pointers take registers
+        return replace(tiles, block_k=32, stages=4)
+    return tiles
+
+
+def _of_factors(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """The columns of its result are the ranks. A thread of four warps runs out of registers where they are many."""
+    return replace(tiles, block_k=block_r, warps=8 if block_r > 16 else tiles.warps)
+
+
+KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
+    "forward": ("forward", _as_product),
+    "backward": ("backward", _as_product),
+    "gradient": ("gradient", _as_product),
+    "normalising gradient": ("gradient", _normalising),
+    "lowrank forward": ("forward", _beside_ranks),
+    "lowrank add": ("forward", _through_ranks),
+    "lowrank shrink": ("forward", _to_ranks),
+    "lowrank input gradient": ("backward", _from_ranks),
+    "lowrank input gradient with base": ("backward", _from_ranks_and_base),
+    "lowrank factor gradient": ("gradient", _of_factors),
+}
+"""Of every kind of matrix kernel: the product whose tiles it has, and what they become, given the ranks filled up."""
+
+
+def row_tiles(kind: str, R: int, C: int, target: Target) -> Rows:
+    """How a kernel without a product goes through [R, C]."""
+    interpreted = target.backend == "interpreter"  # its time goes by programs and operations, not elements
+    if kind == "whole rows":
+        columns = _power_of_2(C)
+        return Rows(32 if interpreted else max(1, 512 // columns), columns, min(max(columns // 128, 4), 16))
+    return {
+        "sum": Rows(min(16, _power_of_2(R)), 4096 if interpreted else 128),
+        # Many samples are added up one after the other: small blocks spread them.
+        "lowrank sum": Rows(min(8, _power_of_2(R)), 4096 if interpreted else 256),
+        "norm vectors": Rows(16, 128),
+        "normed weight gradient": Rows(16, 32),
+    }[kind]
+
+
+def row_programs(M: int, target: Target) -> int:
+    """How many programs share M rows and leave a sum each: by M alone, so that results are the same every time."""
+    return min(-(-M // (32 if target.backend == "interpreter" else 4)), 256)
 
 
 def splits(M: int, programs: int, block_m: int, target: Target) -> int:
@@ -137,3 +213,8 @@ def splits(M: int, programs: int, block_m: int, target: Target) -> int:
     if target.backend == "interpreter":
         return 2 if block_m < M else 1  # so that the tests meet both
     return max(1, min(target.processors // max(programs, 1), M // (8 * block_m)))
+
+
+def _power_of_2(n: int) -> int:
+    """The next one, at least 1."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,14 +1,21 @@
-"""What ``explain`` says is what happens."""
+"""What ``explain`` says is what happens, and what a launch says that it moves is what it touches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
+import numpy
 import pytest
 import torch
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 from hnkernels import explain, hyper_kv, hyper_qkv
 from hnkernels.triton import target
-from hnkernels.triton.launch import recording
+from hnkernels.triton.launch import capturing, recording
+from hnkernels.triton.ops.grouped import run_grouped_linear
 from tests.models import make_mlp
+from tests.triton import test_lowrank
+from tests.triton.test_compiled import KERNELS
 
 ROWS, WIDTH, OUT = 33, 40, 24
 OPTIONS = [
@@ -62,3 +69,91 @@ def test_a_stride_of_no_rows_launches_nothing():
     with recording() as launches:
         hyper_kv(torch.empty(0, WIDTH), mlp, mlp, w, w, backend="triton")
     assert launches == []
+
+
+class Touched:
+    """What the interpreter's launches have loaded and stored so far."""
+
+    def __init__(self, monkeypatch):
+        self.bytes: list[tuple[int, int]] = []  # of every launch, read and written, every byte once
+        self._loaded: list[numpy.ndarray] = []
+        self._stored: list[numpy.ndarray] = []
+        launch, load, store = (
+            GridExecutor.__call__,
+            InterpreterBuilder.create_masked_load,
+            InterpreterBuilder.create_masked_store,
+        )
+
+        def launched(*args, **kwargs):
+            self._loaded, self._stored = [], []
+            launch(*args, **kwargs)
+            self.bytes.append((self._count(self._loaded), self._count(self._stored)))
+
+        def loading(builder, pointers, mask, *rest):
+            self._loaded.append(self._addresses(pointers, mask))
+            return load(builder, pointers, mask, *rest)
+
+        def storing(builder, pointers, value, mask, *rest):
+            self._stored.append(self._addresses(pointers, mask))
+            return store(builder, pointers, value, mask, *rest)
+
+        monkeypatch.setattr(GridExecutor, "__call__", launched)
+        monkeypatch.setattr(InterpreterBuilder, "create_masked_load", loading)
+        monkeypatch.setattr(InterpreterBuilder, "create_masked_store", storing)
+
+    @staticmethod
+    def _addresses(pointers, mask) -> numpy.ndarray:
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        chosen = pointers.data[numpy.broadcast_to(mask.data, pointers.data.shape)]
+        return (chosen[:, None] + numpy.arange(size, dtype=chosen.dtype)).ravel()
+
+    @staticmethod
+    def _count(addresses: list[numpy.ndarray]) -> int:
+        return numpy.unique(numpy.concatenate(addresses)).size if addresses else 0
+
+
+def calls_of_every_kernel() -> Iterator[Callable[[], object]]:
+    """Some that between them launch every kernel, with and without what is optional."""
+
+    def mlps(query: bool, training: bool, options: dict) -> None:
+        nets = [make_mlp(WIDTH, **options).train(training) for _ in "kv"]
+        x = torch.randn(ROWS, WIDTH, requires_grad=training)
+        w_q, w_k, w_v = (torch.randn(n, WIDTH) for n in (OUT, OUT, OUT + 7))
+        with torch.set_grad_enabled(training):
+            y = hyper_qkv(x, *nets, w_q, w_k, w_v) if query else hyper_kv(x, *nets, w_k, w_v)
+            if training:
+                torch.autograd.backward(y, [torch.randn_like(t) for t in y])
+
+    def grouped() -> None:
+        x = [torch.randn(ROWS, WIDTH, requires_grad=True) for _ in "kv"]
+        w, b = [torch.randn(n, WIDTH) for n in (41, 20, 7)], [torch.randn(41), None, torch.randn(7)]
+        y = run_grouped_linear((x[0], x[1]), w, b, (0, 1, 1))
+        torch.autograd.grad(y, x, [torch.randn_like(t) for t in y])
+
+    def lowrank(wanted: str, options: dict) -> None:
+        call = test_lowrank.Call(**options)
+        for name, t in call.named_inputs():
+            t.requires_grad_(name == wanted or not wanted)
+        torch.autograd.grad(call.ours(), [t for _, t in call.named_inputs() if t.requires_grad], call.upstream)
+
+    for number, options in enumerate(OPTIONS):
+        for training in (False, True):
+            yield lambda q=number % 2 == 0, t=training, o=options: mlps(q, t, o)
+    yield grouped
+    for options in ({}, {"add": True, "index": (2, 0, 1)}, {"slices": test_lowrank.FEW_MORE}):
+        for wanted in ("", "x", "a", "scale"):
+            yield lambda w=wanted, o=options: lowrank(w, o)
+
+
+def test_every_byte_that_is_counted_is_touched_and_no_other(monkeypatch):
+    touched = Touched(monkeypatch)
+    with recording() as launches, capturing() as calls:
+        for call in calls_of_every_kernel():
+            call()
+    launches = [launch for launch in launches if launch.kernel != "vendor_linear"]
+    assert {launch.kernel for launch in launches} == KERNELS
+    for launch, call, (read, written) in zip(launches, calls, touched.bytes, strict=True):
+        table = call.arguments.get("table_ptr")  # no kernel reads all columns of the table of low-rank linears
+        unread = 0 if table is None else table.numel() * table.element_size()
+        assert launch.bytes_written == written, launch
+        assert launch.bytes_read - unread <= read <= launch.bytes_read, launch

@@ -1,4 +1,4 @@
-"""What the launchers share: how streams are passed, and the arguments that follow from dtypes and widths."""
+"""What the launchers share: how streams are passed, the arguments that follow from dtypes, and tables."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from hnkernels.triton._compat import INTERPRETED
 from hnkernels.triton.target import tf32_allowed
 
 Streams = tuple[Tensor, ...]
 """The same thing for the K and the V stream; or one alone, where a single MLP runs."""
-
-ROW_PROGRAMS = 256
-"""At most so many programs sum the rows of a LayerNorm's gradient; each leaves one partial sum."""
 
 EPS = 1e-5
 """LayerNorm's epsilon in every hypernetwork."""
@@ -40,21 +35,6 @@ def product(dtype: torch.dtype) -> dict[str, Any]:
     """ACC and PRECISION. fp32 is fp32, as in PyTorch, unless the user allows TF32 there too."""
     precision = "tf32" if dtype == torch.float32 and tf32_allowed() else "ieee"
     return {"ACC": tl_dtype(acc_dtype(dtype)), "PRECISION": precision}
-
-
-def row_blocks(N: int) -> dict[str, Any]:
-    columns = triton.next_power_of_2(N)
-    return {"BLOCK_R": rows_at_once(N), "BLOCK_N": columns, "num_warps": min(max(columns // 128, 4), 16)}
-
-
-def rows_at_once(N: int) -> int:
-    # The interpreter's time goes by operations, not elements.
-    return 32 if INTERPRETED else max(1, 512 // triton.next_power_of_2(N))
-
-
-def row_programs(M: int) -> int:
-    """How many programs share M rows; it depends on M alone, so that sums come out the same every time."""
-    return min(triton.cdiv(M, 32 if INTERPRETED else 4), ROW_PROGRAMS)
 
 
 def tl_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -13,11 +13,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
-from hnkernels.triton.kernels.arguments import (
-    Streams,
-    product,
-    table_on,
-)
+from hnkernels.triton.kernels.arguments import Streams, product, table_on
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
@@ -163,8 +159,8 @@ def grouped_linear(x: Streams, groups: Groups, out: Tensor) -> None:
         (triton.cdiv(M, tiles.block_m) * groups.tile_table.shape[0],),
         tiles=tiles,
         flops=2 * M * K * sum(groups.widths),
-        reads=[*x, *groups.weights, *groups.biases],
-        writes=[out],
+        writes=("out_ptr",),
+        addressed=[*groups.weights, *groups.biases],
         x_k_ptr=x[0], x_v_ptr=x[-1], table_ptr=groups.table, tiles_ptr=groups.tile_table, out_ptr=out,
         M=M, K=K, stride_xk=x[0].stride(0), stride_xv=x[-1].stride(0),
         **product(x[0].dtype), EVEN=K % tiles.block_k == 0, ALIGNED=all(n % 16 == 0 for n in groups.widths),
@@ -186,8 +182,8 @@ def grouped_input_gradient(dp: list[Tensor], groups: Groups) -> Streams:
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(K, tiles.block_n), 2),
         tiles=tiles,
         flops=2 * M * K * sum(groups.widths),
-        reads=[*dp, *groups.weights],
-        writes=outs,
+        writes=("dx_k_ptr", "dx_v_ptr"),
+        addressed=[*dp, *groups.weights],
         table_ptr=table_on(device, rows),
         dx_k_ptr=outs[0], dx_v_ptr=outs[-1], groups=len(rows), M=M, K=K, **product(dtype),
         EVEN=K % tiles.block_n == 0 and all(n % tiles.block_k == 0 for n in groups.widths),

@@ -10,11 +10,7 @@ from torch import Tensor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate, derivative
-from hnkernels.triton.kernels.arguments import (
-    Dropout,
-    Streams,
-    product,
-)
+from hnkernels.triton.kernels.arguments import Dropout, Streams, product
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
 from hnkernels.triton.launch import launch
@@ -141,9 +137,9 @@ def hidden_gradient(
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(N, tiles.block_n), len(da)),
         tiles=tiles,
         flops=2 * len(da) * M * N * K,
-        reads=[*da, *w, a, wb],
-        writes=[out, h],
-        da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], a_ptr=a, wb_ptr=wb, out_ptr=out, h_ptr=h,
+        writes=("out_ptr", "h_ptr"),
+        da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], a_ptr=a,
+        wb_ptr=None if a is None else wb, out_ptr=out, h_ptr=h,
         seed_ptr=dropout.seed if dropout else None, layer_id=dropout.layer_id if dropout else 0,
         dropout=dropout.p if dropout else 0.0, scale_k=scale[0], scale_v=scale[-1],
         M=M, N=N, K=K, stride_dk=da[0].stride(0), stride_dv=da[-1].stride(0),

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
-from hnkernels.triton.kernels.arguments import (
-    Streams,
-    product,
-)
+from hnkernels.triton.kernels.arguments import Streams, product
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
@@ -91,8 +88,7 @@ def input_gradient(
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(D, tiles.block_n), 1 if shared else len(dy)),
         tiles=tiles,
         flops=2 * M * D * (len(dy) * K + Q),
-        reads=[*dy, *da, *w, *(query or ())],
-        writes=[dx_k, dx_v],
+        writes=("dx_k_ptr", "dx_v_ptr"),
         dy_k_ptr=dy[0], dy_v_ptr=dy[-1], da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1],
         dq_ptr=query[0] if query else None, w_q_ptr=query[1] if query else None,
         dx_k_ptr=dx_k, dx_v_ptr=dx_k if dx_v is None else dx_v,

@@ -23,13 +23,7 @@ from torch import Tensor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate
-from hnkernels.triton.kernels.arguments import (
-    EPS,
-    Dropout,
-    Streams,
-    acc_dtype,
-    product,
-)
+from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, product
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
 from hnkernels.triton.launch import launch
@@ -350,9 +344,7 @@ def layer_forward(
         (triton.cdiv(M, tiles.block_m) * grid_n, streams + (query is not None)),
         tiles=tiles,
         flops=2 * M * K * (streams * N + query_n),
-        reads=[*x, *w, b_k, b_v, *(alpha or ()), *(gamma or ()), *(residual or ()), strength, *(query or ()),
-               *((norm_in.moments, norm_in.wg, *(norm_in.gamma or ())) if norm_in else ())],
-        writes=[*((stacked,) if stacked is not None else outs or ()), pre_tensor, row_stats, parts, query_out],
+        writes=("pre_ptr", "out_k_ptr", "out_v_ptr", "stats_ptr", "moments_out_ptr", "query_out_ptr"),
         x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b_k, b_v_ptr=b_v,
         wg_k_ptr=norm_in.wg[0] if norm_in else None, wg_v_ptr=norm_in.wg[-1] if norm_in else None,
         g_in_k_ptr=norm_in.gamma[0] if norm_in and norm_in.gamma else None,

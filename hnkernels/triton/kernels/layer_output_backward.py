@@ -12,19 +12,13 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.kernels.activations import activate, derivative
-from hnkernels.triton.kernels.arguments import (
-    EPS,
-    Dropout,
-    Streams,
-    acc_dtype,
-    row_blocks,
-    row_programs,
-    tl_dtype,
-)
+from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, tl_dtype
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.norm_backward import row_dots
 from hnkernels.triton.kernels.norm_forward import normalise
 from hnkernels.triton.launch import launch
+from hnkernels.triton.target import target_of
+from hnkernels.triton.tiling import row_programs, row_tiles
 
 
 @triton.jit(do_not_specialize=["layer_id", "M", "row_of_sums", "stream_of_sums"])
@@ -86,11 +80,14 @@ def layer_output_backward_kernel(
         alpha = tl.load(alpha_ptr).to(ACC)
         d_alpha = tl.zeros((BLOCK_R, BLOCK_N), ACC)
     if NORM:
-        g_ptr, b_ptr = g_k_ptr, b_k_ptr
+        g_ptr = g_k_ptr
         if stream == 1:
-            g_ptr, b_ptr = g_v_ptr, b_v_ptr
+            g_ptr = g_v_ptr
         gamma = tl.load(g_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
         if h_ptr is not None:
+            b_ptr = b_k_ptr
+            if stream == 1:
+                b_ptr = b_v_ptr
             beta = tl.load(b_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
         d_gamma = tl.zeros((BLOCK_R, BLOCK_N), ACC)
         d_beta = tl.zeros((BLOCK_R, BLOCK_N), ACC)
@@ -174,21 +171,23 @@ def layer_output_backward(
     da = torch.empty(len(dh), M, N, device=device, dtype=dtype)
     h = torch.empty_like(da) if with_h else None
     dots = torch.empty(len(dh), 1, M, 2, device=device, dtype=acc_dtype(dtype)) if wg is not None else None
+    target = target_of(device)
+    block = row_tiles("whole rows", M, N, target)
     launch(
         layer_output_backward_kernel,
-        (row_programs(M), len(dh)),
-        reads=[*dh, a, *(gamma or ()), *((beta or ()) if with_h else ()), *(alpha or ()), wb, wg],
-        writes=[da, h, dots, None if sums is None else sums[:, sums_at : sums_at + 2 * stream_of_sums]],
+        (row_programs(M, target), len(dh)),
+        writes=("da_ptr", "h_ptr", "sums_ptr", "dots_ptr"),
         dh_k_ptr=dh[0], dh_v_ptr=dh[-1], a_ptr=a, g_k_ptr=gamma[0] if gamma else None,
-        g_v_ptr=gamma[-1] if gamma else None, b_k_ptr=beta[0] if beta else None, b_v_ptr=beta[-1] if beta else None,
+        g_v_ptr=gamma[-1] if gamma else None, b_k_ptr=beta[0] if beta and with_h else None,
+        b_v_ptr=beta[-1] if beta and with_h else None,
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None, da_ptr=da, h_ptr=h,
-        sums_ptr=None if sums is None else sums[:, sums_at:],
+        sums_ptr=None if sums is None else sums[:, sums_at : sums_at + len(dh) * stream_of_sums],
         wb_ptr=wb, wg_ptr=wg, dots_ptr=dots,
         seed_ptr=dropout.seed if dropout else None, layer_id=dropout.layer_id if dropout else 0,
         dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1], eps=EPS,
         M=M, N=N, stride_dk=dh[0].stride(0), stride_dv=dh[-1].stride(0),
         row_of_sums=0 if sums is None else sums.stride(0), stream_of_sums=stream_of_sums,
         ACT=act, NORM=gamma is not None, DROPOUT=dropout is not None, PRELU=alpha is not None,
-        ACC=tl_dtype(acc_dtype(dtype)), **row_blocks(N),
+        ACC=tl_dtype(acc_dtype(dtype)), BLOCK_R=block.rows, BLOCK_N=block.columns, num_warps=block.warps,
     )  # fmt: skip
     return da, h, dots

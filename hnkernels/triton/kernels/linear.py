@@ -9,10 +9,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose, runs
-from hnkernels.triton.kernels.arguments import (
-    Streams,
-    product,
-)
+from hnkernels.triton.kernels.arguments import Streams, product
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
@@ -113,8 +110,7 @@ def linear(
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(widest, tiles.block_n), len(x)),
         tiles=tiles,
         flops=2 * M * sum(n * (k + hidden) for n, k in sizes),
-        reads=[*x, *w, *b, z, *(g or ())],
-        writes=outs,
+        writes=("out_k_ptr", "out_v_ptr"),
         x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b[0], b_v_ptr=b[-1],
         z_ptr=z, g_k_ptr=g[0] if g else None, g_v_ptr=g[-1] if g else None, out_k_ptr=outs[0], out_v_ptr=outs[-1],
         M=M, N_k=sizes[0][0], N_v=sizes[-1][0], K_k=sizes[0][1], K_v=sizes[-1][1], H=hidden,

@@ -9,26 +9,24 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
-from hnkernels.triton.kernels.arguments import (
-    product,
-)
-from hnkernels.triton.kernels.lowrank_arguments import LowRank, outputs, shrinking_tiles
+from hnkernels.triton.autotune import choose
+from hnkernels.triton.kernels.arguments import product
+from hnkernels.triton.kernels.lowrank_arguments import LowRank, outputs
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
     AT_B,
-    AT_N_BEFORE,
-    AT_RANK,
     AT_SLICE,
-    COLUMNS_IN_TABLE,
     expansion,
-    pick,
-    pointer,
+    out_of,
+    rank_of,
     scale_of,
     set_of,
-    width,
+    tensor_of,
+    width_of,
 )
 from hnkernels.triton.kernels.tiles import multiply
 from hnkernels.triton.launch import launch
+from hnkernels.triton.target import target_of
 
 
 @triton.jit(do_not_specialize=["T", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
@@ -77,19 +75,12 @@ def lowrank_add_kernel(
     dtype = x_ptr.dtype.element_ty
     tiles_m = tl.cdiv(T, BLOCK_M)
     sample, slice_index = tl.program_id(0) // tiles_m, tl.program_id(1)
-    if table_ptr is None:
-        base_ptr, N = pick(slice_index, base_0_ptr, base_1_ptr, base_2_ptr), pick(slice_index, N_0, N_1, N_2)
-        a_ptr, b_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr), pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
-        out_ptr, r = pick(slice_index, out_0_ptr, out_1_ptr, out_2_ptr), pick(slice_index, r_0, r_1, r_2)
-    else:
-        row = table_ptr + slice_index * COLUMNS_IN_TABLE
-        base_ptr, N, r = pointer(row, AT_SLICE, x_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
-        a_ptr, b_ptr = pointer(row, AT_A, x_ptr), pointer(row, AT_B, x_ptr)
-        start = tl.load(row + AT_N_BEFORE) * samples * T
-        if ALIGNED:
-            start = tl.multiple_of(start, 16)
-        out_ptr = out_0_ptr + start
-    r = tl.multiple_of(r, MULTIPLE)
+    base_ptr = tensor_of(slice_index, table_ptr, AT_SLICE, x_ptr, base_0_ptr, base_1_ptr, base_2_ptr)
+    a_ptr = tensor_of(slice_index, table_ptr, AT_A, x_ptr, a_0_ptr, a_1_ptr, a_2_ptr)
+    b_ptr = tensor_of(slice_index, table_ptr, AT_B, x_ptr, b_0_ptr, b_1_ptr, b_2_ptr)
+    out_ptr = out_of(slice_index, table_ptr, out_0_ptr, out_1_ptr, out_2_ptr, samples, T, ALIGNED)
+    N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
+    r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE)
     set_index = set_of(sample, index_ptr, samples_per_set)
     scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
     plain = tl.where(scale == 0, N, 0)
@@ -119,15 +110,16 @@ def lowrank_add(slices: LowRank, bases: Sequence[Tensor]) -> list[Tensor]:
     """``lowrank_add_kernel``: bases [S, T, n_p] → the same for every slice, or flat with a table."""
     x = slices.x
     samples, tokens, d = x.shape
-    tiles = shrinking_tiles(slices, d)
+    target, block_r = target_of(x.device), slices.block_r
+    tiles = choose("lowrank add", slices.rows, block_r, d, x.dtype, target, block_r)
     outs, out_arguments = outputs(slices)
     launch(
         lowrank_add_kernel,
         (samples * triton.cdiv(tokens, tiles.block_m), len(slices.a)),
         tiles=tiles,
         flops=2 * samples * tokens * sum(slices.elements),
-        reads=[*bases, x, *slices.a, *slices.b, slices.scale, slices.index],
-        writes=outs,
+        writes=("out_0_ptr", "out_1_ptr", "out_2_ptr"),
+        addressed=slices.addressed(bases, slices.a, slices.b),
         **slices.pointers("base", bases), x_ptr=x, **slices.pointers("a", slices.a), **slices.pointers("b", slices.b),
         **out_arguments, table_ptr=slices.table(bases), **slices.arguments(), **slices.sets_arguments(), K=d,
         stride_xs=x.stride(0), stride_xm=x.stride(1), BLOCK_R=slices.block_r, **slices.alignment(),

@@ -12,10 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import table_on
-from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import Tiles, of_ranks
 
 POINTERS = 3
 """So many slices travel as arguments: q, k and v. More of them go through a table in the device's memory."""
@@ -105,6 +102,10 @@ class LowRank:
         chosen = (None,) * POINTERS if self.tabled else _three(tensors)
         return {f"{name}_{i}_ptr": t for i, t in enumerate(chosen)}
 
+    def addressed(self, *tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Those that a kernel reads by their addresses in the table: none where they are arguments."""
+        return [t for each in tensors for t in each] if self.tabled else []
+
     def table(
         self,
         each: Sequence[Tensor] = (),
@@ -154,10 +155,3 @@ def outputs(slices: LowRank) -> tuple[list[Tensor], dict[str, Tensor | None]]:
         return [flat], {"out_0_ptr": flat, "out_1_ptr": None, "out_2_ptr": None}
     outs = [slices.x.new_empty(samples, tokens, n) for n in slices.widths]
     return outs, slices.pointers("out", outs)
-
-
-def shrinking_tiles(slices: LowRank, depth: int) -> Tiles:
-    """Tiles for [T, depth] × [depth, r]."""
-    x, target = slices.x, target_of(slices.x.device)
-    tiles = choose("forward", slices.rows, slices.block_r, depth, x.dtype, target)
-    return of_ranks(tiles, slices.block_r, target)

@@ -9,35 +9,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hnkernels.triton._compat import INTERPRETED, convert, dot
+from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
-from hnkernels.triton.kernels.arguments import (
-    acc_dtype,
-    product,
-    tl_dtype,
-)
+from hnkernels.triton.kernels.arguments import acc_dtype, product, tl_dtype
 from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
-    AT_ELEMENTS_BEFORE,
-    AT_N,
-    AT_RANK,
-    AT_RANKS_BEFORE,
     AT_SLICE,
-    COLUMNS_IN_TABLE,
-    before,
+    elements_before,
+    entry,
     pick,
+    rank_of,
+    ranks_before,
     scale_of,
-    width,
+    width_of,
 )
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import splits
+from hnkernels.triton.tiling import row_tiles, splits
 
 
 @triton.jit(do_not_specialize=["T", "samples", "splits", "tiles_n", "r_0", "r_1", "r_2", "stride_scale"])
 def lowrank_factor_gradient_kernel(
-    x_ptr,  # [S, T, D]
-    dy_0_ptr,  # [S, T, N_p]
+    x_ptr,  # [S, T, D], with parts
+    dy_0_ptr,  # [S, T, N_p], with parts
     dy_1_ptr,
     dy_2_ptr,
     g_ptr,  # dy_p b_p [S, T, r_p], the slices one after another
@@ -81,16 +75,8 @@ def lowrank_factor_gradient_kernel(
     sample, split = part // splits, part % splits
     slice_index, kind = tl.program_id(1) // 3, tl.program_id(1) % 3
     scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
-    if table_ptr is None:
-        dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
-        r, ranks_before = pick(slice_index, r_0, r_1, r_2), before(slice_index, r_0, r_1).to(tl.int64)
-        elements_before = before(slice_index, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
-    else:
-        row = table_ptr + slice_index * COLUMNS_IN_TABLE
-        N, r = width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
-        ranks_before, elements_before = tl.load(row + AT_RANKS_BEFORE), tl.load(row + AT_ELEMENTS_BEFORE)
-    r = tl.multiple_of(r, MULTIPLE)
-    ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
+    N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
+    r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE)
     tile_n = tl.program_id(0) % tiles_n
     ranks = tl.arange(0, BLOCK_K)
     rank_mask = (ranks < r)[None, :]
@@ -98,7 +84,8 @@ def lowrank_factor_gradient_kernel(
     count = tl.minimum(T - first, rows_per_split).to(tl.int32)
     steps = tl.arange(0, BLOCK_M)
     rows = first + steps
-    thin_at = ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+    start = ranks_before(slice_index, table_ptr, r_0, r_1, MULTIPLE) * samples * T
+    thin_at = start + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
     if kind == 2:
         if sums_ptr is not None:
             if tile_n == 0:
@@ -113,15 +100,16 @@ def lowrank_factor_gradient_kernel(
     elif parts_ptr is not None:
         of_b = kind == 1
         if table_ptr is None:
-            tall_ptr = tl.where(of_b, dy_ptr, x_ptr)
+            tall_ptr = tl.where(of_b, pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), x_ptr)
         else:  # as numbers: AMD's compiler does not choose between an argument and a pointer from elsewhere
-            address = tl.where(of_b, tl.load(row + AT_SLICE), x_ptr.to(tl.int64))
+            address = tl.where(of_b, entry(slice_index, table_ptr, AT_SLICE), x_ptr.to(tl.int64))
             tall_ptr = tl.multiple_of(address.to(x_ptr.dtype), 16)
         tall_ptr += sample.to(tl.int64) * tl.where(of_b, tl.cast(T, tl.int64) * N, tl.cast(stride_xs, tl.int64))
         thin_ptr = tl.where(of_b, u_ptr, g_ptr)
         wide, stride_m = tl.where(of_b, N, D), tl.where(of_b, N, stride_xm)
         stride_col, stride_rank = tl.where(of_b, r, 1), tl.where(of_b, 1, D)
-        out_ptr = parts_ptr + part.to(tl.int64) * elements + elements_before + tl.where(of_b, r * D, 0)
+        slice_at = elements_before(slice_index, table_ptr, D, N_0, N_1, r_0, r_1)
+        out_ptr = parts_ptr + part.to(tl.int64) * elements + slice_at + tl.where(of_b, r * D, 0)
         wide = tl.where(scale == 0, 0, wide)
         count = tl.where(tile_n * BLOCK_N < wide, count, 0)  # the grid is as large as the widest needs
         cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -160,9 +148,7 @@ def lowrank_factor_gradients(
     samples, tokens, d = x.shape
     widest = max(d, *slices.widths)
     target = target_of(x.device)
-    tiles = choose("gradient", tokens, widest, slices.block_r, x.dtype, target)
-    # A thread of four warps runs out of registers where there are many ranks.
-    tiles = replace(tiles, block_k=slices.block_r, warps=8 if slices.block_r > 16 else tiles.warps)
+    tiles = choose("lowrank factor gradient", tokens, widest, slices.block_r, x.dtype, target, slices.block_r)
     columns = triton.cdiv(widest, tiles.block_n)
     # The fewer the ranks the less a part costs, and the more of them are worth it.
     programs = 2 * columns * len(slices.a) * max(samples, 1)
@@ -177,11 +163,12 @@ def lowrank_factor_gradients(
         (samples * count * columns, 3 * len(slices.a)),
         tiles=tiles,
         flops=2 * samples * tokens * sum(slices.elements) if factors else 0,
-        reads=[*([x, *dy] if factors else []), g, u, slices.scale],
-        writes=[parts, sums],
-        x_ptr=x, **slices.pointers("dy", dy), g_ptr=g, u_ptr=u, parts_ptr=parts, sums_ptr=sums,
-        table_ptr=table, **slices.arguments(), D=d, splits=count, tiles_n=columns,
-        rows_per_split=per_split, elements=sum(slices.elements), stride_xs=x.stride(0), stride_xm=x.stride(1),
+        writes=("parts_ptr", "sums_ptr"),
+        addressed=slices.addressed(dy if factors else ()),
+        x_ptr=x if factors else None, **slices.pointers("dy", dy if factors else [None]),
+        g_ptr=g, u_ptr=u, parts_ptr=parts, sums_ptr=sums, table_ptr=table, **slices.arguments(), D=d, splits=count,
+        tiles_n=columns, rows_per_split=per_split, elements=sum(slices.elements), stride_xs=x.stride(0),
+        stride_xm=x.stride(1),
         **slices.alignment(), **product(x.dtype),
         EVEN=tokens % tiles.block_m == d % tiles.block_n == 0 and all(n % tiles.block_n == 0 for n in slices.widths),
     )  # fmt: skip
@@ -261,13 +248,9 @@ def lowrank_sum_kernel(
             acc = add_rows(acc, sums_ptr + places * splits, 1, splits, cols < samples, BLOCK_R)
             tl.store(dscale_ptr + places, acc, mask=cols < samples)
     elif parts_ptr is not None:
-        if table_ptr is None:
-            N, r = pick(slice_index, N_0, N_1, N_2), pick(slice_index, r_0, r_1, r_2)
-            elements_before = before(slice_index, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
-        else:
-            row = table_ptr + slice_index * COLUMNS_IN_TABLE
-            N, r = tl.load(row + AT_N).to(tl.int32), tl.load(row + AT_RANK).to(tl.int32)
-            elements_before = tl.load(row + AT_ELEMENTS_BEFORE)
+        N = width_of(slice_index, table_ptr, N_0, N_1, N_2, False)
+        r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, 1)
+        slice_at = elements_before(slice_index, table_ptr, D, N_0, N_1, r_0, r_1)
         inside = cols < r * (D + N)
         first, end = set_index * samples_per_set, (set_index + 1) * samples_per_set
         if index_ptr is not None:
@@ -278,13 +261,13 @@ def lowrank_sum_kernel(
                 count = tl.where(tl.load(index_ptr + sample) == set_index, count, 0)
             if scale_ptr is not None:
                 count = tl.where(tl.load(scale_ptr + slice_index * stride_scale + sample) == 0, 0, count)
-            part = tl.cast(sample, tl.int64) * splits * elements + elements_before
+            part = tl.cast(sample, tl.int64) * splits * elements + slice_at
             acc = add_rows(acc, parts_ptr + part + cols, elements, count, inside, BLOCK_R)
         of_a = cols < r * D
         at = tl.where(
             of_a, set_index.to(tl.int64) * r * D, (sets.to(tl.int64) - 1) * r * D + set_index.to(tl.int64) * N * r
         )
-        tl.store(out_ptr + elements_before * sets + at + cols, convert(acc, out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_ptr + slice_at * sets + at + cols, convert(acc, out_ptr.dtype.element_ty), mask=inside)
 
 
 def lowrank_sums(
@@ -296,22 +279,23 @@ def lowrank_sums(
     samples = x.shape[0]
     flat = None if parts is None else x.new_empty(slices.sets * sum(slices.elements))
     dscale = None if sums is None else sums.new_empty(sums.shape[:2])
-    # The interpreter's time goes by programs. Many samples are added up one after the other: small blocks spread them.
-    block = 4096 if INTERPRETED else 256
-    blocks = triton.cdiv(max(samples, 1) if parts is None else max(*slices.elements, samples), block)
     sets = 0 if parts is None else slices.sets
     count = 0 if parts is None else parts.shape[1]
     if sums is not None:
         count = sums.shape[2]
+    elements = max(samples, 1) if parts is None else max(*slices.elements, samples)
+    block = row_tiles("lowrank sum", count, elements, target_of(x.device))
+    blocks = triton.cdiv(elements, block.columns)
+    if parts is None:
+        slices = replace(slices, scale=None, index=None)
     launch(
         lowrank_sum_kernel,
         (blocks * (sets + (sums is not None)), len(slices.a)),
-        reads=[parts, sums, slices.scale, slices.index],
-        writes=[flat, dscale],
+        writes=("out_ptr", "dscale_ptr"),
         parts_ptr=parts, out_ptr=flat, sums_ptr=sums, dscale_ptr=dscale,
         table_ptr=table, **slices.arguments(), **slices.sets_arguments(),
         D=x.shape[2], blocks=blocks, sets=sets, splits=count,
         elements=sum(slices.elements), ACC=tl_dtype(acc_dtype(x.dtype)),
-        BLOCK_R=min(8, triton.next_power_of_2(max(count, 1))), BLOCK_P=block,
+        BLOCK_R=block.rows, BLOCK_P=block.columns, num_warps=block.warps,
     )  # fmt: skip
     return flat, dscale

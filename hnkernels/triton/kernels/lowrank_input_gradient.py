@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import triton
 import triton.language as tl
@@ -11,28 +10,22 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
-from hnkernels.triton.kernels.arguments import (
-    product,
-)
+from hnkernels.triton.kernels.arguments import product
 from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
-    AT_RANK,
-    AT_RANKS_BEFORE,
     AT_SLICE,
     AT_W,
-    COLUMNS_IN_TABLE,
-    before,
-    pick,
-    pointer,
+    rank_of,
+    ranks_before,
     scale_of,
     set_of,
-    width,
+    tensor_of,
+    width_of,
 )
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import beside_ranks, of_ranks
 
 
 @triton.jit(do_not_specialize=["T", "slices", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
@@ -87,34 +80,21 @@ def lowrank_input_gradient_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     set_index = set_of(sample, index_ptr, samples_per_set)
     for slice_index in range(slices):
-        if table_ptr is None:
-            r = pick(slice_index, r_0, r_1, r_2)
-        else:
-            r = tl.load(table_ptr + slice_index * COLUMNS_IN_TABLE + AT_RANK).to(tl.int32)
-        r = tl.multiple_of(r, MULTIPLE)
+        r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE)
         scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
         if scale * r != 0:  # without a scale too: where there is no branch LLVM unrolls the loop for AMD
-            if table_ptr is None:
-                a_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr)
-                ranks_before = before(slice_index, r_0, r_1).to(tl.int64)
-            else:
-                row = table_ptr + slice_index * COLUMNS_IN_TABLE
-                a_ptr, ranks_before = pointer(row, AT_A, dx_ptr), tl.load(row + AT_RANKS_BEFORE)
-            ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
-            at = g_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+            a_ptr = tensor_of(slice_index, table_ptr, AT_A, dx_ptr, a_0_ptr, a_1_ptr, a_2_ptr)
+            start = ranks_before(slice_index, table_ptr, r_0, r_1, MULTIPLE) * samples * T
+            at = g_ptr + start + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
             g = tl.load(at, mask=row_mask & (ranks < r)[None, :], other=0.0)  # [BLOCK_M, BLOCK_R]
             at = a_ptr + set_index * (r * D) + ranks[:, None] * D + cols[None, :]
             a = tl.load(at, mask=(ranks < r)[:, None] & col_mask, other=0.0)  # [BLOCK_R, BLOCK_N]
             acc = dot(convert(g.to(ACC) * scale, dtype), a, acc, PRECISION)
     if BASE:
         for slice_index in range(slices):
-            if table_ptr is None:
-                dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
-                w_ptr = pick(slice_index, w_0_ptr, w_1_ptr, w_2_ptr)
-            else:
-                row = table_ptr + slice_index * COLUMNS_IN_TABLE
-                dy_ptr, w_ptr = pointer(row, AT_SLICE, dx_ptr), pointer(row, AT_W, dx_ptr)
-                N = width(row, ALIGNED)
+            dy_ptr = tensor_of(slice_index, table_ptr, AT_SLICE, dx_ptr, dy_0_ptr, dy_1_ptr, dy_2_ptr)
+            w_ptr = tensor_of(slice_index, table_ptr, AT_W, dx_ptr, w_0_ptr, w_1_ptr, w_2_ptr)
+            N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
             dy_ptr += sample.to(tl.int64) * T * N
             acc = multiply(acc, dy_ptr, w_ptr, rows, cols, T, D, N, N, D, True, BLOCK_K, EVEN, PRECISION)
     at = dx_ptr + (sample.to(tl.int64) * T + rows[:, None]) * D + cols[None, :]
@@ -128,27 +108,20 @@ def lowrank_input_gradient(
     x = slices.x
     samples, tokens, d = x.shape
     target = target_of(x.device)
-    tiles = choose("backward", slices.rows, d, max(slices.widths), x.dtype, target)
-    if w:
-        tiles = beside_ranks(tiles, slices.block_r, target)
-        if (tiles.block_m, tiles.block_n) == (128, 64):  # the slices' pointers take registers
-            tiles = replace(tiles, block_k=32, stages=4)
-    elif slices.block_r > 16:
-        tiles = replace(of_ranks(tiles, slices.block_r, target), block_n=128, warps=4)
-    else:  # wide ones read g, whose rows are short, fewer times
-        rows = 64 if target.arch == 90 else 32  # wgmma takes no fewer
-        tiles = replace(tiles, block_m=min(tiles.block_m, rows), block_n=256, warps=4)
+    kind = "lowrank input gradient with base" if w else "lowrank input gradient"
+    tiles = choose(kind, slices.rows, d, max(slices.widths), x.dtype, target, slices.block_r)
     dx = x.new_empty(samples, tokens, d)
     launch(
         lowrank_input_gradient_kernel,
         (samples * triton.cdiv(tokens, tiles.block_m) * triton.cdiv(d, tiles.block_n),),
         tiles=tiles,
         flops=2 * samples * tokens * (sum(t.numel() for t in w) + d * sum(slices.ranks)),
-        reads=[*(dy if w else ()), *w, *slices.a, g, slices.scale, slices.index],
-        writes=[dx],
-        **slices.pointers("dy", dy), **slices.pointers("w", w or [None]), **slices.pointers("a", slices.a),
-        g_ptr=g, dx_ptr=dx, table_ptr=table, **slices.arguments(), **slices.sets_arguments(), D=d,
-        slices=len(slices.a), BASE=len(w) > 0, BLOCK_R=slices.block_r, **slices.alignment(), **product(x.dtype),
+        writes=("dx_ptr",),
+        addressed=slices.addressed(dy if w else (), w, slices.a),
+        **slices.pointers("dy", dy if w else [None]), **slices.pointers("w", w or [None]),
+        **slices.pointers("a", slices.a), g_ptr=g, dx_ptr=dx, table_ptr=table, **slices.arguments(),
+        **slices.sets_arguments(), D=d, slices=len(slices.a), BASE=len(w) > 0, BLOCK_R=slices.block_r,
+        **slices.alignment(), **product(x.dtype),
         EVEN=d % tiles.block_n == 0 and all(n % tiles.block_k == 0 for n in slices.widths),
     )  # fmt: skip
     return dx

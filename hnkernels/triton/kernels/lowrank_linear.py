@@ -11,30 +11,27 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
-from hnkernels.triton.kernels.arguments import (
-    product,
-)
+from hnkernels.triton.kernels.arguments import product
 from hnkernels.triton.kernels.lowrank_arguments import LowRank, kept_table, outputs
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
     AT_B,
     AT_BIAS,
-    AT_N_BEFORE,
-    AT_RANK,
     AT_W,
-    COLUMNS_IN_TABLE,
     before,
+    entry,
     expansion,
+    out_of,
     pick,
-    pointer,
+    rank_of,
     scale_of,
     set_of,
-    width,
+    tensor_of,
+    width_of,
 )
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import beside_ranks
 
 
 @triton.jit
@@ -144,19 +141,14 @@ def lowrank_forward_kernel(
         second = tl.cdiv(N_1, BLOCK_N)
         slice_index = (column >= first).to(tl.int32) + (column >= first + second).to(tl.int32)
         tile_n = column - before(slice_index, first, second)
-        w_ptr, N = pick(slice_index, w_0_ptr, w_1_ptr, w_2_ptr), pick(slice_index, N_0, N_1, N_2)
-        a_ptr, b_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr), pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
-        out_ptr, r = pick(slice_index, out_0_ptr, out_1_ptr, out_2_ptr), pick(slice_index, r_0, r_1, r_2)
     else:
         slice_index, tile_n = tl.load(tiles_ptr + 2 * column), tl.load(tiles_ptr + 2 * column + 1)
-        row = table_ptr + slice_index * COLUMNS_IN_TABLE
-        w_ptr, N, r = pointer(row, AT_W, x_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
-        a_ptr, b_ptr = pointer(row, AT_A, x_ptr), pointer(row, AT_B, x_ptr)
-        start = tl.load(row + AT_N_BEFORE) * samples * T
-        if ALIGNED:
-            start = tl.multiple_of(start, 16)
-        out_ptr = out_0_ptr + start
-    r = tl.multiple_of(r, MULTIPLE)
+    w_ptr = tensor_of(slice_index, table_ptr, AT_W, x_ptr, w_0_ptr, w_1_ptr, w_2_ptr)
+    a_ptr = tensor_of(slice_index, table_ptr, AT_A, x_ptr, a_0_ptr, a_1_ptr, a_2_ptr)
+    b_ptr = tensor_of(slice_index, table_ptr, AT_B, x_ptr, b_0_ptr, b_1_ptr, b_2_ptr)
+    out_ptr = out_of(slice_index, table_ptr, out_0_ptr, out_1_ptr, out_2_ptr, samples, T, ALIGNED)
+    N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
+    r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE)
     x_ptr += sample.to(tl.int64) * stride_xs
     set_index = set_of(sample, index_ptr, samples_per_set)
     scale = scale_of(slice_index, sample, scale_ptr, stride_scale)
@@ -183,7 +175,7 @@ def lowrank_forward_kernel(
             bias_ptr = pick(slice_index, bias_0_ptr, bias_1_ptr, bias_2_ptr)
             acc += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
     else:
-        bias = tl.load(row + AT_BIAS)
+        bias = entry(slice_index, table_ptr, AT_BIAS)
         if bias != 0:
             acc += tl.load(bias.to(x_ptr.dtype) + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
     mask = (rows < T)[:, None] & (cols < N)[None, :]
@@ -196,8 +188,7 @@ def lowrank_linear(slices: LowRank, w: Sequence[Tensor], biases: Sequence[Tensor
     x = slices.x
     samples, tokens, d = x.shape
     target = target_of(x.device)
-    tiles = choose("forward", slices.rows, max(slices.widths), d, x.dtype, target)
-    tiles = beside_ranks(tiles, slices.block_r, target)
+    tiles = choose("lowrank forward", slices.rows, max(slices.widths), d, x.dtype, target, slices.block_r)
     per_slice = [triton.cdiv(n, tiles.block_n) for n in slices.widths]
     tile_table = None
     if slices.tabled:
@@ -211,8 +202,8 @@ def lowrank_linear(slices: LowRank, w: Sequence[Tensor], biases: Sequence[Tensor
         (samples * triton.cdiv(tokens, tiles.block_m) * sum(per_slice),),
         tiles=tiles,
         flops=2 * samples * tokens * (d * sum(slices.widths) + sum(slices.elements)),
-        reads=[x, *w, *biases, *slices.a, *slices.b, slices.scale, slices.index],
-        writes=outs,
+        writes=("out_0_ptr", "out_1_ptr", "out_2_ptr"),
+        addressed=slices.addressed(w, biases, slices.a, slices.b),
         x_ptr=x, **slices.pointers("w", w), **slices.pointers("bias", biases), **slices.pointers("a", slices.a),
         **slices.pointers("b", slices.b), **out_arguments, table_ptr=slices.table(w=w, bias=biases, keep=True),
         tiles_ptr=tile_table, **slices.arguments(), **slices.sets_arguments(), K=d, tiles_n=sum(per_slice),

@@ -11,40 +11,37 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
-from hnkernels.triton.kernels.arguments import (
-    product,
-)
-from hnkernels.triton.kernels.lowrank_arguments import LowRank, shrinking_tiles
+from hnkernels.triton.autotune import choose
+from hnkernels.triton.kernels.arguments import product
+from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
     AT_B,
-    AT_RANK,
-    AT_RANKS_BEFORE,
     AT_SLICE,
-    COLUMNS_IN_TABLE,
-    before,
-    pick,
-    pointer,
+    rank_of,
+    ranks_before,
     set_of,
-    width,
+    tensor_of,
+    width_of,
 )
 from hnkernels.triton.kernels.tiles import multiply
 from hnkernels.triton.launch import launch
+from hnkernels.triton.target import target_of
 
 
 @triton.jit(do_not_specialize=["T", "samples", "samples_per_set", "r_0", "r_1", "r_2", "stride_scale"])
 def lowrank_shrink_kernel(
-    x_ptr,  # [S, T, D]
+    x_ptr,  # [S, T, D], with u
     dy_0_ptr,  # [S, T, N_p]
     dy_1_ptr,
     dy_2_ptr,
-    a_0_ptr,  # [G, r_p, D]
+    a_0_ptr,  # [G, r_p, D], with u
     a_1_ptr,
     a_2_ptr,
     b_0_ptr,  # [G, N_p, r_p]
     b_1_ptr,
     b_2_ptr,
-    scale_ptr,  # [slices, S], or None
+    scale_ptr,  # [slices, S], or None where they are needed whatever the scale
     index_ptr,  # [S] int64, or None
     g_ptr,  # [S, T, r_p], the slices one after another
     u_ptr,  # likewise, or None
@@ -62,7 +59,6 @@ def lowrank_shrink_kernel(
     stride_xs,
     stride_xm,
     stride_scale,
-    SCALE_GRADIENT: tl.constexpr,  # which needs them where the scale is 0 too
     MULTIPLE: tl.constexpr,
     ALIGNED: tl.constexpr,
     ACC: tl.constexpr,
@@ -81,20 +77,12 @@ def lowrank_shrink_kernel(
     if u_ptr is not None:
         slice_index, of_b = tl.program_id(1) // 2, tl.program_id(1) % 2 == 1
     if scale_ptr is not None:
-        if not SCALE_GRADIENT:
-            if tl.load(scale_ptr + slice_index * stride_scale + sample) == 0:
-                return
-    if table_ptr is None:
-        dy_ptr, N = pick(slice_index, dy_0_ptr, dy_1_ptr, dy_2_ptr), pick(slice_index, N_0, N_1, N_2)
-        r, ranks_before = pick(slice_index, r_0, r_1, r_2), before(slice_index, r_0, r_1).to(tl.int64)
-        a_ptr, b_ptr = pick(slice_index, a_0_ptr, a_1_ptr, a_2_ptr), pick(slice_index, b_0_ptr, b_1_ptr, b_2_ptr)
-    else:
-        row = table_ptr + slice_index * COLUMNS_IN_TABLE
-        dy_ptr, N, r = pointer(row, AT_SLICE, x_ptr), width(row, ALIGNED), tl.load(row + AT_RANK).to(tl.int32)
-        a_ptr, b_ptr = pointer(row, AT_A, x_ptr), pointer(row, AT_B, x_ptr)
-        ranks_before = tl.load(row + AT_RANKS_BEFORE)
-    r = tl.multiple_of(r, MULTIPLE)
-    ranks_before = tl.multiple_of(ranks_before, MULTIPLE)
+        if tl.load(scale_ptr + slice_index * stride_scale + sample) == 0:
+            return
+    dy_ptr = tensor_of(slice_index, table_ptr, AT_SLICE, g_ptr, dy_0_ptr, dy_1_ptr, dy_2_ptr)
+    b_ptr = tensor_of(slice_index, table_ptr, AT_B, g_ptr, b_0_ptr, b_1_ptr, b_2_ptr)
+    N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
+    r = rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     ranks = tl.arange(0, BLOCK_N)
     set_index = set_of(sample, index_ptr, samples_per_set)
@@ -106,12 +94,14 @@ def lowrank_shrink_kernel(
     )  # fmt: skip
     out_ptr = g_ptr
     if u_ptr is not None:
+        a_ptr = tensor_of(slice_index, table_ptr, AT_A, g_ptr, a_0_ptr, a_1_ptr, a_2_ptr)
         out = multiply(
             out, x_ptr + sample.to(tl.int64) * stride_xs, a_ptr + set_index * (r * D), rows, ranks, T, r,
             tl.where(of_b, 0, D), stride_xm, D, False, BLOCK_K, EVEN, PRECISION,
         )  # fmt: skip
         out_ptr = tl.where(of_b, g_ptr, u_ptr)
-    at = out_ptr + ranks_before * samples * T + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+    start = ranks_before(slice_index, table_ptr, r_0, r_1, MULTIPLE) * samples * T
+    at = out_ptr + start + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
     mask = (rows < T)[:, None] & (ranks < r)[None, :]
     tl.store(at, convert(out, g_ptr.dtype.element_ty), mask=mask)
 
@@ -125,7 +115,10 @@ def lowrank_shrink(
     """
     x = slices.x
     samples, tokens, d = x.shape
-    tiles = replace(shrinking_tiles(slices, max(d, *slices.widths)), block_n=slices.block_r)
+    if scale_gradient:
+        slices = replace(slices, scale=None)
+    target, block_r = target_of(x.device), slices.block_r
+    tiles = choose("lowrank shrink", slices.rows, block_r, max(d, *slices.widths), x.dtype, target, block_r)
     g = x.new_empty(samples * tokens * sum(slices.ranks))
     u = torch.empty_like(g) if with_u else None
     elements = slices.elements if with_u else [t.numel() // max(slices.sets, 1) for t in slices.b]
@@ -134,11 +127,12 @@ def lowrank_shrink(
         (samples * triton.cdiv(tokens, tiles.block_m), len(slices.a) * (1 + with_u)),
         tiles=tiles,
         flops=2 * samples * tokens * sum(elements),
-        reads=[*dy, *slices.b, *([x, *slices.a] if with_u else []), slices.scale, slices.index],
-        writes=[g, u],
-        x_ptr=x, **slices.pointers("dy", dy), **slices.pointers("a", slices.a), **slices.pointers("b", slices.b),
+        writes=("g_ptr", "u_ptr"),
+        addressed=slices.addressed(dy, slices.b, slices.a if with_u else ()),
+        x_ptr=x if with_u else None, **slices.pointers("dy", dy),
+        **slices.pointers("a", slices.a if with_u else [None]), **slices.pointers("b", slices.b),
         g_ptr=g, u_ptr=u, table_ptr=table, **slices.arguments(), **slices.sets_arguments(), D=d,
-        stride_xs=x.stride(0), stride_xm=x.stride(1), SCALE_GRADIENT=scale_gradient, **slices.alignment(),
+        stride_xs=x.stride(0), stride_xm=x.stride(1), **slices.alignment(),
         **product(x.dtype), EVEN=d % tiles.block_k == 0,
         EVEN_N=all(n % tiles.block_k == 0 for n in slices.widths) and all(r == slices.block_r for r in slices.ranks),
     )  # fmt: skip

@@ -37,18 +37,77 @@ def before(slice_index, first, second):
 
 
 @triton.jit
-def pointer(row, COLUMN: tl.constexpr, like_ptr):
-    """An address in the table. Every tensor there begins at a multiple of 16 bytes; the launcher has looked."""
-    return tl.multiple_of(tl.load(row + COLUMN).to(like_ptr.dtype), 16)
+def entry(slice_index, table_ptr, COLUMN: tl.constexpr):
+    """A slice's number in this column of the table. int64."""
+    return tl.load(table_ptr + slice_index * COLUMNS_IN_TABLE + COLUMN)
 
 
 @triton.jit
-def width(row, ALIGNED: tl.constexpr):
-    """N in the table."""
-    N = tl.load(row + AT_N).to(tl.int32)
-    if ALIGNED:
-        N = tl.multiple_of(N, 16)
+def tensor_of(slice_index, table_ptr, COLUMN: tl.constexpr, like_ptr, first_ptr, second_ptr, third_ptr):
+    """A slice's tensor: one of the three, or where there is a table, that at the address in this column.
+
+    Every tensor there begins at a multiple of 16 bytes; the launcher has looked. It is of the type of ``like_ptr``.
+    """
+    if table_ptr is None:
+        tensor_ptr = pick(slice_index, first_ptr, second_ptr, third_ptr)
+    else:
+        tensor_ptr = tl.multiple_of(entry(slice_index, table_ptr, COLUMN).to(like_ptr.dtype), 16)
+    return tensor_ptr
+
+
+@triton.jit
+def out_of(slice_index, table_ptr, out_0_ptr, out_1_ptr, out_2_ptr, samples, T, ALIGNED: tl.constexpr):
+    """Where a slice's outputs [S, T, N] begin; where there is a table they lie one after another."""
+    if table_ptr is None:
+        out_ptr = pick(slice_index, out_0_ptr, out_1_ptr, out_2_ptr)
+    else:
+        start = entry(slice_index, table_ptr, AT_N_BEFORE) * samples * T
+        if ALIGNED:
+            start = tl.multiple_of(start, 16)
+        out_ptr = out_0_ptr + start
+    return out_ptr
+
+
+@triton.jit
+def width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED: tl.constexpr):
+    """A slice's N."""
+    if table_ptr is None:
+        N = pick(slice_index, N_0, N_1, N_2)
+    else:
+        N = entry(slice_index, table_ptr, AT_N).to(tl.int32)
+        if ALIGNED:
+            N = tl.multiple_of(N, 16)
     return N
+
+
+@triton.jit
+def rank_of(slice_index, table_ptr, r_0, r_1, r_2, MULTIPLE: tl.constexpr):
+    """A slice's r."""
+    if table_ptr is None:
+        r = pick(slice_index, r_0, r_1, r_2)
+    else:
+        r = entry(slice_index, table_ptr, AT_RANK).to(tl.int32)
+    return tl.multiple_of(r, MULTIPLE)
+
+
+@triton.jit
+def ranks_before(slice_index, table_ptr, r_0, r_1, MULTIPLE: tl.constexpr):
+    """Ranks of the slices before this one. int64."""
+    if table_ptr is None:
+        ranks = before(slice_index, r_0, r_1).to(tl.int64)
+    else:
+        ranks = entry(slice_index, table_ptr, AT_RANKS_BEFORE)
+    return tl.multiple_of(ranks, MULTIPLE)
+
+
+@triton.jit
+def elements_before(slice_index, table_ptr, D, N_0, N_1, r_0, r_1):
+    """Elements of the factors that a set has in the slices before this one. int64."""
+    if table_ptr is None:
+        elements = before(slice_index, r_0 * (D + N_0), r_1 * (D + N_1)).to(tl.int64)
+    else:
+        elements = entry(slice_index, table_ptr, AT_ELEMENTS_BEFORE)
+    return elements
 
 
 @triton.jit

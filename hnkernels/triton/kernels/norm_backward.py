@@ -25,11 +25,7 @@ from torch import Tensor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate, derivative
-from hnkernels.triton.kernels.arguments import (
-    Streams,
-    acc_dtype,
-    product,
-)
+from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product
 from hnkernels.triton.kernels.tiles import multiply, quarters, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
@@ -221,8 +217,7 @@ def normed_gradient(
         (triton.cdiv(M, tiles.block_m) * columns, len(da)),
         tiles=tiles,
         flops=2 * len(da) * M * N * K,
-        reads=[*da, *w, *gamma, a, stats, dots, wb, wg],
-        writes=[out, normal, dots_out],
+        writes=("out_ptr", "normal_ptr", "dots_out_ptr"),
         da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1], a_ptr=a,
         stats_ptr=stats, dots_in_ptr=dots, out_ptr=out, normal_ptr=normal,
         wb_ptr=wb, wg_ptr=wg, dots_out_ptr=dots_out,

@@ -12,17 +12,11 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.kernels.activations import activate
-from hnkernels.triton.kernels.arguments import (
-    EPS,
-    Dropout,
-    Streams,
-    acc_dtype,
-    row_blocks,
-    rows_at_once,
-    tl_dtype,
-)
+from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, tl_dtype
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.launch import launch
+from hnkernels.triton.target import target_of
+from hnkernels.triton.tiling import row_tiles
 
 
 @triton.jit
@@ -119,11 +113,11 @@ def norm_forward(
     """``[residual + m·] dropout(LN(act(a + wb)))``. Shape: a [streams, M, N], wb [streams, N] → [M, N] per stream."""
     streams, M, N = a.shape
     outs = tuple(torch.empty(M, N, device=a.device, dtype=out_dtype) for _ in range(streams))
+    block = row_tiles("whole rows", M, N, target_of(a.device))
     launch(
         norm_forward_kernel,
-        (triton.cdiv(M, rows_at_once(N)), streams),
-        reads=[a, wb, *gamma, *beta, *(alpha or ()), *(residual or ()), strength],
-        writes=outs,
+        (triton.cdiv(M, block.rows), streams),
+        writes=("out_k_ptr", "out_v_ptr"),
         a_ptr=a, wb_ptr=wb, g_k_ptr=gamma[0], g_v_ptr=gamma[-1], b_k_ptr=beta[0], b_v_ptr=beta[-1],
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None,
         residual_k_ptr=residual[0] if residual else None, residual_v_ptr=residual[-1] if residual else None,
@@ -134,7 +128,7 @@ def norm_forward(
         M=M, N=N, stride_rk=residual[0].stride(0) if residual else 0,
         stride_rv=residual[-1].stride(0) if residual else 0,
         ACT=act, RESIDUAL=residual is not None, DROPOUT=dropout is not None, PRELU=alpha is not None,
-        ACC=tl_dtype(acc_dtype(a.dtype)), **row_blocks(N),
+        ACC=tl_dtype(acc_dtype(a.dtype)), BLOCK_R=block.rows, BLOCK_N=block.columns, num_warps=block.warps,
     )  # fmt: skip
     return outs
 
@@ -182,15 +176,14 @@ def norm_vectors(w: Streams, bias: Streams, gamma: Streams, beta: Streams) -> tu
     N, K = w[0].shape
     acc = acc_dtype(w[0].dtype)
     wg, wb = (torch.empty(len(w), N, device=w[0].device, dtype=acc) for _ in range(2))
-    block = 16
+    block = row_tiles("norm vectors", N, K, target_of(w[0].device))
     launch(
         norm_vectors_kernel,
-        (triton.cdiv(N, block), len(w)),
+        (triton.cdiv(N, block.rows), len(w)),
         flops=4 * len(w) * N * K,
-        reads=[*w, *bias, *gamma, *beta],
-        writes=[wg, wb],
+        writes=("wg_ptr", "wb_ptr"),
         w_k_ptr=w[0], w_v_ptr=w[-1], bias_k_ptr=bias[0], bias_v_ptr=bias[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1],
         b_k_ptr=beta[0], b_v_ptr=beta[-1], wg_ptr=wg, wb_ptr=wb, N=N, K=K,
-        ACC=tl_dtype(acc), BLOCK_N=block, BLOCK_K=128,
+        ACC=tl_dtype(acc), BLOCK_N=block.rows, BLOCK_K=block.columns, num_warps=block.warps,
     )  # fmt: skip
     return wg, wb

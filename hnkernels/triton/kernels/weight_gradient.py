@@ -9,20 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hnkernels.triton._compat import INTERPRETED, convert, dot
+from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose, runs
 from hnkernels.triton.kernels.activations import activate
-from hnkernels.triton.kernels.arguments import (
-    Streams,
-    acc_dtype,
-    product,
-    tl_dtype,
-)
+from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product, tl_dtype
 from hnkernels.triton.kernels.norm_backward import normed_weight_gradient_kernel
 from hnkernels.triton.kernels.tiles import tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import Tiles, normalising, splits
+from hnkernels.triton.tiling import Tiles, row_tiles, splits
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -161,13 +156,11 @@ class WeightGradients:
     ):
         self.rows, self.shapes, self.biases = rows, shapes, biases
         self.offsets, end = self.layout(shapes, biases)
-        target = target_of(device)
-        self._tiles = [
-            choose("gradient", rows, max(n for n, _ in streams), streams[0][1], dtype, target) for streams in shapes
-        ]
+        self._dtype, self._target = dtype, target_of(device)
+        self._tiles = [self._choose("gradient", streams) for streams in shapes]
         block = max(tiles.block_m for tiles in self._tiles)
         fewest = min(len(s) * self._programs(i, self._tiles[i]) for i, s in enumerate(shapes))
-        count = splits(rows, fewest, block, target)
+        count = splits(rows, fewest, block, self._target)
         self._per_split = max(triton.cdiv(triton.cdiv(rows, count), block), 1) * block
         self._splits = triton.cdiv(rows, self._per_split)
         self._flat = torch.empty(end, device=device, dtype=dtype)
@@ -205,7 +198,7 @@ class WeightGradients:
         """
         streams, tiles, starts = self.shapes[index], self._tiles[index], self.offsets[index]
         if stats is not None:
-            tiles = normalising(tiles, target_of(da[0].device))
+            tiles = self._choose("normalising gradient", streams)
         end = self.offsets[index + 1][0] if index + 1 < len(self.offsets) else self._parts.shape[1]
         relative = [start - starts[0] for start in starts]
         bias_k, bias_v = (relative[len(streams)], relative[-1]) if self.biases else (0, 0)
@@ -214,10 +207,9 @@ class WeightGradients:
             (self._programs(index, tiles), len(streams), self._splits),
             tiles=tiles,
             flops=2 * self.rows * sum(n * k for n, k in streams),
-            reads=[*da, *h, stats],
-            writes=[self._parts[:, starts[0] : end]],
+            writes=("out_ptr",),
             da_k_ptr=da[0], da_v_ptr=da[-1], h_k_ptr=h[0], h_v_ptr=h[-1], stats_ptr=stats,
-            out_ptr=self._parts[:, starts[0] :],
+            out_ptr=self._parts[:, starts[0] : end],
             M=self.rows, N_k=streams[0][0], N_v=streams[-1][0], K=streams[0][1],
             rows_per_split=self._per_split, elements=self._parts.stride(0),
             weight_v=relative[len(streams) - 1], bias_k=bias_k, bias_v=bias_v, scale_k=scale[0], scale_v=scale[-1],
@@ -244,19 +236,23 @@ class WeightGradients:
         n, k = streams[0]
         relative = [start - starts[0] for start in starts]
         parts = self._parts[:, starts[0] : starts[-1] + n]
-        block = 32
+        block = row_tiles("normed weight gradient", n, k, self._target)
         launch(
             normed_weight_gradient_kernel,
-            (triton.cdiv(k, block), len(streams)),
+            (triton.cdiv(k, block.columns), len(streams)),
             flops=6 * n * k * len(streams),
-            reads=[parts, *w, *gamma, *beta],
-            writes=[self._flat[starts[0] : starts[-1] + n], vectors[: len(streams) * stream_of_vectors]],
+            writes=("dw_ptr", "dg_ptr"),
             parts_ptr=parts, w_k_ptr=w[0], w_v_ptr=w[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1],
-            b_k_ptr=beta[0], b_v_ptr=beta[-1], dw_ptr=self._flat[starts[0] :], dg_ptr=vectors,
+            b_k_ptr=beta[0], b_v_ptr=beta[-1], dw_ptr=self._flat[starts[0] : starts[len(streams)]],
+            dg_ptr=vectors[: len(streams) * stream_of_vectors],
             splits=parts.shape[0], elements=parts.stride(0), N=n, K=k, weight_v=relative[len(streams) - 1],
             bias_k=relative[len(streams)], bias_v=relative[-1], stream_of_vectors=stream_of_vectors,
-            ACC=tl_dtype(self._parts.dtype), BLOCK_N=16, BLOCK_K=block,
+            ACC=tl_dtype(self._parts.dtype), BLOCK_N=block.rows, BLOCK_K=block.columns, num_warps=block.warps,
         )  # fmt: skip
+
+    def _choose(self, kind: str, streams: Sequence[tuple[int, int]]) -> Tiles:
+        n, k = max(n for n, _ in streams), streams[0][1]
+        return choose(kind, self.rows, n, k, self._dtype, self._target)
 
     def _programs(self, index: int, tiles: Tiles) -> int:
         streams = self.shapes[index]
@@ -269,14 +265,13 @@ def sum_rows(parts: Tensor, out: Tensor) -> None:
     if R == 0:
         out.zero_()
         return
-    block = 4096 if INTERPRETED else 128  # the interpreter's time goes by programs
+    block = row_tiles("sum", R, P, target_of(out.device))
     launch(
         sum_rows_kernel,
-        (triton.cdiv(P, block),),
-        reads=[parts],
-        writes=[out],
+        (triton.cdiv(P, block.columns),),
+        writes=("out_ptr",),
         parts_ptr=parts, out_ptr=out, R=R, P=P, stride=parts.stride(0), ACC=tl_dtype(parts.dtype),
-        BLOCK_R=min(16, triton.next_power_of_2(R)), BLOCK_P=block,
+        BLOCK_R=block.rows, BLOCK_P=block.columns, num_warps=block.warps,
     )  # fmt: skip
 
 
