@@ -49,11 +49,16 @@ class Waiting(NamedTuple):
 class Call:
     """One call of a model in one thread. A layer that is called by itself has a loose one, which proves nothing.
 
+    Args:
+        nothing: ``None`` for every number of a tap.
+        x: a tensor of the call.
+        loose: whether it is of one layer.
+
     Attributes:
         grad, autocast: the modes at its beginning; ``autocast`` is the dtype or ``None``.
         context: the tensor that cross-attention layers receive, and ``entry`` what was made of it.
         plans: what each layer does, in this grad mode.
-        kept: by tap number, K or V of ``context`` ready to be handed out.
+        kept: by tap number, ``None`` or K or V of ``context`` ready to be handed out.
         ready: by tap number, what it does by itself, as in ``Plans``.
         waiting: by tap number, what was computed for taps that are yet to ask.
         rewritten: by tap number, the context that was rewritten for taps that are yet to ask.
@@ -70,7 +75,7 @@ class Call:
         "ready", "rewritten", "serial", "triton", "used", "waiting",
     )  # fmt: skip
 
-    def __init__(self, taps: int, x: Tensor | None, loose: bool = False):
+    def __init__(self, nothing: tuple[None, ...], x: Tensor | None, loose: bool = False):
         self.serial = next(_serials)
         self.loose = loose
         self.grad = torch.is_grad_enabled()
@@ -82,9 +87,9 @@ class Call:
         self.context: Tensor | None = None
         self.entry: Any = None
         self.plans: Any = None
-        self.kept: list[Kept | None] = [None] * taps
-        self.ready: list[Any] = [None] * taps
-        self.reached = bytearray(taps)
+        self.kept: Any = nothing
+        self.ready: Any = nothing
+        self.reached = bytearray(len(nothing))
         self.compiled = False
         self.triton: bool | None = None
         self.waiting: dict[int, Waiting] = {}
@@ -129,7 +134,7 @@ class Call:
     def replan(self) -> None:
         """Forgets what was ready: something has changed in the middle of the call."""
         self.plans = None
-        self.kept, self.ready = [None] * len(self.kept), [None] * len(self.ready)
+        self.kept = self.ready = (None,) * len(self.reached)
 
 
 class Calls(threading.local):

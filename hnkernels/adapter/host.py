@@ -53,7 +53,7 @@ class Host:
     def __init__(self, model: nn.Module, specs: list[AttentionSpec]):
         self.model = model
         self.shared = Shared()
-        self.shared.taps = len(TAPPED) * len(specs)
+        self.shared.nothing = (None,) * (len(TAPPED) * len(specs))
         parameters = list(inspect.signature(type(model).forward).parameters)
         self._context = _argument(parameters, _CONTEXT_ARGUMENTS)
         self._timestep = _argument(parameters, _TIMESTEP_ARGUMENTS)
@@ -64,6 +64,7 @@ class Host:
         # What the layers lie in, and may be compiled or checkpointed by itself.
         self._around = [m for m in inside if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
         self._instances: list[dict] | None = None  # their attributes, and the model's
+        self._compiled = False  # whether any of that is, as of the beginning of the last run
         self._hooks: list[Any] = []
         self._replaying: list[Any] = []
         self._prover = Prover(self.shared, self.layers)
@@ -169,13 +170,15 @@ class Host:
             return None
         shared = self.shared
         x = context if context is not None else next(_tensors(args, kwargs), None)
-        call = Call(shared.taps, x).begin(shared.calls)
+        call = Call(shared.nothing, x).begin(shared.calls)
         with shared.contexts.lock:
-            self._prover.prove(call, x, context, _value(self._timestep, args, kwargs))
+            goes_on = self._prover.prove(call, x, context, _value(self._timestep, args, kwargs))
             call.plans = shared.plans_in(call.grad)
             situation = tuple([adapter.situation() for adapter in self.adapters])
             call.ready = call.plans.ready_in((situation, derived.epoch()))
-            call.compiled = self._compiled()
+            if not goes_on:
+                self._compiled = self._is_compiled()
+            call.compiled = self._compiled
             if call.captured:
                 for layer in self.layers:
                     keep_for_graph(layer)
@@ -200,7 +203,7 @@ class Host:
         else:
             call.entry = self.contexts.open(context)
             call.entry.check(call.serial)
-            call.kept = call.entry.ready((call.plans, call.autocast, situation), self.shared.taps)
+            call.kept = call.entry.ready((call.plans, call.autocast, situation), len(self.shared.nothing))
         call.context = context
 
     def _record(self, call: Call, context: Tensor) -> Tensor | None:
@@ -240,7 +243,7 @@ class Host:
                 if entry is not None and entry.recorded:
                     self.shared.replay_entry = weakref.ref(entry)
 
-    def _compiled(self) -> bool:
+    def _is_compiled(self) -> bool:
         """Whether anything that the layers lie in is compiled by itself."""
         if self._instances is None:
             self._instances = [m.__dict__ for m in (self.model, *self._around)]

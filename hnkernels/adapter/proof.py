@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import attrgetter, contains, getitem, is_
 from typing import Any
 
@@ -229,6 +230,12 @@ def _integers(t: Tensor) -> torch.dtype:
     return {8: torch.int64, 4: torch.int32, 2: torch.int16}.get(t.element_size(), torch.int8)
 
 
+@dataclass
+class _Run:
+    context: weakref.ref[Tensor]
+    moment: Any
+
+
 class Runs:
     """Which calls of a thread go on with a sampling run: those that are known to come later in it.
 
@@ -236,18 +243,21 @@ class Runs:
     """
 
     def __init__(self) -> None:
-        self._last: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
+        self._last: dict[int, _Run] = {}
 
     def goes_on(self, context: Tensor | None, timestep: Any) -> bool:
         """Whether a call with this context comes later than the last with it. Takes note of it."""
-        now = _moment(timestep)
         if context is None:
             return False
-        last = self._last.pop(id(context), None)
-        self._last[id(context)] = (weakref.ref(context), now)
+        now, run = _moment(timestep), self._last.get(id(context))
+        if run is not None and run.context() is context:
+            before, run.moment = run.moment, now
+            return _later(now, before)
+        self._last.pop(id(context), None)
+        self._last[id(context)] = _Run(weakref.ref(context), now)
         if len(self._last) > 8:
             del self._last[next(iter(self._last))]
-        return last is not None and last[0]() is context and _later(now, last[1])
+        return False
 
     def forget(self) -> None:
         """The next call starts a run."""

@@ -34,8 +34,8 @@ class Prover:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "watch": None, "changed": True, "_fingerprint": None, "_device": None}
 
-    def prove(self, call: Call, x: Tensor | None, context: Tensor | None, timestep: Any) -> None:
-        """Forgets what no longer holds."""
+    def prove(self, call: Call, x: Tensor | None, context: Tensor | None, timestep: Any) -> bool:
+        """Forgets what no longer holds. Returns whether the call goes on with a sampling run."""
         watch = self.watch
         recorded = call.grad or True in self._shared.plans  # or may be, inside of a call that began without
         stands = watch is not None and watch.stands(recorded)
@@ -67,12 +67,12 @@ class Prover:
             if not any(adapter.fused for adapter in self._shared.adapters):
                 if not unchanged:
                     self._fingerprint = None
-                return
+                return False
             goes_on = False
         else:
             goes_on = runs.goes_on(context, timestep)
         if call.captured or (goes_on and stands and unchanged and self._fingerprint is not None):
-            return
+            return goes_on
         fingerprint = watch.fingerprint()
         if not fingerprint.equals(self._fingerprint):
             if self._fingerprint is not None:
@@ -80,6 +80,7 @@ class Prover:
                 derived.forget()
             self.forget()
             self._fingerprint = fingerprint
+        return False
 
     def _make_watch(self) -> Watch:
         self._shared.tapped = sum(len(layer.taps) for layer in self._layers)

@@ -29,7 +29,7 @@ class Shared:
         self.contexts = ContextStore()
         self.calls = Calls()
         self.adapters: list[Any] = []
-        self.taps = 0  # how many numbers of taps there are
+        self.nothing: tuple[None, ...] = ()  # by the number of a tap
         self.tapped = 0  # and how many taps, when the model was last looked at
         self.plans: dict[bool, Plans] = {}  # by grad mode
         self.traced: TracedContext | None = None
@@ -41,7 +41,7 @@ class Shared:
         calls = self.calls
         call = calls.current or calls.loose
         if call is None or (call.loose and call.grad is not torch.is_grad_enabled()):
-            call = calls.loose = Call(self.taps, x, loose=True)
+            call = calls.loose = Call(self.nothing, x, loose=True)
             call.device = None
         if call.device != x.device:
             self.follow(x, call)
@@ -58,7 +58,7 @@ class Shared:
         """The plans in this grad mode."""
         plans = self.plans.get(grad)
         if plans is None:
-            plans = self.plans[grad] = Plans(self.taps)
+            plans = self.plans[grad] = Plans(len(self.nothing))
         return plans
 
     def replan(self) -> None:

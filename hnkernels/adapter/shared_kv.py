@@ -67,7 +67,7 @@ def of_context(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor, ent
             fresh = kept.serial == call.serial
             call.misses += fresh
             call.hits += not fresh
-            if x is call.context and not _once(plan) and autocast_dtype(x) is call.autocast:
+            if x is call.context and not call.captured and not _once(plan) and autocast_dtype(x) is call.autocast:
                 call.kept[number] = kept
         return kept.value
 
