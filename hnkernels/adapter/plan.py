@@ -19,8 +19,7 @@ from hnkernels.adapter.strength import STREAMS
 from hnkernels.adapter.taps import Tap
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops.folding import is_affine
-from hnkernels.triton.target import setting
-from hnkernels.triton.tiling import forced_tiles
+from hnkernels.ops.plan import launching
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +104,6 @@ def _foldable(layer: Layer, link: Link, grad: bool) -> bool:
     return not any(p.requires_grad for module in modules for p in module.parameters())
 
 
-def _launch_modes() -> object:
-    return forced_tiles(), setting()
-
-
 class Plans:
     """The plans of a model's layers in one grad mode, each made when its layer first asks.
 
@@ -120,24 +115,25 @@ class Plans:
     def __init__(self, taps: int):
         self._plans: list[Plan | None] = [None] * taps
         self.ready: list[Any] = [None] * taps
-        self._launched_in: object = None
+        self._launching: object = None
         self._situation: object = None
 
     def forget(self) -> None:
         """Drops what is ready; a call that is under way keeps what it began with."""
-        self.ready, self._launched_in = [None] * len(self.ready), None
+        self.ready, self._launching = [None] * len(self.ready), None
 
     def ready_in(self, situation: object) -> list[Any]:
         """What is ready in a situation: what it depends on that is neither planned nor proven."""
-        if situation != self._situation or (self._launched_in is not None and self._launched_in != _launch_modes()):
+        if situation != self._situation or (self._launching is not None and self._launching != launching()):
             self._situation = situation
             self.forget()
         return self.ready
 
-    def launches(self) -> None:
-        """Notes that an operation of the Triton backend is ready, which depends on more."""
-        if self._launched_in is None:
-            self._launched_in = _launch_modes()
+    def launches(self) -> bool:
+        """Whether an operation of the Triton backend may be ready from now on: it depends on more."""
+        if self._launching is None:
+            self._launching = launching()
+        return self._launching is not None
 
     def of(self, layer: Layer) -> Plan:
         """The layer's plan."""

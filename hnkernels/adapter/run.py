@@ -188,12 +188,9 @@ def _make_operation(
     """The same for an operation of x that has just been run the long way; ``places`` are those of the taps' results."""
 
     def operation() -> Operation | None:
-        run = make()
+        run = make() if call.plans.launches() else None
         later = [(tap.number, place) for tap, place in zip(taps[1:], places[1:], strict=True)]
-        if run is None:
-            return None
-        call.plans.launches()
-        return Operation(run, places[0], later, x, call)
+        return None if run is None else Operation(run, places[0], later, x, call)
 
     if call.triton is None:
         call.triton = why_not(x, ()) is None

@@ -159,7 +159,7 @@ def kv_runner(
     """What ``hyper_kv`` runs for these arguments, if a plan of them is kept: K and V of a context like this one, and Q.
 
     For those who know at each call that nothing which the plan assumes has changed (``plan.Plan``), nor
-    ``derived.epoch``, nor the modes of PyTorch. It has no gradient.
+    ``derived.epoch``, nor ``plan.launching``, nor autocast. It has no gradient.
 
     Args:
         context, mlp_k, mlp_v, strength: as ``hyper_kv`` takes them.

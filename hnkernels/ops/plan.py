@@ -188,7 +188,7 @@ class Plan:
         self.constants = tape.used()
         inputs = [tape.context, *tape.given, *self.constants]
         key = (tape.wiring(), signature(inputs), tape.context.device)
-        self._run = _programs().program(key, tape.replay, inputs).run
+        self._program = _programs().program(key, tape.replay, inputs)
         self._modules = [(mlp._modules, mlp.prepared().modules) for mlp in mlps]
         self._mlps = list(mlps)
         self._sources = [source for mlp in mlps for source in mlp.prepared()._sources]
@@ -227,12 +227,11 @@ class Plan:
             return None
         if derived.capturing(context):
             derived.keep_for_graphs(there, self.constants)
-        return self._run([context, *there, *self.constants])
+        return self._program.run([context, *there, *self.constants])
 
     def runner(self, given: Sequence[Tensor | None]) -> Callable[[Tensor], Sequence[Tensor]]:
-        """The call without its checks, for those who know that all is as it was."""
-        run, others = self._run, [*(t for t in given if t is not None), *self.constants]
-        return lambda context: run([context, *others])
+        """The call without its checks, for those who know that all is as it was, ``launching()`` too."""
+        return self._program.runner([*(t for t in given if t is not None), *self.constants])
 
 
 def key_of(
@@ -289,6 +288,13 @@ def attempt(
     if results is None:
         plans.pop(key, None)
     return results
+
+
+def launching() -> tuple | None:
+    """Under what launches are made, besides their arguments; ``None`` while somebody looks on, who is to see them."""
+    from hnkernels.triton.program import watched
+
+    return None if watched() else (forced_tiles(), setting())
 
 
 def runner(

@@ -38,6 +38,8 @@ _AT_MOST = 256
 # Called by ``map``, which is quicker than a loop.
 _shape, _dtype, _stride, _pointer = attrgetter("shape"), attrgetter("dtype"), Tensor.stride, Tensor.data_ptr
 
+_watchers = torch._C._len_torch_dispatch_stack
+
 _TENSOR = object()
 """Stands in a signature where a tensor was."""
 
@@ -75,11 +77,25 @@ class Program:
             pointers = [0 if t is None else t.data_ptr() for t in inputs]
         else:
             pointers = list(map(_pointer, inputs))
-        key = () if reduce(or_, pointers, 0) % _ALIGNMENT == 0 else tuple([p % _ALIGNMENT for p in pointers])
+        key = () if reduce(or_, pointers, 0) % _ALIGNMENT == 0 else _misaligned(pointers)
         bound = self._bound.get(key)
         if bound is None or direct.hooked():
             return self._results(self._compile(inputs, key))
         return self._results(bound.run(inputs, pointers))
+
+    def runner(self, others: Sequence[Tensor]) -> Callable[[Tensor], Any]:
+        """What runs it for another first input and these others, for as long as nobody looks on (``watched``)."""
+        if self._meta or self.layout.operations:
+            return lambda first: self.run([first, *others])
+        kept, run, results = self._bound, self.run, self._results
+
+        def run_directly(first: Tensor) -> Any:
+            inputs = [first, *others]
+            pointers = list(map(_pointer, inputs))
+            bound = kept.get(() if reduce(or_, pointers) % _ALIGNMENT == 0 else _misaligned(pointers))
+            return run(inputs) if bound is None else results(bound.run(inputs, pointers))
+
+        return run_directly
 
     def _compile(self, inputs: Sequence[Any], key: tuple[int, ...]) -> list[Any]:
         """A run as Triton launches by itself, whose compiled kernels are kept."""
@@ -183,6 +199,15 @@ class Planned:
     def program(self, key: tuple, args: Sequence[Any]) -> Program:
         """The program for arguments of this signature, which ends in the device."""
         return self.kept.program(key, self.function, args)
+
+
+def watched() -> bool:
+    """Whether somebody wants to know of launches, or of operations: then nothing may be passed over."""
+    return recorded() or direct.hooked() or bool(_watchers())
+
+
+def _misaligned(pointers: Sequence[int]) -> tuple[int, ...]:
+    return tuple([p % _ALIGNMENT for p in pointers])
 
 
 def signature(tensors: Sequence[Tensor]) -> tuple:

@@ -116,7 +116,7 @@ def test_pointers_that_are_not_aligned_have_kernels_of_their_own():
     call = Call()
     call.run(), call.run()
     (plan,) = call.mlps[0].plans.values()
-    kept = plan._run.__self__._bound
+    kept = plan._program._bound
     assert len(kept) == 1
     call.x = torch.randn(3 * WIDTH + 1, dtype=torch.float16)[1:].view(1, 3, WIDTH)
     call.run()

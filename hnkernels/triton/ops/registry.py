@@ -67,8 +67,7 @@ class Operator:
         if not self._plannable(x, *args):
             return None
         program, (_, *others) = self._programs.of(x, *args)
-        run = program.run
-        return lambda x: run([x, *others])
+        return program.runner(others)
 
     def _run(self, *args: Any) -> Any:
         return self._programs(*args) if self._plannable(*args) else self.function(*args)
