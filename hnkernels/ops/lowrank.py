@@ -135,7 +135,7 @@ def lowrank_runner(
 
     For those who know at each call that none of the other tensors has been replaced, and that neither
     ``plan.launching`` nor autocast has changed. It has no gradient. ``None`` on the portable backend, with other
-    dimensions than [S, T, d], with casts, or where there are so many linears that the kernel reads a table of addresses.
+    dimensions than [S, T, d], with casts, or for so many linears that the kernel reads a table of addresses.
     """
     tensors = [t for t in (*weights, *biases, *a, *b) if t is not None]
     if x.ndim != 3 or any(t.dtype != x.dtype for t in tensors) or not takes_triton("auto", x):
