@@ -1,10 +1,13 @@
-"""A program with its compiled kernels: what runs on the hot path."""
+"""A program with its compiled kernels: what runs on the hot path.
+
+It is a function that is written for the program, as PyTorch's compiler writes one for a graph: a statement for every
+allocation and every launch, addresses in local variables. A loop over lists that say the same takes twice as long.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,102 +23,120 @@ _POOL_MOST, _POOL_STEP = 1 << 20, 256
 
 
 class Bound:
-    """A program with its compiled kernels: pointers and numbers in one list, from which every launch takes its own."""
+    """A program with its compiled kernels.
+
+    Attributes:
+        run: takes the inputs and their addresses (with operations before the launches: of all slots), allocates,
+            launches and returns the outputs.
+        source: the text of that function.
+    """
 
     def __init__(self, layout: Layout, compiled: Sequence[Any]):
-        self.slots, self.device, self._inputs = layout.slots, layout.device, layout.inputs
-        self.index = 0 if layout.device.index is None else layout.device.index
-        views: dict[tuple[int, int], int] = {}  # (slot, offset in bytes) → place in the list
-        constants: list[Any] = []
-        places: list[list[Any]] = []  # of every launch's arguments: a place, or (index of a constant,)
-        after: dict[int, list[tuple[int, int, int]]] = {}  # slot → (place, slot, offset) of the views into it
-        for step in layout.steps:
-            chosen: list[Any] = []
-            for name in direct.positional(step.kernel):
-                value = step.arguments[name]
-                if not isinstance(value, Ref):
-                    chosen.append((len(constants),))
-                    constants.append(value)
-                elif value.offset == 0:
-                    chosen.append(value.slot)
-                else:
-                    offset = value.offset * value.dtype.itemsize
-                    place = views.setdefault((value.slot, offset), self.slots + len(views))
-                    after.setdefault(value.slot, []).append((place, value.slot, offset))
-                    chosen.append(place)
-            places.append(chosen)
-        first = self.slots + len(views)
-        self._missing = [None] * (self.slots - layout.inputs)
-        self._tail = [0] * (self.slots - layout.inputs + len(views)) + constants
-        self._views = [view for slot in self._made(layout) for view in dict.fromkeys(after.get(slot, ()))]
-        pooled = self._pool_of(layout, after)
-        self._entries = []
-        for step, kernel, chosen in zip(layout.steps, compiled, places, strict=True):
-            pick = itemgetter(*[first + p[0] if isinstance(p, tuple) else p for p in chosen])
-            allocate = tuple(
-                (b.slot, layout.make[b.slot], tuple(dict.fromkeys(after.get(b.slot, ()))))
-                for b in step.allocate
-                if b.slot not in pooled
-            )
-            release = tuple(slot for slot in step.release if slot not in pooled)
-            self._entries.append((allocate, *direct.entry(kernel), *step.grid, pick, release))
-        self._last = [(b.slot, layout.make[b.slot]) for b in layout.last]
-        self._stream = direct.stream_source()
-        self.run = self._run if self.device.type == "cpu" else self._run_there
+        self._device = layout.device
+        self._index = 0 if layout.device.index is None else layout.device.index
+        source = _Source(layout, compiled, self._index)
+        self.source = source.text
+        self._run = source.function()
+        self.run: Callable[..., list[Tensor]] = self._run if self._device.type == "cpu" else self._run_there
 
-    def _pool_of(self, layout: Layout, views: dict[int, list[tuple[int, int, int]]]) -> set[int]:
+    def _run_there(self, inputs: Sequence[Tensor], pointers: list[int]) -> list[Tensor]:
+        if direct.current_device() == self._index:
+            return self._run(inputs, pointers)
+        with on(self._device):
+            return self._run(inputs, pointers)
+
+
+class _Source:
+    """The text of the function, and what its names stand for.
+
+    ``t3`` is the tensor in slot 3, ``p3`` its address, ``p3_512`` that of what begins 512 bytes later.
+    """
+
+    def __init__(self, layout: Layout, compiled: Sequence[Any], index: int):
+        self._layout = layout
+        self._names: dict[str, Any] = {"stream_of": direct.stream_source(), "index": index}
+        self._views: dict[int, list[int]] = {}  # slot → offsets in bytes of what launches take of it
+        for ref in self._refs():
+            offsets = self._views.setdefault(ref.slot, [])
+            if ref.offset and ref.offset * ref.dtype.itemsize not in offsets:
+                offsets.append(ref.offset * ref.dtype.itemsize)
+        self.text = "\n    ".join(["def run(inputs, pointers):", *self._lines(compiled)]) + "\n"
+
+    def function(self) -> Callable[..., list[Tensor]]:
+        """The function itself."""
+        exec(compile(self.text, "<a program of hnkernels>", "exec"), self._names)
+        return self._names["run"]
+
+    def _refs(self) -> Iterator[Ref]:
+        for step in self._layout.steps:
+            yield from (value for value in step.arguments.values() if isinstance(value, Ref))
+
+    def _lines(self, compiled: Sequence[Any]) -> Iterator[str]:
+        layout = self._layout
+        given = layout.slots if layout.operations else layout.inputs
+        yield "".join(f"p{slot}, " for slot in range(given)) + "= pointers"
+        made = [operation.result for operation in layout.operations if operation.result is not None]
+        for slot in (*range(layout.inputs), *made):
+            yield from self._view_lines(slot)
+        pooled = yield from self._pool_lines()
+        yield "stream = stream_of(index)"
+        for number, (step, kernel) in enumerate(zip(layout.steps, compiled, strict=True)):
+            for buffer in step.allocate:
+                if buffer.slot not in pooled:
+                    yield f"t{buffer.slot} = {self._name(f'make{buffer.slot}', layout.make[buffer.slot])}()"
+                    yield f"p{buffer.slot} = t{buffer.slot}.data_ptr()"
+                    yield from self._view_lines(buffer.slot)
+            launch, function, metadata = (
+                self._name(f"{what}{number}", value)
+                for what, value in zip(("launch", "function", "metadata"), direct.entry(kernel), strict=True)
+            )
+            arguments = [self._argument(step.arguments[name]) for name in direct.positional(step.kernel)]
+            grid = ", ".join(map(str, step.grid))
+            yield f"{launch}({grid}, stream, {function}, {metadata}, None, None, None, {', '.join(arguments)})"
+            for slot in step.release:
+                if slot not in pooled and slot not in made:
+                    yield f"del t{slot}"
+        for buffer in layout.last:
+            yield f"t{buffer.slot} = {self._name(f'make{buffer.slot}', layout.make[buffer.slot])}()"
+        yield f"return [{', '.join(map(self._output, layout.outputs))}]"
+
+    def _view_lines(self, slot: int) -> Iterator[str]:
+        for offset in self._views.get(slot, ()):
+            yield f"p{slot}_{offset} = p{slot} + {offset}"
+
+    def _pool_lines(self) -> Generator[str, None, set[int]]:
         """Lets small temporaries share one allocation, each of which takes as long as a launch; returns their slots."""
-        self._pool: Callable[[], Tensor] | None = None
-        self._pooled: list[tuple[int, int]] = []  # place in the list, and bytes from where the pool begins
+        layout = self._layout
         returned = {ref.slot for ref in layout.outputs}
         temporaries = [b for step in layout.steps for b in step.allocate if b.slot not in returned]
         sizes = [-(-math.prod(b.size) * b.dtype.itemsize // _POOL_STEP) * _POOL_STEP for b in temporaries]
         if len(temporaries) < 2 or sum(sizes) > _POOL_MOST:
             return set()
+        make = allocator((sum(sizes),), (1,), torch.uint8, layout.device)
+        yield f"pool = {self._name('make_pool', make)}()"  # alive until the last launch is queued
+        yield "begin = pool.data_ptr()"
         begin = 0
         for buffer, size in zip(temporaries, sizes, strict=True):
-            self._pooled.append((buffer.slot, begin))
-            self._pooled += {(place, begin + offset) for place, _, offset in views.get(buffer.slot, ())}
+            yield f"p{buffer.slot} = begin + {begin}"
+            yield from self._view_lines(buffer.slot)
             begin += size
-        self._pool = allocator((begin,), (1,), torch.uint8, self.device)
         return {buffer.slot for buffer in temporaries}
 
-    @staticmethod
-    def _made(layout: Layout) -> list[int]:
-        """Slots that are there before the first launch."""
-        made = [operation.result for operation in layout.operations if operation.result is not None]
-        return [*range(layout.inputs), *made]
+    def _argument(self, value: Any) -> str:
+        if isinstance(value, Ref):
+            offset = value.offset * value.dtype.itemsize
+            return f"p{value.slot}_{offset}" if offset else f"p{value.slot}"
+        if value is None or type(value) in (bool, int):
+            return repr(value)
+        return self._name(f"constant{len(self._names)}", value)
 
-    def _run_there(self, inputs: Sequence[Tensor], pointers: list[int]) -> list[Any]:
-        if direct.current_device() == self.index:
-            return self._run(inputs, pointers)
-        with on(self.device):
-            return self._run(inputs, pointers)
+    def _output(self, ref: Ref) -> str:
+        given = ref.slot < self._layout.inputs or any(o.result == ref.slot for o in self._layout.operations)
+        tensor = f"inputs[{ref.slot}]" if given else f"t{ref.slot}"
+        if not given and self._layout.is_whole(ref):
+            return tensor
+        return f"{self._name(f'output{len(self._names)}', ref.on)}({tensor})"
 
-    def _run(self, inputs: Sequence[Tensor], pointers: list[int]) -> list[Any]:
-        """The slots after the launches."""
-        if len(pointers) > self._inputs:  # results of operations have slots of their own
-            tensors: list[Any] = list(inputs)
-            values = pointers + self._tail[len(pointers) - self._inputs :]
-        else:
-            tensors, values = [*inputs, *self._missing], pointers + self._tail
-        for place, slot, offset in self._views:
-            values[place] = values[slot] + offset
-        if self._pool is not None:
-            pool = self._pool()  # alive until the last launch is queued
-            begin = pool.data_ptr()
-            for place, offset in self._pooled:
-                values[place] = begin + offset
-        stream = self._stream(self.index)
-        for buffers, launch, function, metadata, x, y, z, pick, release in self._entries:
-            for slot, make, views in buffers:
-                tensors[slot] = t = make()
-                values[slot] = pointer = t.data_ptr()
-                for place, _, offset in views:
-                    values[place] = pointer + offset
-            launch(x, y, z, stream, function, metadata, None, None, None, *pick(values))
-            for slot in release:
-                tensors[slot] = None
-        for slot, make in self._last:
-            tensors[slot] = make()
-        return tensors
+    def _name(self, name: str, value: Any) -> str:
+        self._names[name] = value
+        return name

@@ -60,8 +60,6 @@ class Program:
         self.known: dict[Any, Any] = {}  # for those who go on from its results
         self._bound: dict[tuple[int, ...], Bound | None] = {}
         self._meta = device.type == "meta"
-        self._slots = [ref.slot for ref in self.layout.outputs]
-        self._whole = all(self.layout.is_whole(ref) for ref in self.layout.outputs)
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """Allocates, launches, and returns the outputs. ``inputs`` are the tensors among the operator's arguments."""
@@ -81,19 +79,23 @@ class Program:
         bound = self._bound.get(key)
         if bound is None or direct.hooked():
             return self._results(self._compile(inputs, key))
-        return self._results(bound.run(inputs, pointers))
+        results = bound.run(inputs, pointers)
+        return results[0] if self._single else results
 
     def runner(self, others: Sequence[Tensor]) -> Callable[[Tensor], Any]:
         """What runs it for another first input and these others, for as long as nobody looks on (``watched``)."""
         if self._meta or self.layout.operations:
             return lambda first: self.run([first, *others])
-        kept, run, results = self._bound, self.run, self._results
+        kept, run, single = self._bound, self.run, self._single
 
         def run_directly(first: Tensor) -> Any:
             inputs = [first, *others]
             pointers = list(map(_pointer, inputs))
             bound = kept.get(() if reduce(or_, pointers) % _ALIGNMENT == 0 else _misaligned(pointers))
-            return run(inputs) if bound is None else results(bound.run(inputs, pointers))
+            if bound is None:
+                return run(inputs)
+            results = bound.run(inputs, pointers)
+            return results[0] if single else results
 
         return run_directly
 
@@ -136,10 +138,7 @@ class Program:
                 tensors[made] = result
 
     def _results(self, tensors: list[Any]) -> Any:
-        if self._whole:  # every output is what a slot holds
-            results = [tensors[slot] for slot in self._slots]
-        else:
-            results = [ref.of(tensors) for ref in self.layout.outputs]
+        results = [ref.of(tensors) for ref in self.layout.outputs]
         return results[0] if self._single else results
 
 

@@ -33,7 +33,10 @@ class Ref(NamedTuple):
 
     def of(self, tensors: Sequence[Any]) -> Tensor:
         """The tensor, where these are in the slots."""
-        base = tensors[self.slot]
+        return self.on(tensors[self.slot])
+
+    def on(self, base: Tensor) -> Tensor:
+        """The tensor, where this is in the slot."""
         if self.offset == 0 and base.shape == self.size and base.stride() == self.stride:
             return base
         return base.as_strided(self.size, self.stride, base.storage_offset() + self.offset)

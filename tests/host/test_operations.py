@@ -147,7 +147,7 @@ def test_where_the_call_of_a_kernel_is_not_known_triton_launches(monkeypatch):
     assert "99" not in direct.route()  # the version is named as Triton names itself
     assert "is not one of 3.2 to 3.9" in direct.route()
     monkeypatch.setattr(direct, "_DIRECT", False)
-    monkeypatch.setattr(bound.Bound, "_run", lambda *_: pytest.fail("launched directly"))
+    monkeypatch.setattr(bound.Bound, "__init__", lambda *_: pytest.fail("launched directly"))
     call = Call(**{"activation": "tanh"})
     for _ in range(3):
         with recording() as launches:
