@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter, contains, getitem, is_
+from operator import attrgetter, contains, eq, getitem, is_
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class _Columns:
         types: Sequence,
         hooks: Sequence,
         modes: Sequence,
+        parameters: Sequence,
         tensors: Sequence,
         factors: Sequence,
     ):
@@ -47,16 +48,18 @@ class _Columns:
         self._typed, self._kinds = _columns(types, 2)
         self._hooks, self._hooked = _columns(hooks, 2)
         self._mlps, self._trained, self._multipliers = _columns(modes, 3)
-        self._of, self._called, self._tensors, self._versions, self._storages, self._grads = _columns(tensors, 6)
+        self._parameters, self._known = _columns(parameters, 2)
+        self._tensors, self._versions, self._storages, self._grads = _columns(tensors, 4)
         self._factors, self._factor_versions = factors, [version for _, version in factors]
 
     def stand(self, grad: bool) -> bool:
-        """Whether all that is compared by identity is the same; a ``KeyError`` if something is gone.
+        """Whether all that is compared by identity is the same; an error if something is gone or replaced.
 
         Which parameters take a gradient counts where gradients are recorded, with ``grad``.
         """
         return (
-            all(map(is_, map(getitem, self._of, self._called), self._tensors))
+            # By identity first; tensors of many elements that are equal are not true, but an error.
+            all(map(eq, self._parameters, self._known))
             and all(map(is_, map(getitem, self._owners, self._names), self._values))
             and True not in list(map(contains, self._without, self._missing))
             and all(map(is_, map(type, self._typed), self._kinds))
@@ -93,7 +96,8 @@ class Watch:
         self._types: list[tuple[object, type]] = []
         self._hooks: list[tuple[dict, bool]] = []
         self._modes: list[tuple[HypernetworkMLP, bool, float]] = []
-        self._tensors: list[tuple[dict, str, Tensor, int, int, bool]] = []
+        self._parameters: list[tuple[dict, dict]] = []
+        self._tensors: list[tuple[Tensor, int, int, bool]] = []
         self._factors: list[tuple[weakref.ref[Tensor], int]] = []
         self._storages: list[StorageWeakRef] = []  # while they are referred to, no other storage has their address
         self._sources: list[tuple[Tensor, torch.dtype]] = []
@@ -123,17 +127,20 @@ class Watch:
 
     def parameters(self, module: nn.Module, of_network: bool = False) -> None:
         """The parameters of one module, without those below it."""
-        for name, parameter in module._parameters.items():
+        parameters = module._parameters
+        if any(p is not None and p.numel() == 1 for p in parameters.values()):
+            self._present += [(parameters, name, p) for name, p in parameters.items()]
+        else:
+            self._parameters.append((parameters, dict(parameters)))
+        for parameter in parameters.values():
             if parameter is None:
-                self._present.append((module._parameters, name, None))
                 continue
             if parameter.is_inference():  # it carries no version, and is never taken for unchanged
                 self._unversioned = True
                 continue
             storage = parameter.untyped_storage()
             self._storages.append(StorageWeakRef(storage))
-            state = (parameter._version, storage._cdata, parameter.requires_grad)
-            self._tensors.append((module._parameters, name, parameter, *state))
+            self._tensors.append((parameter, parameter._version, storage._cdata, parameter.requires_grad))
             self.trains = self.trains or (of_network and parameter.requires_grad)
             if type(parameter) in (Tensor, nn.Parameter) and not parameter.is_meta and parameter.numel():
                 self._sources.append((parameter, _integers(parameter)))
@@ -161,7 +168,7 @@ class Watch:
             return False
         try:
             return self._in_columns().stand(grad)
-        except KeyError:
+        except (KeyError, RuntimeError, TypeError):
             return False
 
     def unchanged(self) -> bool:
@@ -174,17 +181,24 @@ class Watch:
     def _in_columns(self) -> _Columns:
         if self._columns is None:
             self._columns = _Columns(
-                self._present, self._absent, self._types, self._hooks, self._modes, self._tensors, self._factors
+                self._present,
+                self._absent,
+                self._types,
+                self._hooks,
+                self._modes,
+                self._parameters,
+                self._tensors,
+                self._factors,
             )
         return self._columns
 
     def renew(self) -> None:
         """Takes the present values for those that were there."""
-        storages = [entry[2].untyped_storage() for entry in self._tensors]
+        storages = [tensor.untyped_storage() for tensor, *_ in self._tensors]
         self._storages = [StorageWeakRef(storage) for storage in storages]
         self._tensors = [
-            (owner, name, tensor, tensor._version, storage._cdata, grad)
-            for (owner, name, tensor, _, _, grad), storage in zip(self._tensors, storages, strict=True)
+            (tensor, tensor._version, storage._cdata, grad)
+            for (tensor, _, _, grad), storage in zip(self._tensors, storages, strict=True)
         ]
         self._columns = None
         factors = [ref() for ref, _ in self._factors]
