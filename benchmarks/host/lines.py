@@ -19,10 +19,10 @@ WIDTHS = (320, 16)
 _CASES = [*product((False, True), (False, True))]
 """Whether there is a query, and whether there is a LayerNorm."""
 
-_SECONDS = {"projection": 1.5, "launch": 3.0, "unet": 27.0}
+_SECONDS = {"projection": 1.5, "launch": 3.0, "unet": 13.0}
 """To spend on a comparison."""
 
-_COPIES = 4
+_COPIES = 8
 """Sets of UNets that are compared: a percent is less than what separates two copies of one."""
 
 _MODULES = "the web UIs' way: modules"

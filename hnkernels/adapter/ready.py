@@ -36,7 +36,8 @@ class Operation:
     def run(self, x: Tensor, call: Call) -> Tensor | None:
         """The result of the tap that asks; ``None`` if x or the modes are others."""
         if (
-            type(x) is not Tensor
+            call.captured  # what a graph reads must be kept for it
+            or type(x) is not Tensor
             or x.shape != self._shape
             or x.dtype is not self._dtype
             or x.device != self._device

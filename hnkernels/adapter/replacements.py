@@ -29,6 +29,8 @@ def _forget_replaced(parent: nn.Module, name: str, module: object) -> None:
             runs.forget_all()
             onednn.forget()
             derived.forget()
+    if isinstance(parent, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):  # no attention, but maybe long
+        return
     for child in parent._modules.values():
         runs = _runs_of(child)
         if runs is not None:  # projections fused into one, say

@@ -37,6 +37,8 @@ class Tap:
     tap and it is taken off while inside that wrapper, it stays there and passes everything through.
     """
 
+    __slots__ = ("calls", "module", "number", "runs", "stream", "wrapped")
+
     def __init__(self, runs: Runs, calls: Calls, stream: str, number: int, module: nn.Module):
         self.runs: Runs | None = runs
         self.calls = calls
