@@ -59,6 +59,10 @@ class Tap:
         call = self.calls.current
         if call is not None and not args and not kwargs and is_grad_enabled() is call.grad:
             number = self.number
+            ready = call.ready[number]
+            if type(ready) is tuple:
+                call.reached[number] = True
+                return linear(x, ready[0], ready[1])
             kept = call.kept[number]
             if (
                 kept is not None
@@ -74,9 +78,8 @@ class Tap:
                 del call.waiting[number]
                 call.reached[number] = True
                 return waiting.value
-            ready = call.ready[number]
             if ready is not None:
-                y = linear(x, ready[0], ready[1]) if type(ready) is tuple else ready.run(x, call)
+                y = ready.run(x, call)
                 if y is not None:
                     call.reached[number] = True
                     return y

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -88,8 +90,29 @@ def disabled(unet, adapter):
     adapter.enabled = False
 
 
+def moved(unet, adapter):
+    unet.half().float()
+    for layer in attention_layers(unet, SELF).values():
+        layer.to_v.weight.data = (layer.to_v.weight * 1.5).half().float()
+
+
+def fused_optimizer(unet, adapter):
+    weights = [layer.to_k.weight for layer in attention_layers(unet, SELF).values()]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    torch.optim.SGD(weights, lr=0.1, fused=True).step()
+
+
+def mode(unet, adapter):
+    for module in (adapter.net,) if isinstance(adapter, hn.Adapter) else ():
+        module.train()
+        module.set_multiplier(0.5)  # which training takes no notice of
+    adapter.strength = 0.5
+
+
 CHANGES = [
-    in_place, other_storage, other_parameter, other_module, hooked, wrapped, source, strength, disabled
+    in_place, other_storage, other_parameter, other_module, hooked, wrapped, source, strength, disabled, moved,
+    fused_optimizer, mode,
 ]  # fmt: skip
 
 
@@ -105,7 +128,32 @@ def test_what_is_changed_between_two_steps_counts_at_once(unet, adapter, change)
     adapter.clear_cache()
     Host.of(unet)._prover.watch = None
     assert torch.equal(denoise(unet, x, text, 9), after)
-    assert relative_error(after, before) > 1e-4
+    if change is not mode or not isinstance(adapter, hn.Adapter):  # in training mode strength is 1, as it was
+        assert relative_error(after, before) > 1e-4
+
+
+@torch.no_grad()
+def test_an_exception_inside_a_layer_leaves_nothing_waiting(unet, adapter):
+    x, text = noise(), prompt()
+    for _ in range(3):
+        expected = denoise(unet, x, text)
+    hook = next(iter(attention_layers(unet, SELF).values())).to_k.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        denoise(unet, x, text)
+    hook.remove()
+    assert torch.equal(denoise(unet, x, text), expected)
+
+
+@torch.no_grad()
+def test_a_copy_has_operations_of_its_own(unet, adapter):
+    x, text = noise(), prompt()
+    for _ in range(3):
+        expected = denoise(unet, x, text)
+    twin = copy.deepcopy(unet)
+    for layer in attention_layers(twin, SELF).values():
+        layer.to_v.weight.mul_(1.5)
+    assert relative_error(denoise(twin, x, text), expected) > 1e-4
+    assert torch.equal(denoise(unet, x, text), expected)
 
 
 @torch.no_grad()
