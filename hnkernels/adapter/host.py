@@ -273,15 +273,9 @@ class Host:
             return
         for layer in call.used:
             layer.settle()
-        if output is None or call.reached.count(1) == shared.tapped:
-            return
-        for layer in self.layers:
-            layer.missed(call)
-        if 1 not in call.reached:
-            # Either nothing of what is tapped has run, as with tools that skip blocks at some steps, or an attention
-            # goes past its taps though it looks as it did when it was verified. The next call will tell.
+        if output is not None and call.reached.count(1) != shared.tapped:
             for layer in self.layers:
-                layer.doubt()
+                layer.missed(call)
 
 
 def _argument(parameters: list[str], names: tuple[str, ...]) -> tuple[str, int] | None:

@@ -31,8 +31,8 @@ class TappedLayer:
     Generated weights have it tap the linears that they change as well. A layer that no adapter reaches has no taps.
 
     Some attention processors compute K and V without ``to_k`` and ``to_v``. Hooks on the module see that. They are
-    there until a call has reached the taps. From then on a layer of which a call reaches no tap must have the class,
-    forward and processor that it had.
+    there until a call has reached the taps, and again after one that has not. A layer whose taps a call does not reach
+    must have the class, forward and processor that it had when one did.
     """
 
     def __init__(self, spec: AttentionSpec, number: int, shared: Shared):
@@ -180,11 +180,15 @@ class TappedLayer:
     def missed(self, call: Call) -> None:
         """After a call that has not reached every tap: raises if the attention is not the one that was verified.
 
-        One that was skipped, as caching tools do at some steps, is no fault.
+        If it is, it was skipped, as caching tools do at some steps, or goes past its taps though it looks as it did.
+        The next call will tell.
         """
         reached = self._reached_in(call)
-        if len(reached) < len(self.taps) and self._verified is not None and self._signature() != self._verified:
+        if len(reached) == len(self.taps):
+            return
+        if self._verified is not None and self._signature() != self._verified:
             self._check(reached)
+        self.doubt()
 
     def doubt(self) -> None:
         """Has the next call verify the attention once more."""

@@ -420,14 +420,28 @@ def test_an_attention_that_is_swapped_after_it_was_verified(unet, net, adapter, 
         assert not layer._forward_hooks
 
 
-def test_a_model_that_reaches_no_tap_at_all_is_looked_at_more_closely(unet, net, adapter, x, text):
-    with torch.no_grad():
+@torch.no_grad()
+@pytest.mark.parametrize("how_many", [1, 14])
+def test_an_attention_that_goes_past_its_taps_though_it_looks_as_before(unet, net, adapter, x, text, how_many):
+    denoise(unet, x, text)
+    for layer in list(attention_layers(unet).values())[:how_many]:
+        layer.processor.__class__ = NoProjections  # the same object, which no signature tells from before
+    denoise(unet, x, text)  # it may have skipped them, as caching tools do at some steps
+    with pytest.raises(hn.AdapterError, match="computed its attention without"):
         denoise(unet, x, text)
-        for layer in attention_layers(unet).values():
-            layer.processor.__class__ = NoProjections  # the same object, which no signature tells from before
-        denoise(unet, x, text)  # it may have skipped them, as caching tools do at some steps
-        with pytest.raises(hn.AdapterError, match="computed its attention without"):
+
+
+@torch.no_grad()
+def test_blocks_that_are_skipped_at_some_steps(unet, net, adapter, x, text):
+    expected = denoise(unet, x, text)
+    block = unet.mid_block.attentions[0]
+    for _ in range(2):
+        block.forward = lambda hidden_states, *_, **__: (hidden_states,)
+        for _ in range(3):
             denoise(unet, x, text)
+        del block.forward
+        assert torch.equal(denoise(unet, x, text), expected)
+    assert not any(layer._forward_hooks for layer in attention_layers(unet).values())
 
 
 class TestCapture:
