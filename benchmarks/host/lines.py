@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.host import launches, projections, unets
-from benchmarks.host.sides import compare, pooled
+from benchmarks.host.sides import compare
 
 WIDTHS = (320, 16)
 """Of one token. At 320 the modules' time is mostly their arithmetic, which ours leaves out; at 16 it is dispatch."""
@@ -19,11 +19,8 @@ WIDTHS = (320, 16)
 _CASES = [*product((False, True), (False, True))]
 """Whether there is a query, and whether there is a LayerNorm."""
 
-_SECONDS = {"projection": 1.5, "launch": 3.0, "unet": 13.0}
+_SECONDS = {"projection": 1.5, "launch": 3.0, "unet": 120.0}
 """To spend on a comparison."""
-
-_COPIES = 8
-"""Sets of UNets that are compared: a percent is less than what separates two copies of one."""
 
 _MODULES = "the web UIs' way: modules"
 _BARE = "the UNet without one"
@@ -69,10 +66,8 @@ def counted() -> list[Line]:
             side = projections.operation(WIDTHS[0], layer_norm, query)
             side.warm()
             lines.append(Line(f"{_name(query, layer_norm)}, inference", "–", side.calls(), "calls", 120))
-        sides = unets.sides(hooks=False)
-        for side in sides.values():
-            side.warm()
-        calls = {name: side.calls() for name, side in sides.items()}
+        model = unets.Model()
+        calls = {name: model.calls(put) for name, put in model.ours.items()}
 
     def more(text: str, name: str, layers: int, at_most: float | None = None) -> Line:
         return Line(text, _BARE, (calls[name] - calls["bare"]) / layers, "calls more per layer", at_most)
@@ -111,7 +106,7 @@ def _timed() -> Iterator[Line]:
         yield Line(text, "the compiled kernel, called by hand", 1e6 * difference, "µs more", at_most)
 
     with torch.no_grad():
-        found = pooled([compare(unets.sides(), _SECONDS["unet"]) for _ in range(_COPIES)])
+        found = unets.compare(_SECONDS["unet"])
     bare = median(found.seconds["bare"] + found.seconds["bare again"])
     for text, name, at_most in (
         ("UNet call, text alone, K and V kept", "kept", 1.01),

@@ -6,7 +6,7 @@ import gc
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -97,11 +97,6 @@ def compare(sides: Mapping[str, Side], seconds: float) -> Comparison:
             found[name].append(sides[name].seconds())
         rounds += 1
     return Comparison(found)
-
-
-def pooled(comparisons: Sequence[Comparison]) -> Comparison:
-    """All rounds of several comparisons of the same sides, each built from scratch: where its memory lies is luck."""
-    return Comparison({name: [s for c in comparisons for s in c.seconds[name]] for name in comparisons[0].seconds})
 
 
 @contextmanager

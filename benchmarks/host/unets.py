@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import gc
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import hnkernels as hn
 from benchmarks.baseline import rewriter
 from benchmarks.host.sides import Side
+from benchmarks.timing import Comparison
 from hnkernels.adapter.layers import find_attention
 
 CONFIG: dict[str, Any] = {
@@ -32,28 +34,34 @@ LAYERS = {"attn1": 16, "attn2": 16}
 _TIMESTEPS = range(999, 0, -50)
 """Of the 20 steps of a sampling run; after the last one the next run begins."""
 
-_Prepare = Callable[[nn.Module], object]
+_WARM, _STEPS = 4, 12
+"""Steps after something was put on the UNet that are not timed, and that are."""
+
+Off = Callable[[], object]
+"""Takes off what was put on."""
 
 
-def sides(hooks: bool = True) -> dict[str, Side]:
-    """A call of the UNet per side, each on a copy of its own; to be run without gradients.
+class Model:
+    """The UNet, its input, and what can be put on it; to be run without gradients."""
 
-    Args:
-        hooks: whether to build what is compared with ours, too, or only ours and the bare UNet.
-    """
-    unet = _unet()
-    relu, affine = (_network(activation) for activation in ("relu", None))
-    weights = _weights(unet)
-    prepared: dict[str, _Prepare] = {
-        "bare": _nothing,
-        "kept": partial(hn.attach, net=relu, targets=["attn2"]),
-        "self-attention": partial(hn.attach, net=relu, targets=["attn1"]),
-        "all": partial(hn.attach, net=relu),
-        "fused": partial(_fused, net=affine),
-        "generated": partial(hn.attach, net=weights),
-    }
-    if hooks:
-        prepared |= {
+    def __init__(self) -> None:
+        self._unet = _unet()
+        self._call = {
+            "sample": torch.randn(1, 4, 8, 8),
+            "encoder_hidden_states": torch.randn(1, 77, CONFIG["cross_attention_dim"]),
+            "return_dict": False,
+        }
+        relu, affine = (_network(activation) for activation in ("relu", None))
+        weights = _weights(self._unet)
+        self.ours: dict[str, Callable[[nn.Module], Off]] = {
+            "bare": _nothing,
+            "kept": partial(_attach, net=relu, targets=["attn2"]),
+            "self-attention": partial(_attach, net=relu, targets=["attn1"]),
+            "all": partial(_attach, net=relu),
+            "fused": partial(_attach, net=affine, fused=True),
+            "generated": partial(_attach, net=weights),
+        }
+        self.others: dict[str, Callable[[nn.Module], Off]] = {
             "bare again": _nothing,
             "kept, hooks": partial(_hook, net=relu, targets=("attn2",)),
             "self-attention, hooks": partial(_hook, net=relu, targets=("attn1",)),
@@ -61,21 +69,43 @@ def sides(hooks: bool = True) -> dict[str, Side]:
             "fused, hooks": partial(_hook, net=affine),
             "generated, hooks": partial(_hook_weights, weights=weights),
         }
-    call = {
-        "sample": torch.randn(1, 4, 8, 8),
-        "encoder_hidden_states": torch.randn(1, 77, CONFIG["cross_attention_dim"]),
-        "return_dict": False,
-    }
-    made = {}
-    for name, prepare in random.sample(list(prepared.items()), len(prepared)):  # none always has the best of the memory
-        own = copy.deepcopy(unet)
-        prepare(own)
-        made[name] = Side(partial(_step, own, call, cycle([torch.tensor(t) for t in _TIMESTEPS])))
-    return made
+
+    def calls(self, put: Callable[[nn.Module], Off]) -> int:
+        """Calls of functions of a step with this on the UNet."""
+        off, step = put(self._unet), self._step()
+        step.warm(_WARM)
+        calls = step.calls()
+        off()
+        return calls
+
+    def seconds(self, put: Callable[[nn.Module], Off]) -> list[float]:
+        """Of some steps with this on the UNet."""
+        off, step = put(self._unet), self._step()
+        step.warm(_WARM)
+        seconds = [step.seconds() for _ in range(_STEPS)]
+        off()
+        return seconds
+
+    def _step(self) -> Side:
+        timesteps = cycle([torch.tensor(t) for t in _TIMESTEPS])
+        return Side(lambda: self._unet(timestep=next(timesteps), **self._call)[0])
 
 
-def _step(unet: nn.Module, call: dict[str, Any], timesteps: Any) -> Tensor:
-    return unet(timestep=next(timesteps), **call)[0]
+def compare(seconds: float) -> Comparison:
+    """Times steps with everything that can be put on the UNet, by turns and in random order, for so long.
+
+    It is one and the same UNet: where a copy lies in memory makes more of a difference than a percent. What is put on
+    it lies elsewhere each time.
+    """
+    model = Model()
+    puts = {**model.ours, **model.others}
+    found: dict[str, list[float]] = {name: [] for name in puts}
+    started, orders = time.perf_counter(), random.Random(0)
+    while time.perf_counter() - started < seconds:
+        for name in orders.sample(list(puts), len(puts)):
+            found[name] += model.seconds(puts[name])
+        gc.collect()
+    return Comparison(found)
 
 
 def _unet() -> nn.Module:
@@ -98,27 +128,37 @@ def _weights(unet: nn.Module) -> hn.GeneratedWeights:
         return net.generate_weights(torch.randn(1, 8)).detach()
 
 
-def _nothing(unet: nn.Module) -> None:
-    pass
+def _nothing(unet: nn.Module) -> Off:
+    return lambda: None
 
 
-def _fused(unet: nn.Module, net: hn.Hypernetwork) -> None:
-    hn.attach(unet, net).fuse()
+def _attach(unet: nn.Module, net: Any, targets: Sequence[str] = ("attn1", "attn2"), fused: bool = False) -> Off:
+    if isinstance(net, hn.GeneratedWeights):
+        return hn.attach(unet, net).detach
+    adapter = hn.attach(unet, net, targets=targets)
+    if fused:
+        adapter.fuse()
+    return adapter.detach
 
 
-def _hook(unet: nn.Module, net: hn.Hypernetwork, targets: tuple[str, ...] = ("attn1", "attn2")) -> None:
+def _hook(unet: nn.Module, net: hn.Hypernetwork, targets: Sequence[str] = ("attn1", "attn2")) -> Off:
     """The web UIs' way: an MLP in front of every ``to_k`` and ``to_v``."""
+    handles = []
     for spec in find_attention(unet):
         if spec.kind in targets:
             for stream, mlp in zip(("k", "v"), net[spec.width], strict=True):
-                unet.get_submodule(spec.projection(stream)).register_forward_pre_hook(rewriter(mlp))
+                projection = unet.get_submodule(spec.projection(stream))
+                handles.append(projection.register_forward_pre_hook(rewriter(mlp)))
+    return lambda: [handle.remove() for handle in handles]
 
 
-def _hook_weights(unet: nn.Module, weights: hn.GeneratedWeights) -> None:
-    """Two einsums behind every linear."""
+def _hook_weights(unet: nn.Module, weights: hn.GeneratedWeights) -> Off:
+    """Two einsums after every linear."""
+    handles = []
     for layer in weights.layers:
-        a, b = weights.factors(layer.name)
-        unet.get_submodule(layer.name).register_forward_hook(partial(_adding, a, b))
+        adding = partial(_adding, *weights.factors(layer.name))
+        handles.append(unet.get_submodule(layer.name).register_forward_hook(adding))
+    return lambda: [handle.remove() for handle in handles]
 
 
 def _adding(a: Tensor, b: Tensor, module: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
