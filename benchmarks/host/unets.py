@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 import hnkernels as hn
 from benchmarks.baseline import rewriter
 from benchmarks.host.sides import Side
-from benchmarks.timing import Comparison
 from hnkernels.adapter.layers import find_attention
 
 CONFIG: dict[str, Any] = {
@@ -34,7 +34,7 @@ LAYERS = {"attn1": 16, "attn2": 16}
 _TIMESTEPS = range(999, 0, -50)
 """Of the 20 steps of a sampling run; after the last one the next run begins."""
 
-_WARM, _STEPS = 4, 12
+_WARM, _STEPS = 3, 7
 """Steps after something was put on the UNet that are not timed, and that are."""
 
 Off = Callable[[], object]
@@ -91,21 +91,27 @@ class Model:
         return Side(lambda: self._unet(timestep=next(timesteps), **self._call)[0])
 
 
-def compare(seconds: float) -> Comparison:
-    """Times steps with everything that can be put on the UNet, by turns and in random order, for so long.
+def ratios(seconds: float) -> dict[str, float]:
+    """What a step takes with everything that can be put on the UNet, as a multiple of what it takes without.
 
-    It is one and the same UNet: where a copy lies in memory makes more of a difference than a percent. What is put on
-    it lies elsewhere each time.
+    Medians over many turns, in random order. It is one and the same UNet, for where a copy lies in memory makes more of
+    a difference than a percent; and every turn is compared with the steps right before and after it, for how fast a
+    processor is changes by more than that within seconds. ``"bare again"``, with nothing on it, shows the noise.
     """
     model = Model()
     puts = {**model.ours, **model.others}
+    bare = puts.pop("bare")
     found: dict[str, list[float]] = {name: [] for name in puts}
     started, orders = time.perf_counter(), random.Random(0)
+    before = median(model.seconds(bare))
     while time.perf_counter() - started < seconds:
         for name in orders.sample(list(puts), len(puts)):
-            found[name] += model.seconds(puts[name])
+            between = median(model.seconds(puts[name]))
+            after = median(model.seconds(bare))
+            found[name].append(2 * between / (before + after))
+            before = after
         gc.collect()
-    return Comparison(found)
+    return {name: median(each) for name, each in found.items()}
 
 
 def _unet() -> nn.Module:
