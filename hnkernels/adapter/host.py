@@ -247,7 +247,7 @@ class Host:
         """Whether anything that the layers lie in is compiled by itself."""
         if self._instances is None:
             self._instances = [m.__dict__ for m in (self.model, *self._around)]
-        return True in ["_compiled_call_impl" in instance for instance in self._instances]
+        return any([instance.get("_compiled_call_impl") for instance in self._instances])
 
     def _prepare(self, call: Call, context: Tensor | None) -> None:
         if call.compiled:
