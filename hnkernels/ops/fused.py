@@ -19,7 +19,8 @@ from hnkernels.ops.composition import compose
 from hnkernels.ops.derived import derived
 from hnkernels.ops.folding import fold_projection, is_affine
 from hnkernels.ops.plan import Tape
-from hnkernels.ops.portable import Chain, acts
+from hnkernels.ops.portable import Chain, acts, project
+from hnkernels.triton._compat import QUERY_COMES_ALONG
 from hnkernels.triton.launch import vendor_linear
 from hnkernels.triton.mlps import all_norm_vectors, unflatten
 from hnkernels.triton.ops.grouped import run_grouped_linear
@@ -61,6 +62,8 @@ def project_pair(
 
     The tape notes what is launched, where all of it could be launched again.
     """
+    if query is not None and not QUERY_COMES_ALONG:
+        return (*project_pair(x, chain_k, chain_v, projection_k, projection_v, None, recompute), project(x, *query))
     streams = _Streams(x, [chain_k, chain_v], recompute, tape)
     results = streams.projected([projection_k, projection_v], query)
     if streams.tape is not None:
@@ -76,7 +79,7 @@ def recorded_pair(
     ``given`` are w_k, w_v, [w_q,] b_k, b_v [, b_q]. ``None`` for other calls. What is returned takes x, the parameters
     of both MLPs, and what is given.
     """
-    if len(chain_k) != 1 or len(chain_v) != 1:
+    if len(chain_k) != 1 or len(chain_v) != 1 or (with_query and not QUERY_COMES_ALONG):
         return None
     mlps, multipliers = (chain_k[0][0], chain_v[0][0]), (chain_k[0][1], chain_v[0][1])
     known = not any([isinstance(m, Tensor) or m == 0 for m in multipliers])

@@ -1,7 +1,9 @@
-"""What Triton's interpreter needs to give the values that the compiled kernels give, all in one place.
+"""What Triton's interpreter needs to give the values that the compiled kernels give, and what Triton 3.2 needs to
+compile them, all in one place.
 
 Under ``TRITON_INTERPRET=1`` (Triton 3.9) ``tl.dot`` multiplies the bit patterns of bf16 operands, and a conversion to
-bf16 cuts bits off instead of rounding. Kernels call ``dot`` and ``convert`` of this module and know nothing of it.
+bf16 cuts bits off instead of rounding. The compiler of Triton 3.2 ends the process on sm_90 where an operand of a
+product is a constant. Kernels call ``dot``, ``convert`` and ``add_columns`` of this module and know nothing of it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,12 @@ INTERPRETED: bool = bool(triton.knobs.runtime.interpret) if hasattr(triton, "kno
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
+_AGED = triton.__version__.startswith("3.2.")
+_CONSTANT_OPERANDS = tl.constexpr(not _AGED)
+
+QUERY_COMES_ALONG = not _AGED
+"""Whether the compiler gets through the kernel in which ``to_q`` comes along; that of Triton 3.2 ends the process."""
+
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
@@ -24,6 +32,14 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         a = a.to(acc.dtype)
         b = b.to(acc.dtype)
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+@triton.jit
+def add_columns(x, ones, sums, PRECISION: tl.constexpr):
+    """``sums + x @ ones``. Shape: x [M, K], ones [K, 16], sums [M, 16]."""
+    if _CONSTANT_OPERANDS:
+        return dot(x, ones, sums, PRECISION)
+    return sums + tl.sum(x.to(sums.dtype), axis=1)[:, None]
 
 
 @triton.jit

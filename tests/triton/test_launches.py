@@ -157,3 +157,17 @@ def test_every_byte_that_is_counted_is_touched_and_no_other(monkeypatch):
         unread = 0 if table is None else table.numel() * table.element_size()
         assert launch.bytes_written == written, launch
         assert launch.bytes_read - unread <= read <= launch.bytes_read, launch
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_where_the_query_cannot_come_along_it_is_a_linear_of_its_own(monkeypatch, training):
+    mlps = [make_mlp(16).train(training) for _ in "kv"]
+    x, weights = torch.randn(2, 5, 16), [torch.randn(16, 16) for _ in "qkv"]
+    found = []
+    for along in (True, False):
+        monkeypatch.setattr("hnkernels.ops.fused.QUERY_COMES_ALONG", along)
+        mlps[0].plans = None
+        with torch.set_grad_enabled(training):
+            found.append(hyper_qkv(x, *mlps, *weights, backend="triton"))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hnkernels.triton._compat import convert, dot
+from hnkernels.triton._compat import add_columns, convert, dot
 from hnkernels.triton.autotune import choose, runs
 from hnkernels.triton.kernels.activations import activate
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product, tl_dtype
@@ -98,7 +98,7 @@ def weight_gradient_kernel(
             h = convert(normal, da.dtype)
         acc = dot(da, h.to(da.dtype), acc, PRECISION)
         if BIAS:
-            sums = dot(da, ones, sums, PRECISION)
+            sums = add_columns(da, ones, sums, PRECISION)
         da_tile += BLOCK_M * tl.cast(stride_dm, tl.int64)
         h_tile += BLOCK_M * tl.cast(stride_hm, tl.int64)
     out = out_ptr + split.to(tl.int64) * elements
