@@ -278,20 +278,22 @@ class Runs:
         self._last.clear()
 
 
-def _moment(timestep: Any) -> tuple[float, ...] | Tensor | None:
+def _moment(timestep: Any) -> float | tuple[float, ...] | Tensor | None:
     """A timestep as it can be compared; one on an accelerator is not read."""
     if isinstance(timestep, (int, float)):
-        return (float(timestep),)
+        return float(timestep)
     if type(timestep) is not Tensor or timestep.is_meta:
         return None
     if not timestep.is_cpu:
         return timestep
     if timestep.ndim == 0:
-        return (timestep.item(),)
+        return float(timestep.item())
     return tuple(timestep.flatten().tolist()) if 0 < timestep.numel() <= _TIMESTEPS_AT_MOST else None
 
 
 def _later(now: Any, before: Any) -> bool:
+    if isinstance(now, float) and isinstance(before, float):
+        return now < before
     if isinstance(now, tuple) and isinstance(before, tuple):
         if len(now) != len(before):
             return False
