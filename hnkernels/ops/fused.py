@@ -19,7 +19,7 @@ from hnkernels.ops.composition import compose
 from hnkernels.ops.derived import derived
 from hnkernels.ops.folding import fold_projection, is_affine
 from hnkernels.ops.plan import Tape
-from hnkernels.ops.portable import Chain, acts, project
+from hnkernels.ops.portable import Chain, acts
 from hnkernels.triton._compat import QUERY_COMES_ALONG
 from hnkernels.triton.launch import vendor_linear
 from hnkernels.triton.mlps import all_norm_vectors, unflatten
@@ -62,8 +62,6 @@ def project_pair(
 
     The tape notes what is launched, where all of it could be launched again.
     """
-    if query is not None and not QUERY_COMES_ALONG:
-        return (*project_pair(x, chain_k, chain_v, projection_k, projection_v, None, recompute), project(x, *query))
     streams = _Streams(x, [chain_k, chain_v], recompute, tape)
     results = streams.projected([projection_k, projection_v], query)
     if streams.tape is not None:
@@ -159,7 +157,8 @@ class _Streams:
             if all(chains) and _composable([chain[-1][0] for chain in chains]):
                 return self._composed(chains, projections, query)
         x = self._rows()
-        y, q = self._run([x, x], chains, query if any(chains) else None, keep_dtype=False)
+        along = query if any(chains) and QUERY_COMES_ALONG else None
+        y, q = self._run([x, x], chains, along, keep_dtype=False)
         # The shorter of two chains ends while the context still has the wider dtype.
         y = [self._to(y[0])] * 2 if y[0] is y[1] else [self._to(t) for t in y]
         # A stream without an MLP, and to_q where it could not come along, are plain projections.
@@ -230,7 +229,8 @@ class _Streams:
     ) -> list[Tensor]:
         """The last MLP of every chain inside the projection, whose weight its last linear is composed with."""
         x = self._rows()
-        y, q = self._run([x, x], [chain[:-1] for chain in chains], query, keep_dtype=True)
+        along = query if QUERY_COMES_ALONG else None
+        y, q = self._run([x, x], [chain[:-1] for chain in chains], along, keep_dtype=True)
         links = [chain[-1] for chain in chains]
         structure = _structure(links[0][0])
         hidden = Structure(
@@ -240,7 +240,7 @@ class _Streams:
         self._constant(*[t for pair in composed for t in pair])
         parameters = [p for mlp, _ in links for p in self._parameters(mlp)[:-2]]
         shared = y[0] is y[1]
-        along = query if q is None and shared else None
+        along = along if q is None and shared else None
         results = self._call(
             mlp_project, [self._to(t) for t in (y[:1] if shared else y)], parameters, *(along or (None, None)), *hidden,
             [w for w, _ in projections], [g for g, _ in composed], [c for _, c in composed],
