@@ -247,7 +247,8 @@ class Host:
         """Whether anything that the layers lie in is compiled by itself."""
         if self._instances is None:
             self._instances = [m.__dict__ for m in (self.model, *self._around)]
-        return any([instance.get("_compiled_call_impl") for instance in self._instances])
+        name = "_compiled_call_impl"
+        return any([instance[name] for instance in self._instances if name in instance])
 
     def _prepare(self, call: Call, context: Tensor | None) -> None:
         if call.compiled:
