@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 
-def count_calls(work: Callable[[], object], names: Counter | None = None) -> int:
-    """How many Python and built-in functions ``work`` calls in this thread; by name into ``names``.
+def count_calls(work: Callable[[], object]) -> int:
+    """How many Python and built-in functions ``work`` calls in this thread.
 
     The garbage collector waits meanwhile: what it calls (hypothesis has it time itself) would be counted as well.
     """
@@ -19,11 +18,7 @@ def count_calls(work: Callable[[], object], names: Counter | None = None) -> int
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal count
-        if event in ("call", "c_call"):
-            count += 1
-            if names is not None:
-                code = frame.f_code
-                names[code.co_qualname if event == "call" else f"{argument.__name__} in {code.co_qualname}"] += 1
+        count += event in ("call", "c_call")
 
     before, collecting = sys.getprofile(), gc.isenabled()
     gc.disable()

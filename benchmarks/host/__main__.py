@@ -49,8 +49,9 @@ def page(lines: Sequence[Line]) -> str:
         "# What calls cost the host",
         "",
         f"Measured on {today()}: {machine}, one thread; {versions()}. Measured on a CPU with a pretended device "
-        f"({TARGET}): host time only; no kernel has run. Ratios and differences of medians of processor time, sides "
-        "interleaved in one process, the garbage collector off. Calls of functions, in Python and in C, are counted.",
+        f"({TARGET}): host time only; no kernel has run. Ratios and differences of medians of processor time (of the "
+        "UNet medians of ratios), sides interleaved in one process, the garbage collector off. Calls of functions, in "
+        "Python and in C, are counted.",
         "",
         "The web UIs' way computes in earnest. With one token 320 wide that is most of its time, which flatters "
         "kernels that do nothing; 16 wide it is next to nothing, and dispatch is compared with dispatch. The UNet has "

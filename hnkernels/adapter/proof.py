@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter, contains, eq, getitem, is_
+from operator import attrgetter, eq, getitem, is_
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class _Columns:
         factors: Sequence,
     ):
         self._owners, self._names, self._values = _columns(present, 3)
-        self._without, self._missing = _columns(absent, 2)
+        self._without = absent
         self._typed, self._kinds = _columns(types, 2)
         self._hooks, self._hooked = _columns(hooks, 2)
         self._mlps, self._trained, self._multipliers = _columns(modes, 3)
@@ -61,7 +61,7 @@ class _Columns:
             # By identity first; tensors of many elements that are equal are not true, but an error.
             all(map(eq, self._parameters, self._known))
             and all(map(is_, map(getitem, self._owners, self._names), self._values))
-            and True not in list(map(contains, self._without, self._missing))
+            and True not in ["forward" in attributes for attributes in self._without]
             and all(map(is_, map(type, self._typed), self._kinds))
             and list(map(bool, self._hooks)) == self._hooked
             and list(map(_training, self._mlps)) == self._trained
@@ -92,7 +92,7 @@ class Watch:
     def __init__(self) -> None:
         self.trains = False
         self._present: list[tuple[dict, str, object]] = []
-        self._absent: list[tuple[dict, str]] = []
+        self._absent: list[dict] = []
         self._types: list[tuple[object, type]] = []
         self._hooks: list[tuple[dict, bool]] = []
         self._modes: list[tuple[HypernetworkMLP, bool, float]] = []
@@ -104,14 +104,6 @@ class Watch:
         self._unversioned = False
         self._columns: _Columns | None = None
 
-    def attribute(self, module: nn.Module, name: str) -> None:
-        """An attribute of a module's instance, perhaps a submodule, that stays the same object or absent."""
-        for owner in (module.__dict__, module._modules):
-            if name in owner:  # and in one alone: ``setattr`` of a module takes it out of the other
-                self._present.append((owner, name, owner[name]))
-                return
-        self._absent.append((module.__dict__, name))
-
     def path(self, module: nn.Module, path: str) -> None:
         """The modules on a dotted path below a module."""
         for name in path.split("."):
@@ -121,7 +113,10 @@ class Watch:
 
     def module(self, module: nn.Module) -> None:
         """A projection: its class, its instance forward, and whether hooks come before it."""
-        self.attribute(module, "forward")
+        if "forward" in module.__dict__:
+            self._present.append((module.__dict__, "forward", module.__dict__["forward"]))
+        else:
+            self._absent.append(module.__dict__)
         self._types.append((module, type(module)))
         self._hooks.append((module._forward_pre_hooks, bool(module._forward_pre_hooks)))
 

@@ -113,8 +113,9 @@ def _both(layer: RunLayer, call: Call, plan: Plan, tap: Tap, x: Tensor) -> Tenso
         applied = projection(layer, call, plan, stream)
         deltas = plan.deltas.get(stream, ())
         if deltas:
+            y = with_deltas.linear(x, *applied, deltas)
             _make_operation(layer, call, [tap], x, partial(with_deltas.runner, x, [GroupedLinear(*applied, deltas)]))
-            return with_deltas.linear(x, *applied, deltas)
+            return y
         _make_ready(layer, call, [tap], lambda: applied)
         return torch.nn.functional.linear(x, *applied)
     if plan.one_operation is not None and not plan.changed_kv:

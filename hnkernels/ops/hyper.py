@@ -138,7 +138,8 @@ def hyper_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Q, K and V of self-attention with a hypernetwork: ``Q = x w_qᵀ + b_q``, K and V as in ``hyper_kv``.
 
-    On the Triton backend Q is computed in the launch of the MLPs' first linears, which read the same x.
+    On the Triton backend Q is computed in the launch of the MLPs' first linears, which read the same x (with Triton
+    3.2, whose compiler does not get through that, as a linear of its own).
 
     Args:
         x: [..., d].

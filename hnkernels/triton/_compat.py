@@ -18,10 +18,10 @@ INTERPRETED: bool = bool(triton.knobs.runtime.interpret) if hasattr(triton, "kno
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
-_AGED = triton.__version__.startswith("3.2.")
-_CONSTANT_OPERANDS = tl.constexpr(not _AGED)
+_TRITON_3_2 = triton.__version__.startswith("3.2.")
+_CONSTANT_OPERANDS = tl.constexpr(not _TRITON_3_2)
 
-QUERY_COMES_ALONG = not _AGED
+QUERY_COMES_ALONG = not _TRITON_3_2
 """Whether the compiler gets through the kernel in which ``to_q`` comes along; that of Triton 3.2 ends the process."""
 
 

@@ -28,15 +28,12 @@ class Bound:
     Attributes:
         run: takes the inputs and their addresses (with operations before the launches: of all slots), allocates,
             launches and returns the outputs.
-        source: the text of that function.
     """
 
     def __init__(self, layout: Layout, compiled: Sequence[Any]):
         self._device = layout.device
         self._index = 0 if layout.device.index is None else layout.device.index
-        source = _Source(layout, compiled, self._index)
-        self.source = source.text
-        self._run = source.function()
+        self._run = _Source(layout, compiled, self._index).function()
         self.run: Callable[..., list[Tensor]] = self._run if self._device.type == "cpu" else self._run_there
 
     def _run_there(self, inputs: Sequence[Tensor], pointers: list[int]) -> list[Tensor]:
@@ -60,11 +57,11 @@ class _Source:
             offsets = self._views.setdefault(ref.slot, [])
             if ref.offset and ref.offset * ref.dtype.itemsize not in offsets:
                 offsets.append(ref.offset * ref.dtype.itemsize)
-        self.text = "\n    ".join(["def run(inputs, pointers):", *self._lines(compiled)]) + "\n"
+        self._text = "\n    ".join(["def run(inputs, pointers):", *self._lines(compiled)]) + "\n"
 
     def function(self) -> Callable[..., list[Tensor]]:
         """The function itself."""
-        exec(compile(self.text, "<a program of hnkernels>", "exec"), self._names)
+        exec(compile(self._text, "<a program of hnkernels>", "exec"), self._names)
         return self._names["run"]
 
     def _refs(self) -> Iterator[Ref]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hnkernels.triton import allocation
 from tests.host.changes import CHANGES, Call
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, relative_error
 
@@ -79,3 +80,11 @@ def test_results_do_not_change_with_later_calls():
     call.x = torch.randn_like(call.x)
     call.run()
     assert torch.equal(k, before)
+
+
+def test_tensors_made_past_the_dispatcher_are_like_any_other():
+    made = allocation.allocator((2, 3), (3, 1), torch.float16, torch.device("cpu"))()
+    assert (made.shape, made.stride(), made.dtype, made.device.type) == ((2, 3), (3, 1), torch.float16, "cpu")
+    flat = torch.arange(10.0)[2:]
+    for cut in (allocation.reinterpret, allocation._as_strided):  # the second where PyTorch lacks the first
+        assert torch.equal(cut(flat, (2, 3), (3, 1), 1), torch.tensor([[3.0, 4.0, 5.0], [6.0, 7.0, 8.0]]))

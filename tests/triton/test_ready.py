@@ -31,6 +31,14 @@ def adapter(unet, request):
         return hn.attach(unet, gen.generate_weights(torch.randn(1, 6)).detach())
 
 
+def warmed(unet) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """An input and a prompt for which the operations are ready, and what they give."""
+    x, text = noise(), prompt()
+    for _ in range(3):
+        expected = denoise(unet, x, text)
+    return x, text, expected
+
+
 def by_themselves(unet) -> bool:
     """Whether a call goes through operations that are ready, and through nothing else."""
     asked = []
@@ -134,9 +142,7 @@ def test_what_is_changed_between_two_steps_counts_at_once(unet, adapter, change)
 
 @torch.no_grad()
 def test_an_exception_inside_a_layer_leaves_nothing_waiting(unet, adapter):
-    x, text = noise(), prompt()
-    for _ in range(3):
-        expected = denoise(unet, x, text)
+    x, text, expected = warmed(unet)
     hook = next(iter(attention_layers(unet, SELF).values())).to_k.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         denoise(unet, x, text)
@@ -146,9 +152,7 @@ def test_an_exception_inside_a_layer_leaves_nothing_waiting(unet, adapter):
 
 @torch.no_grad()
 def test_a_copy_has_operations_of_its_own(unet, adapter):
-    x, text = noise(), prompt()
-    for _ in range(3):
-        expected = denoise(unet, x, text)
+    x, text, expected = warmed(unet)
     twin = copy.deepcopy(unet)
     for layer in attention_layers(twin, SELF).values():
         layer.to_v.weight.mul_(1.5)
@@ -158,9 +162,7 @@ def test_a_copy_has_operations_of_its_own(unet, adapter):
 
 @torch.no_grad()
 def test_other_shapes_and_dtypes_are_other_operations(unet, adapter):
-    x, text = noise(), prompt()
-    for _ in range(3):
-        expected = denoise(unet, x, text)
+    x, text, expected = warmed(unet)
     wide = denoise(unet, torch.cat([x, x]), torch.cat([text, text]))
     assert relative_error(wide[: len(x)], expected) < 1e-5
     with torch.autocast("cpu", torch.bfloat16):
@@ -186,9 +188,7 @@ def test_who_counts_launches_sees_those_of_every_call(unet, adapter):
 def test_a_context_that_is_not_contiguous(unet, adapter):
     layer = next(layer for layer in Host.of(unet).layers if layer.name.endswith(SELF))
     norm = unet.get_submodule(layer.name.rsplit(".", 1)[0]).norm1
-    x, text = noise(), prompt()
-    for _ in range(3):
-        expected = denoise(unet, x, text)
+    x, text, expected = warmed(unet)
     hook = norm.register_forward_hook(lambda module, args, y: y.mT.contiguous().mT)
     assert relative_error(denoise(unet, x, text), expected) < 1e-5
     hook.remove()
