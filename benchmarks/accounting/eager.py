@@ -118,6 +118,7 @@ class Counting(TorchDispatchMode):
                     _flops(func, args, kwargs, results),
                     unique_bytes(t for t in inputs if id(t) not in skipped),
                     unique_bytes([*made, *changed]),
+                    product=_product(func, args),
                 )
             )
         return results
@@ -224,6 +225,15 @@ def _changed(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 def _overwrites(func: Any) -> bool:
     return func.overloadpacket in _OVERWRITING or any(a.is_out for a in func._schema.arguments)
+
+
+def _product(func: Any, args: Any) -> tuple[int, int, int, int] | None:
+    """Batch, M, N and K of a product of matrices."""
+    name = func.overloadpacket.__name__.rstrip("_")
+    if name not in ("mm", "bmm", "addmm", "baddbmm"):
+        return None
+    a, b = [t for t in args if isinstance(t, Tensor)][-2:]
+    return (a.shape[0] if a.ndim == 3 else 1, a.shape[-2], b.shape[-1], a.shape[-1])
 
 
 def _matrix_vector(matrix: Tensor) -> int:

@@ -1,5 +1,6 @@
-"""``python -m benchmarks.compiled [--targets …] [--dtypes …]``: compiles every kernel for every target, prints what
-the machine code says, and writes it to benchmarks/results/ after a full run. Exits with 1 if a kernel has a fault."""
+"""``python -m benchmarks.compiled [--targets …] [--dtypes …]``: compiles every kernel for every target and prints
+what the machine code says. A full run writes it to benchmarks/results/, and to hnkernels/triton/proven.csv which tiles
+may be chosen. Exits with 1 if a kernel has a fault; one of tiles that are mere candidates is left out instead."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 
 from benchmarks.compiled.cases import all_calls
 from benchmarks.compiled.compilation import Configuration, distinct
-from benchmarks.compiled.report import Row, markdown, row, write
+from benchmarks.compiled.report import Row, accepted, markdown, row, write, write_proven
 from benchmarks.compiled.sample import sample
 from hnkernels.triton.target import TARGETS
 
@@ -34,14 +35,15 @@ def main(arguments: list[str]) -> int:
     with multiprocessing.get_context("fork").Pool(initializer=_take, initargs=(configurations,)) as pool:
         for result in pool.imap(_compile, range(len(configurations)), chunksize=4):
             rows.append(result)
-            if result.faults:
-                print(result, file=sys.stderr)
             if len(rows) % 100 == 0:
                 print(f"{len(rows)} of {len(configurations)} compiled", file=sys.stderr)
-    print("\n".join(markdown(rows)))
+    rows, tiles = accepted(rows)
+    print("\n".join([*markdown(rows), *(str(r) for r in rows if r.faults)]))
     full = not options.sample and options.targets == list(TARGETS) and options.dtypes == list(DTYPES)
     if options.out or full:
         write(rows, options.out or RESULTS)
+    if full:
+        write_proven(tiles)
     return int(any(r.faults for r in rows))
 
 

@@ -21,12 +21,17 @@ from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.launch import Call, capturing
 from hnkernels.triton.mlps import Layer, Parameters
 from hnkernels.triton.target import Target, planned_for
+from hnkernels.triton.tiling import CANDIDATES, forced
 
 WIDTHS = (320, 640, 768, 1024, 1280, 2048)
 """Of the contexts of SD 1, SD 2 and SDXL."""
 
 TOKENS = (16, 77, 154, 616, 1024, 4096, 8192, 16384)
 """A few rows, a prompt, a batch of them, pictures from 256 to 1024 pixels."""
+
+
+_EVEN_AND_UNEVEN = ((1280, 4096), (1000, 77))
+"""Widths and tokens that are multiples of every block, and that are of none."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,19 @@ def lowrank_calls(width: int, tokens: int, rank: int, dtype: torch.dtype, target
     return captured
 
 
+def candidate_calls(dtype: torch.dtype, target: Target) -> Iterator[tuple[str, Call]]:
+    """The matrix kernels of MLPs and projections in every form with every candidate for their tiles; low-rank ones
+    have tiles of their own."""
+    for tiles in CANDIDATES[target.backend]:
+        for width, tokens in _EVEN_AND_UNEVEN:
+            with forced(tiles):
+                made = [(case.name, call) for case in CASES for call in calls(case, width, tokens, dtype, target)]
+                made += [("grouped", call) for call in grouped_calls(width, tokens, dtype, target)]
+            for name, call in made:
+                if "GROUP_M" in call.arguments and "weight_gradient" not in call.kernel.fn.__name__:
+                    yield f"{name}; {width} wide, {tokens} tokens", call
+
+
 def all_calls(
     target: Target,
     dtypes: Sequence[torch.dtype],
@@ -140,6 +158,7 @@ def all_calls(
 ) -> Iterator[tuple[str, Call]]:
     """Every launch that these make on the target, with where it comes from. Many are the same to the compiler."""
     for dtype in dtypes:
+        yield from candidate_calls(dtype, target)
         for width in widths:
             for rows in tokens:
                 shape = f"{width} wide, {rows} tokens"

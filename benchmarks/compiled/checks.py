@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.compiled.compilation import Configuration
-from benchmarks.compiled.limits import LIMITS
 from benchmarks.compiled.machine_code import MachineCode
+from hnkernels.triton.cards import CARDS
 
 LEAST_WGMMA_ROWS = 64
 WIDE_LOAD = 16
@@ -15,7 +15,7 @@ def faults(config: Configuration, code: MachineCode) -> list[str]:
     found = []
     if code.stack or code.spills:
         found.append(f"{code.stack} bytes of stack, {code.spills} spills")
-    limit = LIMITS[config.target.name].shared
+    limit = CARDS[config.target.name].shared
     if code.shared > limit:
         found.append(f"{code.shared} bytes of shared memory, {limit} are there")
     if not config.is_product:

@@ -9,8 +9,19 @@ from pathlib import Path
 
 from benchmarks.compiled.checks import faults
 from benchmarks.compiled.compilation import Configuration, compiled
-from benchmarks.compiled.limits import occupancy
 from benchmarks.compiled.machine_code import read
+from hnkernels.triton.cards import occupancy, resident
+from hnkernels.triton.target import TARGETS
+from hnkernels.triton.tiling import CANDIDATES, PROVEN, Tiles
+
+_KINDS = {
+    "mlp_layer_forward_kernel": "layer",
+    "grouped_linear_kernel": "linear",
+    "hidden_gradient_kernel": "backward",
+    "normed_gradient_kernel": "backward",
+    "input_gradient_kernel": "backward",
+    "grouped_input_gradient_kernel": "backward",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,49 @@ def row(config: Configuration) -> Row:
     )  # fmt: skip
 
 
+def accepted(rows: Sequence[Row]) -> tuple[list[Row], list[dict[str, object]]]:
+    """The rows without those of candidates for tiles that have a fault in some form; and the lines of ``proven.csv``:
+    by target and kind of kernel, the tiles that have none, and how many of their programs fit on a processor."""
+    forms: dict[tuple[str, str, Tiles], list[Row]] = {}
+    for r in rows:
+        kind = kind_of(r)
+        if kind is not None:
+            forms.setdefault((r.target, kind, _tiles(r.tiles)), []).append(r)
+    rejected: set[int] = set()
+    lines: list[dict[str, object]] = []
+    for name, target in TARGETS.items():
+        for kind in dict.fromkeys(kind for _, kind, _ in forms):
+            for tiles in CANDIDATES[target.backend]:
+                found = forms.get((name, kind, tiles), [])
+                if any(r.faults for r in found):
+                    rejected.update(map(id, found))
+                elif found:
+                    fit = min(resident(target, r.registers, r.shared_bytes, tiles.warps) for r in found)
+                    blocks = {k: getattr(tiles, k) for k in ("block_m", "block_n", "block_k", "warps", "stages")}
+                    lines.append({"target": name, "kind": kind, **blocks, "resident": fit})
+    return [r for r in rows if id(r) not in rejected], lines
+
+
+def kind_of(r: Row) -> str | None:
+    """The kind of matrix kernel whose tiles are chosen by the model; ``None`` for others."""
+    if r.kernel == "linear_streams_kernel":
+        return "backward" if "transposed" in r.variant else "linear"
+    return _KINDS.get(r.kernel)
+
+
+def _tiles(text: str) -> Tiles:
+    blocks, warps, stages = text.split()
+    return Tiles(*map(int, blocks.split("x")), int(warps[1:]), int(stages[1:]))
+
+
+def write_proven(lines: Sequence[dict[str, object]]) -> None:
+    """Writes what the tile table may choose from."""
+    with PROVEN.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
 def write(rows: Sequence[Row], folder: Path) -> None:
     """Writes ``compiled.csv`` and ``compiled.md`` into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +147,13 @@ def markdown(rows: Sequence[Row]) -> list[str]:
             f" {sum(bool(r.faults) for r in group)} |"
         )
     return lines
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The rows of a ``compiled.csv``."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        numbers = {f.name for f in fields(Row) if f.type == "int"}
+        return [Row(**{k: int(v) if k in numbers else v for k, v in line.items()}) for line in csv.DictReader(lines)]
 
 
 def _range(values: Iterable[int]) -> str:

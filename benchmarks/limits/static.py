@@ -28,15 +28,16 @@ import torch
 
 from benchmarks.accounting.cases import Case
 from benchmarks.compiled.compilation import Configuration, configuration
-from benchmarks.compiled.limits import LIMITS, occupancy
 from benchmarks.limits.gpus import Gpu
 from benchmarks.rows import Row
+from hnkernels.triton.cards import occupancy, resident
 from hnkernels.triton.launch import capturing, recording
 from hnkernels.triton.target import TARGETS, planned_for
+from hnkernels.triton.tiling import Tiles, proven
 
 COMPILED = Path(__file__).parents[1] / "results" / "compiled.csv"
 
-_SUMMED = ("weight_gradient_kernel", "lowrank_factor_gradient_kernel")
+SUMMED = ("weight_gradient_kernel", "lowrank_factor_gradient_kernel")
 """Their steps go along BLOCK_M, tokens; those of the others along BLOCK_K."""
 
 _ELEMENT = 2
@@ -111,10 +112,12 @@ def _reading(config: Configuration, programs: int, gpu: Gpu) -> Reading:
     if not config.is_product:
         return Reading(*what, None, share, None, None, True)
     matrix = min(int(line["matrix_percent"]) for line in found) / 100
-    limits = LIMITS[config.target.name]
-    fit = round(share * limits.warps * limits.schedulers / config.warps)
-    resident = min(fit, -(-programs // gpu.processors))
-    in_flight = resident * (dict(config.options)["num_stages"] - 1) * _step_bytes(config)
+    fit = min(
+        resident(config.target, int(line["registers"]), int(line["shared_bytes"]), config.warps) for line in found
+    )
+    in_flight = (
+        min(fit, -(-programs // gpu.processors)) * (dict(config.options)["num_stages"] - 1) * _step_bytes(config)
+    )
     return Reading(*what, matrix, share, in_flight, in_flight * gpu.processors / gpu.bandwidth, True)
 
 
@@ -122,7 +125,34 @@ def _step_bytes(config: Configuration) -> int:
     """Of both operands' tiles in one step of the main loop."""
     m, n, k = (config.constant(f"BLOCK_{axis}") for axis in "MNK")
     n = n or config.constant("BLOCK_R")  # a product whose columns are ranks
-    return _ELEMENT * (m * (n + k) if config.name in _SUMMED else k * (m + n))
+    return _ELEMENT * (m * (n + k) if config.name in SUMMED else k * (m + n))
+
+
+def fitting(target: str, kernel: str, tiles: Tiles) -> int:
+    """How many programs of a kernel fit on a processor, in the form that takes the most; by ``proven.csv`` where it
+    has not been compiled, and 1 where that does not have it either."""
+    text = f"{tiles.block_m}x{tiles.block_n}x{tiles.block_k} w{tiles.warps} s{tiles.stages}"
+    return _fitting().get((target, kernel, text)) or _proven(target).get(tiles, 1)
+
+
+@lru_cache
+def _fitting() -> dict[tuple[str, str, str], int]:
+    found: dict[tuple[str, str, str], int] = {}
+    for (target, kernel, _, tiles, _), lines in _compiled().items():
+        warps = int(tiles.split(" w")[1].split()[0])
+        for line in lines:
+            fit = resident(TARGETS[target], int(line["registers"]), int(line["shared_bytes"]), warps)
+            found[target, kernel, tiles] = min(fit, found.get((target, kernel, tiles), fit))
+    return found
+
+
+@lru_cache
+def _proven(target: str) -> dict[Tiles, int]:
+    found: dict[Tiles, int] = {}
+    for kind in proven(target).values():
+        for tiles, fit in kind.items():
+            found[tiles] = min(fit, found.get(tiles, fit))
+    return found
 
 
 @lru_cache

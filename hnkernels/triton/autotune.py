@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,16 +20,6 @@ from hnkernels.triton import tiling
 from hnkernels.triton.launch import tracing
 from hnkernels.triton.target import Target, target_of
 from hnkernels.triton.tiling import Tiles
-
-CANDIDATES = (
-    Tiles(128, 128, 64, 8, 3),
-    Tiles(128, 64, 64, 4, 3),
-    Tiles(64, 128, 64, 4, 3),
-    Tiles(64, 64, 64, 4, 3),
-    Tiles(64, 64, 64, 4, 4),
-    Tiles(64, 64, 32, 4, 2),
-    Tiles(16, 64, 64, 4, 3),
-)
 
 Timer = Callable[[Callable[[], object]], float]
 """Runs a launch some times and returns the time of one."""
@@ -81,12 +71,23 @@ def choose(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target
     ``block_r`` is what the ranks are filled up to in a low-rank one.
     """
     product, fit = tiling.KINDS[kind]
+    half = dtype in (torch.float16, torch.bfloat16)
     tiles = (
         tiling.forced_tiles()
         or kept(product, M, N, K, dtype, target)
+        or (tiling.by_model(kind, M, N, K, target) if half else None)
         or tiling.heuristic(product, M, N, K, dtype, target)
     )  # fmt: skip
     return fit(tiles, block_r, target)
+
+
+def candidates(product: str, target: Target) -> Sequence[Tiles]:
+    """The tiles to be timed: those that ``proven.csv`` has for every kind of kernel that takes this product's, or all
+    that are compiled where it has none."""
+    proven = tiling.proven(target.name)
+    kinds = [proven[kind] for kind, (of, _) in tiling.KINDS.items() if of == product and kind in proven]
+    shared = [tiles for tiles in kinds[0] if all(tiles in kind for kind in kinds)] if kinds else []
+    return shared or tiling.CANDIDATES.get(target.backend, tiling.CANDIDATES["cuda"])
 
 
 def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, timer: Timer) -> Tiles:
@@ -102,7 +103,7 @@ def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, 
         shape = {"forward": (N, K), "backward": (K, N), "gradient": (M, K)}[kind]
         other = torch.empty(shape, device=device, dtype=dtype).normal_(generator=generator)
         times: dict[Tiles, float] = {}
-        for tiles in CANDIDATES:
+        for tiles in candidates(kind, target):
             with tiling.forced(tiles):
                 try:
                     times[tiles] = timer(lambda: _runners[kind](x, other))

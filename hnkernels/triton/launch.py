@@ -29,6 +29,8 @@ class Launch:
         tiles: how it is cut up; ``None`` for row kernels.
         flops: floating-point operations of its products, a multiply-add as two.
         bytes_read, bytes_written: every byte once, however often it is read.
+        steps: how often a program loads, one time after the other; 0 where the launcher does not say.
+        product: batch, M, N and K of a product whose tiles are not ours to know.
     """
 
     kernel: str
@@ -37,6 +39,8 @@ class Launch:
     flops: int
     bytes_read: int
     bytes_written: int
+    steps: int = 0
+    product: tuple[int, int, int, int] | None = None
 
 
 class Call(NamedTuple):
@@ -119,6 +123,7 @@ def launch(
     addressed: Sequence[Tensor | None] = (),
     tiles: Tiles | None = None,
     flops: int = 0,
+    steps: int = 0,
     **arguments: Any,
 ) -> None:
     """Launches a kernel on the device of what it writes; on the meta device it is only noted.
@@ -131,6 +136,7 @@ def launch(
         addressed: what it reads by addresses in a table.
         tiles: how it is cut up, passed on as BLOCK_M … num_stages.
         flops: of its products, for the account.
+        steps: of a program's main loop, for the account.
         arguments: everything else that the kernel takes.
     """
     programs = 1
@@ -143,7 +149,9 @@ def launch(
     if tiles is not None:
         arguments.update(tiles.arguments())
     call = Call(kernel, arguments)
-    entry = Launch(_name(kernel), programs, tiles, flops, _unique_bytes([*read, *addressed]), _unique_bytes(written))
+    entry = Launch(
+        _name(kernel), programs, tiles, flops, _unique_bytes([*read, *addressed]), _unique_bytes(written), steps
+    )
     trace = _trace.get()
     if trace is not None:
         trace.add(entry, call, grid)
@@ -170,8 +178,11 @@ def vendor_linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     trace = _trace.get()
     out = F.linear(x, w, b) if trace is None else trace.operate(F.linear, x, w, b)
     if trace is not None or _records.get():
-        flops = 2 * (x.numel() // x.shape[-1]) * w.numel()
-        entry = Launch("vendor_linear", 1, None, flops, _unique_bytes([x, w, b]), _unique_bytes([out]))
+        rows, (n, k) = x.numel() // x.shape[-1], w.shape
+        entry = Launch(
+            "vendor_linear", 1, None, 2 * rows * n * k, _unique_bytes([x, w, b]), _unique_bytes([out]),
+            product=(1, rows, n, k),
+        )  # fmt: skip
         note([entry]) if trace is None else trace.launches.append(entry)
     return out
 

@@ -1,20 +1,26 @@
-"""The one tiling table: from kind of kernel, shape, dtype and architecture to tiles, by rules of thumb.
+"""The one tiling table: from kind of kernel, shape, dtype and architecture to tiles.
 
-``KINDS`` has the matrix kernels: the product that each one's tiles come from, and what becomes of them. ``row_tiles``
-has the kernels without a product, ``splits`` and ``row_programs`` say in how many parts a sum over tokens is made.
-Every row that the rules can choose is compiled for every target in the tests, without spills and within the target's
-shared memory. ``HNKERNELS_AUTOTUNE=1`` lets measurements on the device at hand decide instead; see ``autotune.py``.
+``KINDS`` has the matrix kernels: the product that each one's tiles come from, and what becomes of them. For those of an
+MLP and its projection ``by_model`` takes the fastest by the model of ``cost.py``, among the tiles that ``proven.csv``
+lists: compiled for the target in every form of the kind, without spills and within shared memory. Elsewhere rules of
+thumb decide (``heuristic``). ``row_tiles`` has the kernels without a product, ``splits`` and ``row_programs`` say in
+how many parts a sum over tokens is made. ``HNKERNELS_AUTOTUNE=1`` lets measurements on the device at hand decide
+instead; see ``autotune.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import csv
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 
+from hnkernels.triton import cost
 from hnkernels.triton.target import Target
 
 PRODUCTS = ("forward", "backward", "gradient")
@@ -61,6 +67,30 @@ class Rows:
     warps: int = 4
 
 
+CANDIDATES = {
+    "cuda": (
+        Tiles(128, 128, 64, 8, 3),
+        Tiles(128, 64, 64, 4, 3),
+        Tiles(64, 64, 64, 4, 4),
+        Tiles(64, 64, 64, 4, 3),
+        Tiles(64, 64, 64, 8, 4),
+        Tiles(16, 64, 64, 4, 4),
+        Tiles(16, 64, 64, 4, 3),
+        Tiles(128, 256, 64, 8, 3),
+    ),
+    "hip": (
+        Tiles(128, 128, 64, 8, 2),
+        Tiles(128, 64, 32, 4, 2),
+        Tiles(64, 64, 64, 4, 2),
+        Tiles(64, 64, 32, 4, 2),
+    ),
+}
+"""What is compiled for every target of a backend; ``proven.csv`` has those that passed."""
+
+PROVEN = Path(__file__).with_name("proven.csv")
+
+_PAIR = 2  # K and V share a launch
+
 _SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
 
 _forced: ContextVar[Tiles | None] = ContextVar("forced", default=None)
@@ -78,6 +108,36 @@ def forced(tiles: Tiles) -> Iterator[None]:
 
 forced_tiles = _forced.get
 """The tiles that every matrix kernel uses now, or ``None``."""
+
+
+@lru_cache
+def proven(target: str) -> Mapping[str, Mapping[Tiles, int]]:
+    """By kind of kernel, the tiles that compile for a target in all its forms, and how many programs then fit on a
+    processor; nothing for targets that are not compiled for."""
+    found: dict[str, dict[Tiles, int]] = {}
+    with PROVEN.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            if line["target"] == target:
+                sizes = (int(line[name]) for name in ("block_m", "block_n", "block_k", "warps", "stages"))
+                found.setdefault(line["kind"], {})[Tiles(*sizes)] = int(line["resident"])
+    return found
+
+
+@lru_cache(4096)
+def by_model(kind: str, M: int, N: int, K: int, target: Target) -> Tiles | None:
+    """The proven tiles of a pair of products in half precision that take the least time by the model, if there are
+    any; of several that take the same, those that ``proven.csv`` has first."""
+    listed = proven(target.name).get(kind)
+    if not listed:
+        return None
+
+    def seconds(tiles: Tiles) -> float:
+        programs = _PAIR * -(-M // tiles.block_m) * -(-N // tiles.block_n)
+        steps = -(-K // tiles.block_k)
+        blocks = (tiles.block_m, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
+        return cost.seconds_of_processors(cost.Work(programs, steps, *blocks, listed[tiles]), target)
+
+    return min(listed, key=seconds)
 
 
 def heuristic(product: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
@@ -170,7 +230,8 @@ def _of_factors(tiles: Tiles, block_r: int, target: Target) -> Tiles:
 
 
 KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
-    "forward": ("forward", _as_product),
+    "layer": ("forward", _as_product),
+    "linear": ("forward", _as_product),
     "backward": ("backward", _as_product),
     "gradient": ("gradient", _as_product),
     "normalising gradient": ("gradient", _normalising),

@@ -6,11 +6,11 @@ import pytest
 
 from benchmarks.accounting.cases import Network, Projections
 from benchmarks.accounting.eager import Account
-from benchmarks.compiled.limits import LIMITS
 from benchmarks.limits import static
 from benchmarks.limits.gpus import GPUS, Gpu, gpu_named
 from benchmarks.limits.roofline import seconds
 from benchmarks.limits.tables import chosen, model, read, times
+from hnkernels.triton.cards import CARDS
 from hnkernels.triton.launch import Launch
 from hnkernels.triton.target import TARGETS
 
@@ -129,7 +129,7 @@ def test_the_committed_readings_serve_a_layer_without_layer_norm():
     for row in rows:
         if row.unit == "1":
             assert 0 < row.value <= 1
-    assert all(gpu.target in LIMITS for gpu in GPUS.values())
+    assert all(gpu.target in CARDS for gpu in GPUS.values())
 
 
 class _Everything(dict):

@@ -13,6 +13,8 @@ from hnkernels.triton.target import TARGETS, target_of
 from hnkernels.triton.tiling import Tiles
 
 SHAPE = ("forward", 20, 16, 16, torch.float32)
+KIND = ("linear", *SHAPE[1:])
+TIMED = (Tiles(32, 32, 32), Tiles(16, 16, 16), Tiles(16, 32, 16))
 HERE = target_of(torch.device("cpu"))
 
 
@@ -20,7 +22,7 @@ HERE = target_of(torch.device("cpu"))
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HNKERNELS_CACHE", str(tmp_path))
     monkeypatch.setattr(autotune, "_known", {})
-    monkeypatch.setattr(autotune, "CANDIDATES", (Tiles(32, 32, 32), Tiles(16, 16, 16), Tiles(16, 32, 16)))
+    monkeypatch.setattr(tiling, "CANDIDATES", {"cuda": TIMED})
 
 
 class Timer:
@@ -32,7 +34,7 @@ class Timer:
 
     def __call__(self, run):
         run()
-        tiles = autotune.choose(*SHAPE, HERE)  # the forced ones
+        tiles = autotune.choose(*KIND, HERE)  # the forced ones
         if tiles in self.faults:
             raise RuntimeError("out of resource: shared memory")
         self.timed.append(tiles)
@@ -44,7 +46,7 @@ def test_the_fastest_candidate_is_kept_on_disk(kind):
     timer = Timer()
     best = autotune.tune(kind, *SHAPE[1:], HERE, timer)
     assert best == Tiles(16, 16, 16)
-    assert timer.timed == list(autotune.CANDIDATES)
+    assert timer.timed == list(TIMED)
     (row,) = json.loads(autotune.cache_file().read_text()).values()
     assert Tiles(**row) == best
     autotune._known.clear()  # as in another process
@@ -54,7 +56,7 @@ def test_the_fastest_candidate_is_kept_on_disk(kind):
 def test_a_candidate_that_does_not_run_is_passed_over():
     assert autotune.tune(*SHAPE, HERE, Timer(faults=(Tiles(16, 16, 16),))) == Tiles(16, 32, 16)
     with pytest.raises(RuntimeError, match=r"no tiling runs forward 20x16x16 in .* on interpreter"):
-        autotune.tune(*SHAPE, HERE, Timer(faults=autotune.CANDIDATES))
+        autotune.tune(*SHAPE, HERE, Timer(faults=TIMED))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": {"rows": 1}}'])
@@ -69,6 +71,17 @@ def test_rows_count_by_powers_of_two():
     autotune.tune(*SHAPE, HERE, Timer())
     assert autotune._key(*SHAPE, HERE) == autotune._key("forward", 32, *SHAPE[2:], HERE)
     assert autotune._key(*SHAPE, HERE) != autotune._key("forward", 33, *SHAPE[2:], HERE)
+
+
+@pytest.mark.parametrize("product", tiling.PRODUCTS)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+def test_what_is_timed_is_what_compiles_in_every_kernel_of_the_product(target, product):
+    proven = tiling.proven(target.name)
+    kinds = [kind for kind, (of, _) in tiling.KINDS.items() if of == product and kind in proven]
+    timed = autotune.candidates(product, target)
+    assert timed
+    assert all(tiles in proven[kind] for kind in kinds for tiles in timed)
+    assert bool(kinds) == (product != "gradient")
 
 
 def test_nothing_is_measured_unless_asked_for(monkeypatch):
@@ -88,9 +101,9 @@ def test_on_a_device_the_kept_tiles_come_first_and_a_captured_graph_measures_not
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(autotune, "target_of", lambda device: target)
     monkeypatch.setattr(autotune, "tune", lambda *_: pytest.fail("measured"))
-    assert autotune.choose(*SHAPE, target) == tiling.heuristic(*SHAPE, target)
+    assert autotune.choose(*KIND, target) == tiling.heuristic(*SHAPE, target)
     autotune._load()[autotune._key(*SHAPE, target)] = Tiles(16, 16, 16)
-    assert autotune.choose(*SHAPE, target) == Tiles(16, 16, 16)
+    assert autotune.choose(*KIND, target) == Tiles(16, 16, 16)
 
 
 def test_what_is_planned_for_another_device_is_not_measured_on_this_one(monkeypatch):

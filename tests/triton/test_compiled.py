@@ -16,9 +16,9 @@ pytest.importorskip("triton")
 from benchmarks.compiled import machine_code
 from benchmarks.compiled.checks import faults
 from benchmarks.compiled.compilation import Configuration
-from benchmarks.compiled.limits import occupancy
 from benchmarks.compiled.machine_code import MachineCode
 from benchmarks.compiled.sample import EVERY_KERNEL
+from hnkernels.triton.cards import occupancy
 from hnkernels.triton.target import TARGETS, planned_for, target_of
 
 KERNELS = {

@@ -127,7 +127,7 @@ def groups(weights: Sequence[Tensor], biases: Sequence[Tensor | None], streams: 
     """The projections with their tables: of stream 0 (x_k) or 1 (x_v) each, for products with so many rows."""
     device = weights[0].device
     widths = tuple(w.shape[0] for w in weights)
-    tiles = choose("forward", rows, max(widths), weights[0].shape[1], weights[0].dtype, target_of(device))
+    tiles = choose("linear", rows, max(widths), weights[0].shape[1], weights[0].dtype, target_of(device))
     addresses = tuple((w.data_ptr(), 0 if b is None else b.data_ptr()) for w, b in zip(weights, biases, strict=True))
     tables = _tables(addresses, widths, tuple(streams), tiles.block_n, device)
     return Groups(weights, biases, streams, tiles, *tables)
@@ -159,6 +159,7 @@ def grouped_linear(x: Streams, groups: Groups, out: Tensor) -> None:
         (triton.cdiv(M, tiles.block_m) * groups.tile_table.shape[0],),
         tiles=tiles,
         flops=2 * M * K * sum(groups.widths),
+        steps=triton.cdiv(K, tiles.block_k),
         writes=("out_ptr",),
         addressed=[*groups.weights, *groups.biases],
         x_k_ptr=x[0], x_v_ptr=x[-1], table_ptr=groups.table, tiles_ptr=groups.tile_table, out_ptr=out,
@@ -182,6 +183,7 @@ def grouped_input_gradient(dp: list[Tensor], groups: Groups) -> Streams:
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(K, tiles.block_n), 2),
         tiles=tiles,
         flops=2 * M * K * sum(groups.widths),
+        steps=sum(triton.cdiv(n, tiles.block_k) for n in groups.widths) // 2,
         writes=("dx_k_ptr", "dx_v_ptr"),
         addressed=[*dp, *groups.weights],
         table_ptr=table_on(device, rows),

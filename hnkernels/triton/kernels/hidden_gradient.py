@@ -137,6 +137,7 @@ def hidden_gradient(
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(N, tiles.block_n), len(da)),
         tiles=tiles,
         flops=2 * len(da) * M * N * K,
+        steps=triton.cdiv(K, tiles.block_k),
         writes=("out_ptr", "h_ptr"),
         da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], a_ptr=a,
         wb_ptr=None if a is None else wb, out_ptr=out, h_ptr=h,

@@ -88,6 +88,7 @@ def input_gradient(
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(D, tiles.block_n), 1 if shared else len(dy)),
         tiles=tiles,
         flops=2 * M * D * (len(dy) * K + Q),
+        steps=(len(dy) if shared else 1) * triton.cdiv(K, tiles.block_k) + triton.cdiv(Q, tiles.block_k),
         writes=("dx_k_ptr", "dx_v_ptr"),
         dy_k_ptr=dy[0], dy_v_ptr=dy[-1], da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1],
         dq_ptr=query[0] if query else None, w_q_ptr=query[1] if query else None,

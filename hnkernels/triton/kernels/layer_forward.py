@@ -322,7 +322,7 @@ def layer_forward(
     (M, K), N, streams = x[0].shape, w[0].shape[0], len(x)
     dtype, device = w[0].dtype, x[0].device
     acc = acc_dtype(dtype)
-    tiles = choose("forward", M, N, K, dtype, target_of(device))
+    tiles = choose("layer", M, N, K, dtype, target_of(device))
     query_n = 0 if query is None else query[0].shape[0]
     columns = triton.cdiv(N, tiles.block_n)
 
@@ -344,6 +344,7 @@ def layer_forward(
         (triton.cdiv(M, tiles.block_m) * grid_n, streams + (query is not None)),
         tiles=tiles,
         flops=2 * M * K * (streams * N + query_n),
+        steps=triton.cdiv(K, tiles.block_k),
         writes=("pre_ptr", "out_k_ptr", "out_v_ptr", "stats_ptr", "moments_out_ptr", "query_out_ptr"),
         x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b_k, b_v_ptr=b_v,
         wg_k_ptr=norm_in.wg[0] if norm_in else None, wg_v_ptr=norm_in.wg[-1] if norm_in else None,

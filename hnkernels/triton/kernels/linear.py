@@ -96,7 +96,7 @@ def linear(
     sizes = [t.shape[::-1] if transposed else t.shape for t in w]
     widest, deepest = (max(size[i] for size in sizes) for i in (0, 1))
     hidden = 0 if z is None else z.shape[-1]
-    tiles = choose("backward" if transposed else "forward", M, widest, deepest, dtype, target_of(device))
+    tiles = choose("backward" if transposed else "linear", M, widest, deepest, dtype, target_of(device))
     outs = tuple(torch.empty(M, n, device=device, dtype=dtype) for n, _ in sizes)
     if b is None or all(t is None for t in b):
         b = (None,)
@@ -110,6 +110,7 @@ def linear(
         (triton.cdiv(M, tiles.block_m) * triton.cdiv(widest, tiles.block_n), len(x)),
         tiles=tiles,
         flops=2 * M * sum(n * (k + hidden) for n, k in sizes),
+        steps=triton.cdiv(deepest, tiles.block_k) + triton.cdiv(hidden, tiles.block_k),
         writes=("out_k_ptr", "out_v_ptr"),
         x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b[0], b_v_ptr=b[-1],
         z_ptr=z, g_k_ptr=g[0] if g else None, g_v_ptr=g[-1] if g else None, out_k_ptr=outs[0], out_v_ptr=outs[-1],

@@ -118,6 +118,7 @@ def lowrank_add(slices: LowRank, bases: Sequence[Tensor]) -> list[Tensor]:
         (samples * triton.cdiv(tokens, tiles.block_m), len(slices.a)),
         tiles=tiles,
         flops=2 * samples * tokens * sum(slices.elements),
+        steps=triton.cdiv(d, tiles.block_k),
         writes=("out_0_ptr", "out_1_ptr", "out_2_ptr"),
         addressed=slices.addressed(bases, slices.a, slices.b),
         **slices.pointers("base", bases), x_ptr=x, **slices.pointers("a", slices.a), **slices.pointers("b", slices.b),

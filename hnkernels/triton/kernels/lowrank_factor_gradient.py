@@ -163,6 +163,7 @@ def lowrank_factor_gradients(
         (samples * count * columns, 3 * len(slices.a)),
         tiles=tiles,
         flops=2 * samples * tokens * sum(slices.elements) if factors else 0,
+        steps=triton.cdiv(per_split, tiles.block_m),
         writes=("parts_ptr", "sums_ptr"),
         addressed=slices.addressed(dy if factors else ()),
         x_ptr=x if factors else None, **slices.pointers("dy", dy if factors else [None]),

@@ -116,6 +116,7 @@ def lowrank_input_gradient(
         (samples * triton.cdiv(tokens, tiles.block_m) * triton.cdiv(d, tiles.block_n),),
         tiles=tiles,
         flops=2 * samples * tokens * (sum(t.numel() for t in w) + d * sum(slices.ranks)),
+        steps=len(slices.a) + sum(triton.cdiv(t.shape[0], tiles.block_k) for t in w),
         writes=("dx_ptr",),
         addressed=slices.addressed(dy if w else (), w, slices.a),
         **slices.pointers("dy", dy if w else [None]), **slices.pointers("w", w or [None]),

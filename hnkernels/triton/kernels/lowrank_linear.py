@@ -202,6 +202,7 @@ def lowrank_linear(slices: LowRank, w: Sequence[Tensor], biases: Sequence[Tensor
         (samples * triton.cdiv(tokens, tiles.block_m) * sum(per_slice),),
         tiles=tiles,
         flops=2 * samples * tokens * (d * sum(slices.widths) + sum(slices.elements)),
+        steps=triton.cdiv(d, tiles.block_k),
         writes=("out_0_ptr", "out_1_ptr", "out_2_ptr"),
         addressed=slices.addressed(w, biases, slices.a, slices.b),
         x_ptr=x, **slices.pointers("w", w), **slices.pointers("bias", biases), **slices.pointers("a", slices.a),

@@ -127,6 +127,7 @@ def lowrank_shrink(
         (samples * triton.cdiv(tokens, tiles.block_m), len(slices.a) * (1 + with_u)),
         tiles=tiles,
         flops=2 * samples * tokens * sum(elements),
+        steps=triton.cdiv(max(slices.widths), tiles.block_k),
         writes=("g_ptr", "u_ptr"),
         addressed=slices.addressed(dy, slices.b, slices.a if with_u else ()),
         x_ptr=x if with_u else None, **slices.pointers("dy", dy),

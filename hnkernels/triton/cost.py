@@ -1,0 +1,96 @@
+"""What a product costs by its tiles: the model that the tile table is chosen by. Modelled, not measured.
+
+A processor runs as many programs at a time as fit, and the programs that fall to the busiest one come in as many
+turns. A step of the main loop takes as long as the slowest of four things:
+
+- its multiplications, at the matrix rate times w / (w + h): w warps run at once, and h of them would reach half the
+  rate, one for every 1024 FLOP that the processor finishes in a cycle;
+- reading its tiles from shared memory, 128 bytes a cycle, and writing them there. Where matrix instructions take
+  operands from registers, every warp reads its own rows and columns; where from shared memory, every group of four;
+- reading its tiles from the cache that all processors share, of which every one at work has its part;
+- waiting for them: a load answers after 0.3 µs, and all stages but one are under way, in all programs that run.
+
+After the loop comes the epilogue, some operations for every element. A launch takes no less than its bytes at the
+memory's bandwidth, and the first load from there, 0.6 µs; that of later programs overlaps with others.
+
+Left out: what a program finds in the cache of its own processor, bank conflicts, clocks below the boost.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hnkernels.triton.cards import CARDS
+from hnkernels.triton.target import TARGETS, Target
+
+SHARED_PER_CYCLE = 128
+FIRST_LOAD = 0.6e-6
+LATER_LOAD = 0.3e-6
+EPILOGUE = 12
+"""Operations per element: relu's, with bias, rounding and the store, as compiled for sm_90."""
+
+_ELEMENT = 2
+_FROM_SHARED = ("sm_90", "sm_100")  # wgmma and tcgen05
+
+
+class Work(NamedTuple):
+    """A launch that multiplies.
+
+    Attributes:
+        programs: how many.
+        steps: of the main loop of one.
+        rows, columns, depth: of the product of a step.
+        warps: per program.
+        stages: of the pipeline of loads.
+        resident: programs that fit on a processor.
+    """
+
+    programs: int
+    steps: int
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    resident: int
+
+
+def seconds_of_processors(work: Work, target: Target, sharing: int = 1) -> float:
+    """How long the processors take, without the memory's bandwidth, the first load and the launch.
+
+    Args:
+        sharing: programs that load what they have in common once, as a cluster of Hopper's may.
+    """
+    card = CARDS[target.name]
+    turns = -(-work.programs // target.processors)
+    at_once = min(turns, work.resident)
+    whole, rest = divmod(turns, at_once)
+    cycles = whole * at_once * _per_program(work, at_once, target, sharing)
+    if rest:
+        cycles += rest * _per_program(work, rest, target, sharing)
+    return cycles / card.clock
+
+
+def _per_program(work: Work, at_once: int, target: Target, sharing: int) -> float:
+    """Cycles of one program where so many run at a time, each of which has its share of the processor."""
+    card = CARDS[target.name]
+    tiles = work.rows + work.columns
+    warps = at_once * work.warps
+    per_cycle = card.matrix_rate / (card.clock * TARGETS[target.name].processors)
+    multiplying = 2 * work.rows * work.columns * work.depth / per_cycle * (warps + per_cycle / 1024) / warps
+    shared = _ELEMENT * work.depth * (_read_from_shared(work, target) + tiles) / SHARED_PER_CYCLE
+    cached = sharing * card.cache_bandwidth / card.clock / min(work.programs, target.processors)
+    waiting = LATER_LOAD * card.clock / max(work.stages - 1, 1) / at_once
+    step = max(multiplying, shared, _ELEMENT * work.depth * tiles / cached, waiting)
+    epilogue = work.rows * work.columns * EPILOGUE / card.lanes / min(1, warps / card.schedulers)
+    return work.steps * step + epilogue
+
+
+def _read_from_shared(work: Work, target: Target) -> int:
+    """Rows and columns that the warps of a program read for a step, those that several of them read more than once."""
+    if target.name in _FROM_SHARED:
+        return work.rows + work.columns * max(work.warps // 4, 1)
+    down = 1  # warps one above the other: those that leave each the squarest part
+    while down < work.warps and work.rows // down >= work.columns // (work.warps // down) and work.rows // down > 16:
+        down *= 2
+    return work.rows * (work.warps // down) + work.columns * down
