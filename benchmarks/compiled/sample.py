@@ -15,7 +15,7 @@ ELSEWHERE = ("mlp_layer_forward_kernel", "hidden_gradient_kernel", "weight_gradi
 """What the other targets get."""
 
 _WIDTH, _TOKENS = 640, 4096
-_OPTIONAL = ("z_ptr", "dq_ptr")
+_OPTIONAL = ("z_ptr", "dq_ptr", "vectors_ptr")
 
 
 def sample() -> list[Configuration]:

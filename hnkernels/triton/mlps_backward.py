@@ -18,7 +18,7 @@ from hnkernels.triton.kernels.hidden_gradient import hidden_gradient
 from hnkernels.triton.kernels.input_gradient import input_gradient
 from hnkernels.triton.kernels.layer_output_backward import layer_output_backward
 from hnkernels.triton.kernels.norm_backward import normed_gradient
-from hnkernels.triton.kernels.weight_gradient import WeightGradients, sum_rows
+from hnkernels.triton.kernels.weight_gradient import NormInFront, WeightGradients, neighbours
 from hnkernels.triton.mlps import Layer, Parameters, Saved, dropout_of, output_serves, waits_for_product
 from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import row_programs
@@ -102,8 +102,9 @@ class _Descent:
         self.gradients: WeightGradients | None = None
         self.sums: Tensor | None = None  # one row of partial sums per program of the row kernel
         self.summed: list[int] = []  # layers whose vectors' gradients are in them
+        self.finished: dict[int, Tensor] = {}  # likewise in parts of their own, one per tile row of the weight above
         if needs_parameters:
-            normed = any(self._finished_by_product(i) for i in range(len(layers) - 1))
+            normed = [i + 1 for i in range(len(layers) - 1) if self._finished_by_product(i)]
             self.gradients = WeightGradients([_sizes(p.w) for p in parameters], rows, dtype, device, normed=normed)
             if self.vector_count:
                 self.sums = torch.empty(
@@ -125,9 +126,9 @@ class _Descent:
         kept = self.saved[index - 1]
         assert kept.pre is not None
         normed = self._finished_by_product(index - 1)
-        # Where ẑ costs next to nothing to make of what is kept, the weight gradient makes it for itself.
+        # ẑ is always written: to make it once more for every tile of the weight would take the gradient longer.
         wb = self._constant_part(index - 1)
-        serves = output_serves(below) and (normed or not below.norm) and wb is None
+        serves = output_serves(below) and not below.norm and wb is None
         with_h = self.gradients is not None and not serves
         dots = None
         if normed:
@@ -152,8 +153,11 @@ class _Descent:
         if self.gradients is not None:
             h = kept.pre if serves else h
             assert h is not None
-            stats = kept.stats if normed and serves else None
-            self.gradients.add(index, self.da, tuple(h), self.scale, act=below.act, stats=stats)
+            finished = self.gradients.add(
+                index, self.da, tuple(h), self.scale, norm=self._norm_in(index) if normed else None
+            )  # fmt: skip
+            if finished is not None:
+                self.finished[index - 1] = finished
         self.da, self.scale, self.dots = tuple(da), (1.0,) * len(self.da), dots
 
     def at_first_layer(self) -> None:
@@ -165,33 +169,26 @@ class _Descent:
         """All of them, flat: of weights and biases, and of vectors."""
         if self.gradients is None:
             return None, None
-        weights = self.gradients.total()
         if self.sums is None:
-            return weights, None
+            return self.gradients.total(), None
         dtype = vector_dtype(self.parameters, self.sums.dtype)
         vectors = torch.empty(self.vector_count, device=self.sums.device, dtype=dtype)
-        for first, end in self._summed_ranges():
-            sum_rows(self.sums[:, first:end], vectors[first:end])
-        for index in range(len(self.layers) - 1):
-            if self._finished_by_product(index):
-                p, (first, per_stream) = self.parameters[index], self.offsets[index]
-                assert p.gamma is not None
-                assert p.beta is not None
-                self.gradients.finish_normed(
-                    index + 1, self.parameters[index + 1].w, p.gamma, p.beta, vectors[first:], per_stream
-                )
-        return weights, vectors
+        summed = neighbours((self.offsets[i][0], self._end(i)) for i in sorted(self.summed))
+        more = [(self.sums[:, first:end], vectors[first:end]) for first, end in summed]
+        more += [(parts, vectors[self.offsets[i][0] : self._end(i)]) for i, parts in self.finished.items()]
+        return self.gradients.total(*more), vectors
 
-    def _summed_ranges(self) -> list[tuple[int, int]]:
-        """Where in the sums the row kernels have written, neighbours together."""
-        ranges: list[tuple[int, int]] = []
-        for index in sorted(self.summed):
-            first, per_stream = self.offsets[index]
-            end = first + len(self.x) * per_stream
-            if ranges and ranges[-1][1] == first:
-                first = ranges.pop()[0]
-            ranges.append((first, end))
-        return ranges
+    def _end(self, index: int) -> int:
+        """Where the sums of a layer's vectors end."""
+        first, per_stream = self.offsets[index]
+        return first + len(self.x) * per_stream
+
+    def _norm_in(self, index: int) -> NormInFront:
+        """The LayerNorm in front of this layer's product."""
+        below = self.parameters[index - 1]
+        assert below.gamma is not None
+        assert below.beta is not None
+        return NormInFront(self.parameters[index].w, below.gamma, below.beta)
 
     def _through_rows(
         self, index: int, dh: Streams, multiplier: tuple[float, ...], with_h: bool

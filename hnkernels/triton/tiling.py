@@ -251,12 +251,14 @@ def row_tiles(kind: str, R: int, C: int, target: Target) -> Rows:
     if kind == "whole rows":
         columns = _power_of_2(C)
         return Rows(32 if interpreted else max(1, 512 // columns), columns, min(max(columns // 128, 4), 16))
+    rows = min(64, _power_of_2(R))
     return {
-        "sum": Rows(min(16, _power_of_2(R)), 4096 if interpreted else 128),
+        # Four loads of 16 bytes in flight per thread; where many rows are added up, few steps after one another.
+        "sum": Rows(rows, 4096 if interpreted else min(1024, 2048 // rows)),
         # Many samples are added up one after the other: small blocks spread them.
         "lowrank sum": Rows(min(8, _power_of_2(R)), 4096 if interpreted else 256),
-        "norm vectors": Rows(16, 128),
-        "normed weight gradient": Rows(16, 32),
+        "norm vectors": Rows(16, 128) if interpreted else Rows(4, 512),
+        "normed weight gradient": Rows(64, 256) if interpreted else Rows(32, 64),
     }[kind]
 
 

@@ -132,7 +132,28 @@ def normed_gradient_kernel(
         tl.store(dots + 1, by_a, mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["splits", "stream_of_vectors"])
+@triton.jit
+def normed_tile(
+    u,  # [BLOCK_N, BLOCK_K]: of U
+    db,  # [BLOCK_N]
+    w,  # [BLOCK_N, BLOCK_K]; 0 outside
+    g_ptr,  # [K]: γ
+    b_ptr,  # [K]: β
+    vectors_ptr,  # [2, K]: what this tile adds to dγ and to dβ
+    cols,  # [BLOCK_K]
+    K,
+):
+    """A tile of ``dW = U∘γ + db βᵀ``; and its part of ``dγ = Σ W∘U`` and ``dβ = Σ W db``, which are stored."""
+    inside = cols < K
+    w = w.to(u.dtype)
+    tl.store(vectors_ptr + cols, tl.sum(w * u, axis=0), mask=inside)
+    tl.store(vectors_ptr + K + cols, tl.sum(w * db[:, None], axis=0), mask=inside)
+    gamma = tl.load(g_ptr + cols, mask=inside, other=0.0).to(u.dtype)
+    beta = tl.load(b_ptr + cols, mask=inside, other=0.0).to(u.dtype)
+    return u * gamma[None, :] + db[:, None] * beta[None, :]
+
+
+@triton.jit(do_not_specialize=["splits"])
 def normed_weight_gradient_kernel(
     parts_ptr,  # [splits, elements] fp32: U and db, this layer's part begins here
     w_k_ptr,  # [N, K]
@@ -141,8 +162,8 @@ def normed_weight_gradient_kernel(
     g_v_ptr,
     b_k_ptr,  # [K]: β
     b_v_ptr,
-    dw_ptr,  # the flat gradient, from this layer on
-    dg_ptr,  # the flat gradient of the vectors: dγ, then dβ, of each stream
+    out_ptr,  # the flat gradient, from this layer on
+    vectors_ptr,  # [tiles of N, streams, 2, K]: dγ and dβ in parts
     splits,
     elements,
     N,
@@ -150,39 +171,34 @@ def normed_weight_gradient_kernel(
     weight_v,  # elements from the K stream's dw to the V stream's
     bias_k,  # and to the db of both
     bias_v,
-    stream_of_vectors,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """``dW = U∘γ + db βᵀ``, ``dγ = Σ W∘U``, ``dβ = Σ W db``, the parts of U and db added up in order."""
+    """The gradients behind a LayerNorm of what several splits of the tokens have: U and db are added up in order."""
     stream = tl.program_id(1)
     w_ptr, g_ptr, b_ptr, weight_at, bias_at = w_k_ptr, g_k_ptr, b_k_ptr, 0 * weight_v, bias_k
     if stream == 1:
         w_ptr, g_ptr, b_ptr, weight_at, bias_at = w_v_ptr, g_v_ptr, b_v_ptr, weight_v, bias_v
-    cols = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    col_mask = cols < K
-    gamma = tl.load(g_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
-    beta = tl.load(b_ptr + cols, mask=col_mask, other=0.0).to(ACC)[None, :]
-    d_gamma = tl.zeros((BLOCK_N, BLOCK_K), ACC)
-    d_beta = tl.zeros((BLOCK_N, BLOCK_K), ACC)
-    for start in range(0, N, BLOCK_N):
-        rows = start + tl.arange(0, BLOCK_N)
-        mask = (rows < N)[:, None] & col_mask[None, :]
-        at = rows[:, None].to(tl.int64) * K + cols[None, :]
-        u = tl.zeros((BLOCK_N, BLOCK_K), ACC)
-        db = tl.zeros((BLOCK_N,), ACC)
-        for split in range(splits):
-            part = parts_ptr + split * tl.cast(elements, tl.int64)
-            u += tl.load(part + weight_at + at, mask=mask, other=0.0)
-            db += tl.load(part + bias_at + rows, mask=rows < N, other=0.0)
-        w = tl.load(w_ptr + at, mask=mask, other=0.0).to(ACC)
-        d_gamma += w * u
-        d_beta += w * db[:, None]
-        tl.store(dw_ptr + weight_at + at, convert(u * gamma + db[:, None] * beta, dw_ptr.dtype.element_ty), mask=mask)
-    vectors = dg_ptr + stream * stream_of_vectors
-    tl.store(vectors + cols, convert(tl.sum(d_gamma, axis=0), dg_ptr.dtype.element_ty), mask=col_mask)
-    tl.store(vectors + K + cols, convert(tl.sum(d_beta, axis=0), dg_ptr.dtype.element_ty), mask=col_mask)
+    tiles_k = tl.cdiv(K, BLOCK_K)
+    tile_n, tile_k = tl.program_id(0) // tiles_k, tl.program_id(0) % tiles_k
+    rows = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask = (rows < N)[:, None] & (cols < K)[None, :]
+    at = rows[:, None].to(tl.int64) * K + cols[None, :]
+    w = tl.load(w_ptr + at, mask=mask, other=0.0)
+    u = tl.zeros((BLOCK_N, BLOCK_K), ACC)
+    db = tl.zeros((BLOCK_N,), ACC)
+    for split in range(splits):
+        part = parts_ptr + split * tl.cast(elements, tl.int64)
+        u += tl.load(part + weight_at + at, mask=mask, other=0.0)
+        db += tl.load(part + bias_at + rows, mask=rows < N, other=0.0)
+    dtype = out_ptr.dtype.element_ty
+    if tile_k == 0:
+        tl.store(out_ptr + bias_at + rows, convert(db, dtype), mask=rows < N)
+    vectors = vectors_ptr + (tile_n * tl.num_programs(1) + stream).to(tl.int64) * 2 * K
+    dw = normed_tile(u, db, w, g_ptr, b_ptr, vectors, cols, K)
+    tl.store(out_ptr + weight_at + at, convert(dw, dtype), mask=mask)
 
 
 def normed_gradient(

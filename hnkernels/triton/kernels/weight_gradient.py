@@ -1,8 +1,12 @@
-"""Weight and bias gradients: a long sum over tokens, split into parts that are added in a fixed order. No atomics."""
+"""Weight and bias gradients: a long sum over tokens, split into parts that are added in a fixed order. No atomics.
+
+Where one part is enough, a product's epilogue writes the gradients themselves, even those behind a LayerNorm.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -11,9 +15,8 @@ from torch import Tensor
 
 from hnkernels.triton._compat import add_columns, convert, dot
 from hnkernels.triton.autotune import choose, runs
-from hnkernels.triton.kernels.activations import activate
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product, tl_dtype
-from hnkernels.triton.kernels.norm_backward import normed_weight_gradient_kernel
+from hnkernels.triton.kernels.norm_backward import normed_tile, normed_weight_gradient_kernel
 from hnkernels.triton.kernels.tiles import tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
@@ -24,10 +27,16 @@ from hnkernels.triton.tiling import Tiles, row_tiles, splits
 def weight_gradient_kernel(
     da_k_ptr,  # [M, N]
     da_v_ptr,
-    h_k_ptr,  # [M, K]; with stats the pre-activations of a layer with LayerNorm, which ẑ is made of
+    h_k_ptr,  # [M, K]; behind a LayerNorm ẑ
     h_v_ptr,
-    stats_ptr,  # [2, M, 2]: μ and 1/σ of its rows, or None
     out_ptr,  # [splits, elements]: this layer's part begins here
+    vectors_ptr,  # [tiles of N, streams, 2, K]: dγ and dβ of the LayerNorm in front, which is finished here; or None
+    w_k_ptr,  # [N, K]: the weight, with vectors
+    w_v_ptr,
+    g_k_ptr,  # [K]: γ
+    g_v_ptr,
+    b_k_ptr,  # [K]: β
+    b_v_ptr,
     M,
     N_k,
     N_v,
@@ -43,7 +52,6 @@ def weight_gradient_kernel(
     stride_dv,
     stride_hk,
     stride_hv,
-    ACT: tl.constexpr,
     BIAS: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -55,7 +63,8 @@ def weight_gradient_kernel(
 ):
     """``dw = scale · daᵀ h`` [N, K] and ``db = scale · Σ da`` [N] over the tokens of one split.
 
-    db is one more product, daᵀ with ones, because adding up rows in the loop costs more than a small dot.
+    db is one more product, daᵀ with ones, because adding up rows in the loop costs more than a small dot. With vectors
+    dw is what ``normed_tile`` makes of it: h is ẑ, and all tokens are in the one split.
     """
     stream = tl.program_id(1)
     split = tl.program_id(2)
@@ -89,13 +98,6 @@ def weight_gradient_kernel(
             inside = steps < count - step
             da = tl.load(da_tile, mask=n_mask & inside[None, :], other=0.0)
             h = tl.load(h_tile, mask=k_mask & inside[:, None], other=0.0)
-        if stats_ptr is not None:
-            inside = steps < count - step
-            stats = stats_ptr + (stream * tl.cast(M, tl.int64) + first + step + steps) * 2
-            mean = tl.load(stats, mask=inside, other=0.0)
-            rstd = tl.load(stats + 1, mask=inside, other=0.0)
-            normal = (activate(h.to(ACC), 0.0, ACT) - mean[:, None]) * rstd[:, None]
-            h = convert(normal, da.dtype)
         acc = dot(da, h.to(da.dtype), acc, PRECISION)
         if BIAS:
             sums = add_columns(da, ones, sums, PRECISION)
@@ -103,35 +105,95 @@ def weight_gradient_kernel(
         h_tile += BLOCK_M * tl.cast(stride_hm, tl.int64)
     out = out_ptr + split.to(tl.int64) * elements
     dtype = out_ptr.dtype.element_ty
-    at = out + weight_at + cols_n[:, None].to(tl.int64) * K + cols_k[None, :]
-    tl.store(at, convert(scale * acc, dtype), mask=n_mask & k_mask)
+    mask = n_mask & k_mask
+    at = cols_n[:, None].to(tl.int64) * K + cols_k[None, :]
+    dw = scale * acc
     if BIAS:
+        db = scale * tl.sum(sums, axis=1) * (1.0 / 16)  # 16 equal columns: exact
         if tile_k == 0:
-            db = tl.sum(sums, axis=1) * (1.0 / 16)  # 16 equal columns: exact
-            tl.store(out + bias_at + cols_n, convert(scale * db, dtype), mask=cols_n < N)
+            tl.store(out + bias_at + cols_n, convert(db, dtype), mask=cols_n < N)
+        if vectors_ptr is not None:
+            w_ptr, g_ptr, b_ptr = w_k_ptr, g_k_ptr, b_k_ptr
+            if stream == 1:
+                w_ptr, g_ptr, b_ptr = w_v_ptr, g_v_ptr, b_v_ptr
+            vectors = vectors_ptr + (tile_n * tl.num_programs(1) + stream).to(tl.int64) * 2 * K
+            w = tl.load(w_ptr + at, mask=mask, other=0.0)
+            dw = normed_tile(dw, db, w, g_ptr, b_ptr, vectors, cols_k, K)
+    tl.store(out + weight_at + at, convert(dw, dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=["R"])
-def sum_rows_kernel(
+@triton.jit
+def add_up(
     parts_ptr,  # [R, P] fp32, rows ``stride`` apart
     out_ptr,  # [P]
     R,
     P,
     stride,
+    block,  # of columns
     ACC: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """``out = Σ parts`` over the rows, in a fixed order."""
-    cols = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    """``out = Σ parts`` over the rows, in a fixed order, for one block of columns."""
+    cols = block.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     steps = tl.arange(0, BLOCK_R)
     acc = tl.zeros((BLOCK_P,), ACC)
     for r in range(0, R, BLOCK_R):
         mask = (steps < R - r)[:, None] & (cols < P)[None, :]
-        acc += tl.sum(
-            tl.load(parts_ptr + (r + steps)[:, None].to(tl.int64) * stride + cols[None, :], mask=mask, other=0.0), 0
-        )
+        at = (r + steps)[:, None].to(tl.int64) * stride + cols[None, :]
+        acc += tl.sum(tl.load(parts_ptr + at, mask=mask, other=0.0), 0)
     tl.store(out_ptr + cols, convert(acc, out_ptr.dtype.element_ty), mask=cols < P)
+
+
+@triton.jit(do_not_specialize=["R_1", "R_2", "R_3", "blocks_1", "blocks_2"])
+def sum_rows_kernel(
+    parts_1_ptr,  # [R_1, P_1] fp32, rows ``stride_1`` apart
+    parts_2_ptr,  # or None, and so on
+    parts_3_ptr,
+    out_1_ptr,  # [P_1]
+    out_2_ptr,
+    out_3_ptr,
+    R_1,
+    R_2,
+    R_3,
+    P_1,
+    P_2,
+    P_3,
+    stride_1,
+    stride_2,
+    stride_3,
+    blocks_1,  # programs for the first sum
+    blocks_2,
+    ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr,  # of the first sum
+    BLOCK_P: tl.constexpr,
+    BLOCK_R_2: tl.constexpr,
+    BLOCK_P_2: tl.constexpr,
+    BLOCK_R_3: tl.constexpr,
+    BLOCK_P_3: tl.constexpr,
+):
+    """Up to three sums over rows side by side."""
+    block = tl.program_id(0)
+    if block < blocks_1:
+        add_up(parts_1_ptr, out_1_ptr, R_1, P_1, stride_1, block, ACC, BLOCK_R, BLOCK_P)
+    elif block < blocks_1 + blocks_2:
+        if parts_2_ptr is not None:
+            add_up(parts_2_ptr, out_2_ptr, R_2, P_2, stride_2, block - blocks_1, ACC, BLOCK_R_2, BLOCK_P_2)
+    else:
+        if parts_3_ptr is not None:
+            block -= blocks_1 + blocks_2
+            add_up(parts_3_ptr, out_3_ptr, R_3, P_3, stride_3, block, ACC, BLOCK_R_3, BLOCK_P_3)
+
+
+class NormInFront(NamedTuple):
+    """The LayerNorm in front of a linear whose weight gradient finishes its gradients, and the linear's weight.
+
+    Shape: w [N, K], gamma, beta [K] per stream.
+    """
+
+    w: Streams
+    gamma: Streams
+    beta: Streams
 
 
 class WeightGradients:
@@ -142,7 +204,7 @@ class WeightGradients:
         rows: M, the tokens that are summed over.
         dtype: of the weights.
         biases: whether there are bias gradients.
-        normed: whether ``finish_normed`` will be called, which wants unrounded sums.
+        normed: the linears that get ẑ for h, and finish the gradients of the LayerNorm in front of them.
     """
 
     def __init__(
@@ -152,7 +214,7 @@ class WeightGradients:
         dtype: torch.dtype,
         device: torch.device,
         biases: bool = True,
-        normed: bool = False,
+        normed: Collection[int] = (),
     ):
         self.rows, self.shapes, self.biases = rows, shapes, biases
         self.offsets, end = self.layout(shapes, biases)
@@ -164,10 +226,11 @@ class WeightGradients:
         self._per_split = max(triton.cdiv(triton.cdiv(rows, count), block), 1) * block
         self._splits = triton.cdiv(rows, self._per_split)
         self._flat = torch.empty(end, device=device, dtype=dtype)
-        self._apart = self._splits > 1 or normed
+        self._normed = normed
+        self._acc = acc_dtype(dtype)
         self._parts = self._flat[None]
-        if self._apart:
-            self._parts = torch.empty(max(self._splits, 1), end, device=device, dtype=acc_dtype(dtype))
+        if self._splits > 1:
+            self._parts = torch.empty(self._splits, end, device=device, dtype=self._acc)
         if rows == 0:
             self._parts.zero_()
 
@@ -189,66 +252,79 @@ class WeightGradients:
         da: Streams,
         h: Streams,
         scale: tuple[float, ...] = (1.0, 1.0),
-        act: str = "linear",
-        stats: Tensor | None = None,
-    ) -> None:
+        norm: NormInFront | None = None,
+    ) -> Tensor | None:
         """``scale · daᵀ h`` and ``scale · Σ da`` of linear ``index``. Shape: da [M, N], h [M, K] per stream.
 
-        With ``stats`` [streams, M, 2] h are pre-activations, and ẑ = (act(h) − μ)/σ takes their place.
+        With ``norm``, which those of ``normed`` have, h is ẑ, and the gradients of γ and β come back in parts
+        [parts, streams · 2 · K], whose sum over the parts is dγ, then dβ, of each stream.
         """
         streams, tiles, starts = self.shapes[index], self._tiles[index], self.offsets[index]
-        if stats is not None:
-            tiles = self._choose("normalising gradient", streams)
-        end = self.offsets[index + 1][0] if index + 1 < len(self.offsets) else self._parts.shape[1]
         relative = [start - starts[0] for start in starts]
-        bias_k, bias_v = (relative[len(streams)], relative[-1]) if self.biases else (0, 0)
+        here = norm is not None and self._splits == 1
+        if here:  # its epilogue takes registers
+            tiles = self._choose("normalising gradient", streams)
+        vectors = self._vectors(streams, tiles.block_n) if here else None
         launch(
             weight_gradient_kernel,
             (self._programs(index, tiles), len(streams), self._splits),
             tiles=tiles,
             flops=2 * self.rows * sum(n * k for n, k in streams),
-            writes=("out_ptr",),
-            da_k_ptr=da[0], da_v_ptr=da[-1], h_k_ptr=h[0], h_v_ptr=h[-1], stats_ptr=stats,
-            out_ptr=self._parts[:, starts[0] : end],
+            writes=("out_ptr", "vectors_ptr"),
+            da_k_ptr=da[0], da_v_ptr=da[-1], h_k_ptr=h[0], h_v_ptr=h[-1],
+            out_ptr=self._parts[:, starts[0] : self._end(index)],
+            vectors_ptr=vectors, **_norm_arguments(norm if here else None),
             M=self.rows, N_k=streams[0][0], N_v=streams[-1][0], K=streams[0][1],
-            rows_per_split=self._per_split, elements=self._parts.stride(0),
-            weight_v=relative[len(streams) - 1], bias_k=bias_k, bias_v=bias_v, scale_k=scale[0], scale_v=scale[-1],
+            rows_per_split=self._per_split, elements=self._parts.stride(0), **self._where(streams, relative),
+            scale_k=scale[0], scale_v=scale[-1],
             stride_dk=da[0].stride(0), stride_dv=da[-1].stride(0), stride_hk=h[0].stride(0), stride_hv=h[-1].stride(0),
-            ACT=act, BIAS=self.biases, **product(da[0].dtype),
+            BIAS=self.biases, **product(da[0].dtype),
             EVEN=self.rows % tiles.block_m == 0
             and all(n % tiles.block_n == k % tiles.block_k == 0 for n, k in streams),
         )  # fmt: skip
+        return self._finish(index, norm) if norm is not None and vectors is None else vectors
 
-    def total(self) -> Tensor:
-        """All gradients one after another, at ``offsets``."""
-        if self._apart:
-            sum_rows(self._parts, self._flat)
+    def total(self, *more: tuple[Tensor, Tensor]) -> Tensor:
+        """All gradients one after another, at ``offsets``. The sums of ``more``, (parts, out), are made on the way."""
+        sums = list(more)
+        if self._splits > 1:
+            apart = (i for i in range(len(self.shapes)) if i not in self._normed)
+            ranges = neighbours((self.offsets[i][0], self._end(i)) for i in apart)
+            sums = [(self._parts[:, first:end], self._flat[first:end]) for first, end in ranges] + sums
+        sum_rows(*sums)
         return self._flat
 
-    def finish_normed(
-        self, index: int, w: Streams, gamma: Streams, beta: Streams, vectors: Tensor, stream_of_vectors: int
-    ) -> None:
-        """After ``total``: linear ``index`` got ẑ for h; this makes its dw, and dγ and dβ in ``vectors``, of that.
-
-        Shape: w [N, K], gamma, beta [K] per stream; ``vectors`` is flat, from this LayerNorm on.
-        """
+    def _finish(self, index: int, norm: NormInFront) -> Tensor:
+        """Adds up the parts of a linear behind a LayerNorm, and makes of U what ``add`` returns."""
         streams, starts = self.shapes[index], self.offsets[index]
         n, k = streams[0]
-        relative = [start - starts[0] for start in starts]
-        parts = self._parts[:, starts[0] : starts[-1] + n]
         block = row_tiles("normed weight gradient", n, k, self._target)
+        vectors = self._vectors(streams, block.rows)
+        relative = [start - starts[0] for start in starts]
         launch(
             normed_weight_gradient_kernel,
-            (triton.cdiv(k, block.columns), len(streams)),
+            (triton.cdiv(n, block.rows) * triton.cdiv(k, block.columns) if self._splits else 0, len(streams)),
             flops=6 * n * k * len(streams),
-            writes=("dw_ptr", "dg_ptr"),
-            parts_ptr=parts, w_k_ptr=w[0], w_v_ptr=w[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1],
-            b_k_ptr=beta[0], b_v_ptr=beta[-1], dw_ptr=self._flat[starts[0] : starts[len(streams)]],
-            dg_ptr=vectors[: len(streams) * stream_of_vectors],
-            splits=parts.shape[0], elements=parts.stride(0), N=n, K=k, weight_v=relative[len(streams) - 1],
-            bias_k=relative[len(streams)], bias_v=relative[-1], stream_of_vectors=stream_of_vectors,
-            ACC=tl_dtype(self._parts.dtype), BLOCK_N=block.rows, BLOCK_K=block.columns, num_warps=block.warps,
+            writes=("out_ptr", "vectors_ptr"),
+            parts_ptr=self._parts[:, starts[0] : self._end(index)], **_norm_arguments(norm),
+            out_ptr=self._flat[starts[0] : self._end(index)], vectors_ptr=vectors,
+            splits=self._splits, elements=self._parts.stride(0), N=n, K=k, **self._where(streams, relative),
+            ACC=tl_dtype(self._acc), BLOCK_N=block.rows, BLOCK_K=block.columns, num_warps=block.warps,
         )  # fmt: skip
+        return vectors
+
+    def _vectors(self, streams: Sequence[tuple[int, int]], block_n: int) -> Tensor:
+        n, k = streams[0]
+        tiles = triton.cdiv(n, block_n) if self._splits else 0
+        return torch.empty(tiles, len(streams) * 2 * k, device=self._flat.device, dtype=self._acc)
+
+    def _end(self, index: int) -> int:
+        return self.offsets[index + 1][0] if index + 1 < len(self.offsets) else self._flat.numel()
+
+    def _where(self, streams: Sequence[tuple[int, int]], relative: Sequence[int]) -> dict[str, Any]:
+        """Elements from where a linear begins to dw of the V stream and to db of both."""
+        bias_k, bias_v = (relative[len(streams)], relative[-1]) if self.biases else (0, 0)
+        return {"weight_v": relative[len(streams) - 1], "bias_k": bias_k, "bias_v": bias_v}
 
     def _choose(self, kind: str, streams: Sequence[tuple[int, int]]) -> Tiles:
         n, k = max(n for n, _ in streams), streams[0][1]
@@ -259,19 +335,59 @@ class WeightGradients:
         return triton.cdiv(max(n for n, _ in streams), tiles.block_n) * triton.cdiv(streams[0][1], tiles.block_k)
 
 
-def sum_rows(parts: Tensor, out: Tensor) -> None:
-    """``out = Σ parts`` over rows. Shape: parts [R, P], rows perhaps apart, out [P]. Zero where there are no rows."""
-    R, P = parts.shape
-    if R == 0:
-        out.zero_()
-        return
-    block = row_tiles("sum", R, P, target_of(out.device))
+def _norm_arguments(norm: NormInFront | None) -> dict[str, Any]:
+    if norm is None:
+        return dict.fromkeys(("w_k_ptr", "w_v_ptr", "g_k_ptr", "g_v_ptr", "b_k_ptr", "b_v_ptr"))
+    w, gamma, beta = norm
+    return {
+        "w_k_ptr": w[0], "w_v_ptr": w[-1], "g_k_ptr": gamma[0], "g_v_ptr": gamma[-1],
+        "b_k_ptr": beta[0], "b_v_ptr": beta[-1],
+    }  # fmt: skip
+
+
+def neighbours(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges, (first, end) in order, with those that touch made one."""
+    joined: list[tuple[int, int]] = []
+    for first, end in ranges:
+        if joined and joined[-1][1] == first:
+            first = joined.pop()[0]
+        joined.append((first, end))
+    return joined
+
+
+def sum_rows(*sums: tuple[Tensor, Tensor]) -> None:
+    """``out = Σ parts`` over rows, for every (parts, out), three in a launch. Shape: parts [R, P], rows perhaps apart,
+    out [P]. Zero where there are no rows."""
+    rest = []
+    for parts, out in sums:
+        if parts.shape[0]:
+            rest.append((parts, out))
+        else:
+            out.zero_()
+    for first in range(0, len(rest), 3):
+        _sum_rows(rest[first : first + 3])
+
+
+def _sum_rows(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
+    arguments: dict[str, Any] = {}
+    blocks = []
+    for i in range(3):
+        parts, out = sums[i] if i < len(sums) else (None, None)
+        R, P = (0, 0) if parts is None else parts.shape
+        tile = row_tiles("sum", R, P, target_of(sums[0][1].device))
+        blocks.append(triton.cdiv(P, tile.columns))
+        suffix = f"_{i + 1}" if i else ""
+        arguments |= {
+            f"parts_{i + 1}_ptr": parts, f"out_{i + 1}_ptr": out, f"R_{i + 1}": R, f"P_{i + 1}": P,
+            f"stride_{i + 1}": 0 if parts is None else parts.stride(0),
+            f"BLOCK_R{suffix}": 1 if parts is None else tile.rows,
+            f"BLOCK_P{suffix}": 1 if parts is None else tile.columns,
+        }  # fmt: skip
     launch(
         sum_rows_kernel,
-        (triton.cdiv(P, block.columns),),
-        writes=("out_ptr",),
-        parts_ptr=parts, out_ptr=out, R=R, P=P, stride=parts.stride(0), ACC=tl_dtype(parts.dtype),
-        BLOCK_R=block.rows, BLOCK_P=block.columns, num_warps=block.warps,
+        (sum(blocks),),
+        writes=("out_1_ptr", "out_2_ptr", "out_3_ptr"),
+        blocks_1=blocks[0], blocks_2=blocks[1], ACC=tl_dtype(acc_dtype(sums[0][0].dtype)), num_warps=4, **arguments,
     )  # fmt: skip
 
 
