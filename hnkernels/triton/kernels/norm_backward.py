@@ -233,6 +233,7 @@ def normed_gradient(
         (triton.cdiv(M, tiles.block_m) * columns, len(da)),
         tiles=tiles,
         flops=2 * len(da) * M * N * K,
+        steps=triton.cdiv(K, tiles.block_k),
         writes=("out_ptr", "normal_ptr", "dots_out_ptr"),
         da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1], a_ptr=a,
         stats_ptr=stats, dots_in_ptr=dots, out_ptr=out, normal_ptr=normal,

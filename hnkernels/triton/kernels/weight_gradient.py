@@ -270,6 +270,7 @@ class WeightGradients:
             (self._programs(index, tiles), len(streams), self._splits),
             tiles=tiles,
             flops=2 * self.rows * sum(n * k for n, k in streams),
+            steps=triton.cdiv(self._per_split, tiles.block_m),
             writes=("out_ptr", "vectors_ptr"),
             da_k_ptr=da[0], da_v_ptr=da[-1], h_k_ptr=h[0], h_v_ptr=h[-1],
             out_ptr=self._parts[:, starts[0] : self._end(index)],
