@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ TOKENS = (16, 77, 154, 616, 1024, 4096, 8192, 16384)
 """A few rows, a prompt, a batch of them, pictures from 256 to 1024 pixels."""
 
 
-_EVEN_AND_UNEVEN = ((1280, 4096), (1000, 77))
-"""Widths and tokens that are multiples of every block, and that are of none."""
+_EVEN_AND_UNEVEN = ((1280, 4096), (320, 77))
+"""A width that is a multiple of every block, and one that is not of the larger ones."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,10 @@ CASES = (
 )
 
 
+SPLIT = tuple(case for case in CASES if case.name in ("relu", "relu, two contexts", "gelu, inference"))
+"""In which every kernel that can cut up its depth takes part, in all its forms."""
+
+
 def calls(case: Case, width: int, tokens: int, dtype: torch.dtype, target: Target) -> list[Call]:
     """The launches of one case on contexts [tokens, width], forward and, in training, backward."""
     with planned_for(target), capturing() as captured:
@@ -144,6 +148,8 @@ def candidate_calls(dtype: torch.dtype, target: Target) -> Iterator[tuple[str, C
             with forced(tiles):
                 made = [(case.name, call) for case in CASES for call in calls(case, width, tokens, dtype, target)]
                 made += [("grouped", call) for call in grouped_calls(width, tokens, dtype, target)]
+            with forced(replace(tiles, splits=2)):
+                made += [(case.name, call) for case in SPLIT for call in calls(case, width, tokens, dtype, target)]
             for name, call in made:
                 if "GROUP_M" in call.arguments and "weight_gradient" not in call.kernel.fn.__name__:
                     yield f"{name}; {width} wide, {tokens} tokens", call

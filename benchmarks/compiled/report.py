@@ -19,7 +19,7 @@ _KINDS = {
     "grouped_linear_kernel": "linear",
     "hidden_gradient_kernel": "backward",
     "normed_gradient_kernel": "backward",
-    "input_gradient_kernel": "backward",
+    "input_gradient_kernel": "input gradient",
     "grouped_input_gradient_kernel": "backward",
 }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from benchmarks.compiled.cases import CASES, RANKS, calls, grouped_calls, lowrank_calls
+from benchmarks.compiled.cases import CASES, RANKS, SPLIT, calls, grouped_calls, lowrank_calls
 from benchmarks.compiled.compilation import Configuration, distinct
 from hnkernels.triton.target import TARGETS
+from hnkernels.triton.tiling import CANDIDATES, forced
 
 EVERY_KERNEL = ("sm_80", "sm_90", "gfx942")
 """The targets that get every kernel."""
@@ -24,6 +27,8 @@ def sample() -> list[Configuration]:
     for turn, (name, target) in enumerate(TARGETS.items()):
         dtype = (torch.float16, torch.bfloat16)[turn % 2]
         captured = [(c.name, call) for c in CASES for call in calls(c, _WIDTH, _TOKENS, dtype, target)]
+        with forced(replace(CANDIDATES[target.backend][0], splits=2)):
+            captured += [(c.name, call) for c in SPLIT for call in calls(c, _WIDTH, _TOKENS, dtype, target)]
         captured += [("grouped", call) for call in grouped_calls(_WIDTH, _TOKENS, dtype, target)]
         for rank in RANKS:
             captured += [(f"rank {rank}", call) for call in lowrank_calls(_WIDTH, _TOKENS, rank, dtype, target)]
@@ -39,5 +44,5 @@ def _way(config: Configuration) -> tuple:
     """What makes a kernel another program, not only another epilogue."""
     types = dict(config.signature)
     present = tuple(types.get(name, "constexpr") != "constexpr" for name in _OPTIONAL)
-    flags = tuple(config.constant(name) for name in ("TRANSPOSED", "SHARED", "BASE"))
+    flags = tuple(config.constant(name) for name in ("TRANSPOSED", "SHARED", "BASE", "SPLIT"))
     return config.name, flags, present

@@ -65,17 +65,19 @@ def runs(kind: str) -> Callable[[Runner], Runner]:
     return register
 
 
-def choose(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, block_r: int = 0) -> Tiles:
+def choose(
+    kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, block_r: int = 0, splits: int = 1
+) -> Tiles:
     """The tiles for a product [M, K] × [K, N], or for a weight gradient [N, K] summed over M tokens.
 
-    ``block_r`` is what the ranks are filled up to in a low-rank one.
+    ``block_r`` is what the ranks are filled up to in a low-rank one; ``splits``, into how many parts K may be cut.
     """
     product, fit = tiling.KINDS[kind]
     half = dtype in (torch.float16, torch.bfloat16)
     tiles = (
         tiling.forced_tiles()
         or kept(product, M, N, K, dtype, target)
-        or (tiling.by_model(kind, M, N, K, target) if half else None)
+        or (tiling.by_model(kind, M, N, K, target, splits) if half else None)
         or tiling.heuristic(product, M, N, K, dtype, target)
     )  # fmt: skip
     return fit(tiles, block_r, target)

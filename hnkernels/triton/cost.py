@@ -29,7 +29,10 @@ LATER_LOAD = 0.3e-6
 EPILOGUE = 12
 """Operations per element: relu's, with bias, rounding and the store, as compiled for sm_90."""
 
-_ELEMENT = 2
+LAUNCH = 0.9e-6
+"""What a launch costs besides; see ``benchmarks/limits/gpus.py``."""
+
+_ELEMENT, _SUM = 2, 4  # bytes
 _FROM_SHARED = ("sm_90", "sm_100")  # wgmma and tcgen05
 
 
@@ -69,6 +72,16 @@ def seconds_of_processors(work: Work, target: Target, sharing: int = 1) -> float
     if rest:
         cycles += rest * _per_program(work, rest, target, sharing)
     return cycles / card.clock
+
+
+def adding_up(elements: int, parts: int, target: Target) -> float:
+    """How long it takes to add up the parts of so many elements: another launch, which finds them in the cache."""
+    return LAUNCH + FIRST_LOAD + 2 * _SUM * parts * elements / CARDS[target.name].cache_bandwidth
+
+
+def reading(elements: int, target: Target) -> float:
+    """How long it takes to read so many elements from memory."""
+    return _ELEMENT * elements / CARDS[target.name].bandwidth
 
 
 def _per_program(work: Work, at_once: int, target: Target, sharing: int) -> float:

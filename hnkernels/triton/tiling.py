@@ -37,6 +37,7 @@ class Tiles:
         warps: warps per program.
         stages: loads in flight.
         group_m: tile rows walked together for the sake of the L2 cache.
+        splits: into how many parts the depth is cut, each of which leaves a sum of its own, in kernels that can.
     """
 
     block_m: int
@@ -45,6 +46,12 @@ class Tiles:
     warps: int = 4
     stages: int = 3
     group_m: int = 8
+    splits: int = 1
+
+    def parts(self, steps: int) -> tuple[int, int]:
+        """Steps of a part, and how many parts there are, where the whole depth has so many steps."""
+        per_part = max(-(-steps // self.splits), 1)
+        return per_part, max(-(-steps // per_part), 1)
 
     def arguments(self) -> dict[str, int]:
         """As the launch takes them."""
@@ -91,6 +98,10 @@ PROVEN = Path(__file__).with_name("proven.csv")
 
 _PAIR = 2  # K and V share a launch
 
+MOST_SPLITS = 4
+_SPLIT_ROWS, _SPLIT_DEPTH = 512, 1024
+"""With more rows there are enough programs; with less depth there is not enough to share."""
+
 _SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
 
 _forced: ContextVar[Tiles | None] = ContextVar("forced", default=None)
@@ -124,20 +135,28 @@ def proven(target: str) -> Mapping[str, Mapping[Tiles, int]]:
 
 
 @lru_cache(4096)
-def by_model(kind: str, M: int, N: int, K: int, target: Target) -> Tiles | None:
+def by_model(kind: str, M: int, N: int, K: int, target: Target, splits: int = 1) -> Tiles | None:
     """The proven tiles of a pair of products in half precision that take the least time by the model, if there are
-    any; of several that take the same, those that ``proven.csv`` has first."""
+    any; of several that take the same, those that ``proven.csv`` has first.
+
+    Args:
+        splits: into how many parts the depth may be cut. Adding them up is another launch.
+    """
     listed = proven(target.name).get(kind)
     if not listed:
         return None
 
     def seconds(tiles: Tiles) -> float:
-        programs = _PAIR * -(-M // tiles.block_m) * -(-N // tiles.block_n)
-        steps = -(-K // tiles.block_k)
+        steps, parts = tiles.parts(-(-K // tiles.block_k))
+        programs = _PAIR * -(-M // tiles.block_m) * -(-N // tiles.block_n) * parts
         blocks = (tiles.block_m, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
-        return cost.seconds_of_processors(cost.Work(programs, steps, *blocks, listed[tiles]), target)
+        work = cost.Work(programs, steps, *blocks, listed[replace(tiles, splits=1)])
+        adding = 0.0 if parts == 1 else cost.adding_up(_PAIR * M * N, parts, target)
+        # However it is cut up, the weights come from memory.
+        return max(cost.seconds_of_processors(work, target), cost.reading(_PAIR * N * K, target)) + adding
 
-    return min(listed, key=seconds)
+    most = splits if M <= _SPLIT_ROWS and K >= _SPLIT_DEPTH else 1
+    return min((replace(tiles, splits=n) for n in range(1, most + 1) for tiles in listed), key=seconds)
 
 
 def heuristic(product: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
@@ -233,6 +252,7 @@ KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
     "layer": ("forward", _as_product),
     "linear": ("forward", _as_product),
     "backward": ("backward", _as_product),
+    "input gradient": ("backward", _as_product),
     "gradient": ("gradient", _as_product),
     "normalising gradient": ("gradient", _normalising),
     "lowrank forward": ("forward", _beside_ranks),

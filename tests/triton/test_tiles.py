@@ -14,6 +14,7 @@ from tests.accuracy import Call, check_fp32
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, make_mlp, reference_of, relative_error
 
 SMALL = [Tiles(16, 16, 16, group_m=2), Tiles(32, 16, 64, group_m=1), Tiles(16, 64, 32), Tiles(64, 32, 16)]
+SPLIT = [Tiles(16, 16, 16, splits=2), Tiles(32, 64, 16, splits=4), Tiles(32, 32, 32, splits=100)]
 NETS = {
     "relu": {"activation": "relu"},
     "silu, norms": {"activation": "silu", "layer_norm": True},
@@ -32,11 +33,29 @@ def options(request) -> dict:
     return NETS[request.param]
 
 
-@pytest.mark.parametrize("tiles", SMALL, ids=str)
+@pytest.mark.parametrize("tiles", SMALL + SPLIT, ids=str)
 def test_many_tiles_give_the_same_values_and_gradients(options, tiles):
     # No dimension is a multiple of a small tile, and the sums over tokens have several parts.
     with forced(tiles):
         check_fp32(lambda: Call.make(dim=19, shape=(37,), n=(21, 35, 18), train=False, strength=0.7, **options))
+
+
+@pytest.mark.parametrize("tiles", SPLIT, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parts_of_the_depth_are_added_up_the_same_way_every_time(options, dtype, tiles):
+    def results() -> list[Tensor]:
+        torch.manual_seed(0)
+        call = Call.make(dim=40, shape=(21,), n=(35, 35), dtype=dtype, **options)
+        with torch.no_grad():
+            inference = [t.detach() for t in call.ours()]
+        return [*inference, *call.results()]
+
+    with forced(tiles):
+        first, second = results(), results()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    whole = results()  # rounded elsewhere, but no further apart than a few roundings
+    tolerance = 16 * torch.finfo(dtype).eps
+    assert all(relative_error(a, b) <= tolerance for a, b in zip(first, whole, strict=True))
 
 
 @pytest.mark.parametrize("tiles", SMALL[:2], ids=str)

@@ -13,7 +13,7 @@ from hnkernels.triton.target import TARGETS, Target
 from hnkernels.triton.tiling import CANDIDATES, KINDS, Tiles, by_model, heuristic, proven
 
 A100, H100 = TARGETS["sm_80"], TARGETS["sm_90"]
-MODELLED = ("layer", "linear", "backward")
+MODELLED = ("layer", "linear", "backward", "input gradient")
 SHAPES = [
     (4096, 640, 320), (8192, 320, 960), (1024, 1280, 640), (256, 2560, 1280), (64, 1280, 3840), (1024, 1280, 2560),
     (77, 1536, 768), (154, 1280, 2304), (16, 320, 640), (1, 8, 8), (5000, 1000, 1000), (16384, 640, 320),
@@ -88,6 +88,30 @@ def test_the_fastest_of_the_list_is_taken(kind, target):
         assert choose(kind, M, N, K, torch.bfloat16, target) == tiles
         ruled = heuristic(KINDS[kind][0], M, N, K, torch.float16, target)
         assert ruled not in times or times[tiles] <= times[ruled]
+
+
+def test_the_depth_is_cut_where_that_pays_and_nowhere_else():
+    def splits(kind: str, M: int, N: int, K: int, target: Target, most: int = 4) -> int:
+        tiles = by_model(kind, M, N, K, target, most)
+        assert tiles is not None
+        return tiles.splits
+
+    assert splits("linear", 64, 1280, 3840, A100) > 1
+    assert splits("input gradient", 77, 2048, 8192, H100) > 1
+    assert splits("linear", 64, 1280, 3840, A100, most=1) == 1
+    assert splits("linear", 4096, 320, 960, A100) == splits("linear", 4096, 1280, 3840, A100) == 1
+    assert splits("linear", 256, 1280, 1280, A100) == 1  # another launch would cost more
+    for M, N, K in SHAPES:
+        best = by_model("linear", M, N, K, A100, 4)
+        assert best is not None
+        assert best.splits == 1 or (M <= 512 and K >= 1024)
+
+
+@pytest.mark.parametrize(
+    ("steps", "splits", "parts"), [(60, 4, (15, 4)), (5, 4, (2, 3)), (1, 4, (1, 1)), (0, 3, (1, 1))]
+)
+def test_parts_cover_the_depth_and_none_is_empty(steps, splits, parts):
+    assert Tiles(64, 64, 64, splits=splits).parts(steps) == parts
 
 
 def test_what_is_not_listed_goes_by_the_rules():

@@ -37,13 +37,22 @@ def multiply(
     EVEN: tl.constexpr,  # K is a multiple of BLOCK_K; with TRANSPOSED N is one of BLOCK_N too
     PRECISION: tl.constexpr,
     g_ptr=None,  # [K]: x is multiplied by it, or None
+    first=0,  # the part of K that is added up, from a multiple of BLOCK_K on
+    last=None,  # to here, or to K
 ):
     """``acc + (x∘g) wᵀ``, or ``acc + (x∘g) w`` with TRANSPOSED, for the tile of these rows and columns.
 
     What lies outside counts as 0 along K. Rows and columns outside read others instead where that leaves wide loads
     in line: their results are never stored, and loads without a mask need no branch on AMD.
     """
+    if last is None:
+        last = K
     depth = tl.arange(0, BLOCK_K)
+    x_ptr += first
+    if TRANSPOSED:
+        w_ptr += first * tl.cast(stride_w, tl.int64)
+    else:
+        w_ptr += first
     inside = tl.where(rows < M, rows, 0)
     x_tile = x_ptr + inside[:, None] * stride_xm + depth[None, :]  # [BLOCK_M, BLOCK_K]
     if TRANSPOSED:
@@ -52,7 +61,7 @@ def multiply(
     else:
         w_tile = w_ptr + depth[:, None] + tl.where(cols < N, cols, 0)[None, :] * stride_w
         step = BLOCK_K
-    for k in range(0, K, BLOCK_K):
+    for k in range(first, last, BLOCK_K):
         if EVEN:
             x = tl.load(x_tile)
             w = tl.load(w_tile)
@@ -69,6 +78,16 @@ def multiply(
         x_tile += BLOCK_K
         w_tile += step
     return acc
+
+
+@triton.jit
+def part_of(split, steps, before, K, BLOCK_K: tl.constexpr):
+    """Which part of K falls to a split of ``steps`` steps, where products of ``before`` steps come first; perhaps none.
+
+    Shape: two numbers, for ``multiply``.
+    """
+    first = tl.minimum(tl.maximum(split * steps - before, 0) * BLOCK_K, K)
+    return first, tl.minimum(tl.maximum((split + 1) * steps - before, 0) * BLOCK_K, K)
 
 
 @triton.jit
