@@ -6,6 +6,7 @@
 ``limits/`` turns that into the time that a GPU would take at best; ``compiled/`` reads the machine code. All of it
 becomes ``rows.py``'s rows in ``results/``, and ``report/`` makes pages, pictures and the README's tables of them.
 ``compare/`` holds one version against another, ``host/`` measures what calls cost the host.
+``activation_fits.py`` makes the polynomials of the kernels' activations.
 
 ``python -m benchmarks`` runs everything on this machine, ``pytest benchmarks`` the same for pytest-benchmark.
 """

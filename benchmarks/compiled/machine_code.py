@@ -62,15 +62,32 @@ def read(kernel: Any) -> MachineCode:
     return _read_amd(kernel.asm["amdgcn"], shared) if "amdgcn" in kernel.asm else _read_nvidia(kernel, shared)
 
 
-def _read_nvidia(kernel: Any, shared: int) -> MachineCode:
+def outside_loops(kernel: Any) -> int:
+    """The instructions of a kernel outside its innermost loops that multiply: what comes before and its epilogue."""
+    if "amdgcn" in kernel.asm:
+        (code, labels), matrix_of = _parse_amd(kernel.asm["amdgcn"]), _amd_matrix
+    else:
+        (code, labels), matrix_of = _parse_sass(_disassembled(kernel, "nvdisasm", "-ndf", "-c")), _sass_matrix
+    return len(code) - len(set().union(*_innermost(code, labels, matrix_of)))
+
+
+def disassembler() -> Path:
+    """Where NVIDIA's is, if Triton came with it."""
     import triton
 
-    tools = Path(triton.__file__).parent / _TOOLS
+    return Path(triton.__file__).parent / _TOOLS / "nvdisasm"
+
+
+def _disassembled(kernel: Any, tool: str, *arguments: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
-        sass = _output(tools / "nvdisasm", "-ndf", "-c", file.name)
+        return _output(disassembler().with_name(tool), *arguments, file.name)
+
+
+def _read_nvidia(kernel: Any, shared: int) -> MachineCode:
+    usage = _disassembled(kernel, "cuobjdump", "-res-usage")
+    sass = _disassembled(kernel, "nvdisasm", "-ndf", "-c")
     registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[-1]) for word in ("REG", "STACK"))
     code, labels = _parse_sass(sass)
     spills = sum(i.name.split(".")[0] in _SASS_SPILL for i in code)

@@ -56,6 +56,13 @@ def test_as_accurate_as_torch_in_fp32(name, scale):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_value_strays_where_the_pieces_meet(name):
+    x = torch.linspace(-20.0, 20.0, 8001)
+    for mine, theirs in zip(ours(name, x), torchs(name, x), strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_kinks_have_torchs_subgradients(name):
     x = torch.tensor(KINKS)
     for mine, theirs in zip(ours(name, x), torchs(name, x), strict=True):

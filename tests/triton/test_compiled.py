@@ -42,6 +42,10 @@ KERNELS = {
     "lowrank_factor_gradient_kernel",
     "lowrank_sum_kernel",
 }
+# The most instructions outside the loop that the value and the derivative may take for 64 elements a thread.
+EPILOGUES = {
+    "relu": (600, 780), "silu": (1100, 1400), "gelu": (1500, 1860), "tanh": (1310, 1200), "mish": (1250, 1600),
+}  # fmt: skip
 GOOD = MachineCode(128, 0, 0, 65536, "HGMMA", 0.04, 16)
 
 
@@ -168,6 +172,33 @@ def test_sass_is_read(monkeypatch):
 def test_amdgcn_is_read():
     code = machine_code.read(_Compiled(amdgcn=AMDGCN))
     assert code == MachineCode(94, 4, 3, 1024, "v_mfma_f32_32x32x8_f16", 0.25, 16)
+
+
+def test_what_is_outside_the_loops_is_counted(monkeypatch):
+    monkeypatch.setattr(machine_code, "_output", lambda *_: SASS)
+    assert machine_code.outside_loops(_Compiled(cubin=b"")) == 3
+    assert machine_code.outside_loops(_Compiled(amdgcn=AMDGCN)) == 2
+
+
+@pytest.fixture(scope="module")
+def instructions() -> dict[str, tuple[int, ...]]:
+    """Per activation those of the value's and the derivative's kernel outside the loop, on sm_90."""
+    if not machine_code.disassembler().exists():
+        pytest.skip("this Triton came without nvdisasm, which reads the machine code")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.compiled.epilogues", *EPILOGUES]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {act: tuple(map(int, counts)) for act, *counts in csv.reader(done.stdout.splitlines()[1:])}
+
+
+@pytest.mark.parametrize("act", EPILOGUES)
+def test_epilogues_are_short(instructions, act):
+    value, derivative, _ = instructions[act]
+    assert value <= EPILOGUES[act][0]
+    assert derivative <= EPILOGUES[act][1]
 
 
 def test_a_jump_back_to_a_common_exit_is_no_loop():
