@@ -268,9 +268,17 @@ KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
 def row_tiles(kind: str, R: int, C: int, target: Target) -> Rows:
     """How a kernel without a product goes through [R, C]."""
     interpreted = target.backend == "interpreter"  # its time goes by programs and operations, not elements
-    if kind == "whole rows":
+    if kind in ("whole rows", "summed rows"):
         columns = _power_of_2(C)
-        return Rows(32 if interpreted else max(1, 512 // columns), columns, min(max(columns // 128, 4), 16))
+        if interpreted:
+            return Rows(32, columns)
+        fill = max(1, 2048 // columns)  # 16 bytes of every tensor a thread, in eight warps
+        if kind == "whole rows":
+            rows = min(fill, _power_of_2(R // 256 + 1) // 2 or 1)  # programs first
+        else:
+            each = -(-R // row_programs(R, target))
+            rows = min(_power_of_2(each), max(fill, min(_power_of_2(-(-each // 8)), 4096 // columns)))
+        return Rows(rows, columns, min(max(rows * columns // 256, 4), 16))
     rows = min(64, _power_of_2(R))
     return {
         # Four loads of 16 bytes in flight per thread; where many rows are added up, few steps after one another.
@@ -283,19 +291,46 @@ def row_tiles(kind: str, R: int, C: int, target: Target) -> Rows:
 
 
 def row_programs(M: int, target: Target) -> int:
-    """How many programs share M rows and leave a sum each: by M alone, so that results are the same every time."""
-    return min(-(-M // (32 if target.backend == "interpreter" else 4)), 256)
+    """How many programs share M rows and leave a sum each: by M alone, so that results are the same every time.
+
+    With more than 32 rows a program has too many steps after one another; with fewer its sums are as much as its rows.
+    """
+    return -(-M // 32) if target.backend == "interpreter" else max(min(-(-M // 4), 256), -(-M // 32))
 
 
-def splits(M: int, programs: int, block_m: int, target: Target) -> int:
+_SHARED_IN_ALL = {80: 164, 90: 228, 100: 228, 86: 100, 89: 100, 120: 100}  # KB a multiprocessor; AMD has 64
+
+
+def resident(tiles: Tiles, dtype: torch.dtype, target: Target) -> int:
+    """How many programs of a weight gradient one processor holds at a time, at least 1.
+
+    Shared memory goes to the loads in flight, registers to what is added up and to at most 136 more a thread, of the
+    512 that a processor has for each of 128 threads; RDNA's compiler takes up to 256. That is what
+    benchmarks/results/compiled.csv says, and the tests hold the sample that they compile to it.
+    """
+    if target.backend == "hip" and not str(target.arch).startswith("gfx9"):
+        return 2
+    asynchronous = target.arch in (90, 100)  # the product reads a buffer while all others are being filled
+    buffers = tiles.stages if asynchronous else tiles.stages - 1
+    shared = buffers * tiles.block_m * (tiles.block_n + tiles.block_k) * dtype.itemsize
+    shared += 1024 * (3 if asynchronous else 1)
+    registers = tiles.block_n * tiles.block_k // (target.warp_size * tiles.warps) + 136
+    in_all = _SHARED_IN_ALL.get(target.arch, 64) * 1024 if isinstance(target.arch, int) else 64 * 1024
+    return max(1, min(in_all // shared, 512 // registers * 4 // tiles.warps))
+
+
+def splits(M: int, programs: int, block_m: int, target: Target, resident: int = 1, affordable: int = 1) -> int:
     """Into how many parts a sum over M tokens is cut, given the programs that one part has.
 
-    Few: every part costs a copy of the gradient in fp32. Only so many that the device is about full, and every part
-    has some tokens to add up.
+    Every part costs a copy of the gradient in fp32, and has some tokens to add up. As many as give every processor one
+    program pay in any case: the time falls with them. More, up to the programs that are ``resident`` on each, only
+    hide latency; there are to be no more of them than are ``affordable``.
     """
     if target.backend == "interpreter":
         return 2 if block_m < M else 1  # so that the tests meet both
-    return max(1, min(target.processors // max(programs, 1), M // (8 * block_m)))
+    programs = max(programs, 1)
+    wanted = max(target.processors // programs, min(resident * target.processors // programs, affordable))
+    return max(1, min(wanted, M // (8 * block_m)))
 
 
 def _power_of_2(n: int) -> int:

@@ -18,8 +18,9 @@ from benchmarks.compiled.checks import faults
 from benchmarks.compiled.compilation import Configuration
 from benchmarks.compiled.machine_code import MachineCode
 from benchmarks.compiled.sample import EVERY_KERNEL
-from hnkernels.triton.cards import occupancy
+from hnkernels.triton.cards import CARDS, occupancy
 from hnkernels.triton.target import TARGETS, planned_for, target_of
+from hnkernels.triton.tiling import Tiles, resident
 
 KERNELS = {
     "mlp_layer_forward_kernel",
@@ -64,6 +65,19 @@ def rows(tmp_path_factory) -> list[dict[str, str]]:
 
 def test_no_kernel_of_the_sample_has_a_fault(rows):
     assert [r for r in rows if r["faults"]] == []
+
+
+def test_as_many_weight_gradients_fit_as_are_planned_for(rows):
+    found = [r for r in rows if r["kernel"] == "weight_gradient_kernel"]
+    assert {r["target"] for r in found} == set(TARGETS)
+    for r in found:
+        target = TARGETS[r["target"]]
+        blocks, warps, stages = r["tiles"].split()
+        tiles = Tiles(*map(int, blocks.split("x")), warps=int(warps[1:]), stages=int(stages[1:]))
+        limits = CARDS[target.name]
+        share = occupancy(target, int(r["registers"]), int(r["shared_bytes"]), tiles.warps)
+        fit = round(share * limits.warps * limits.schedulers / tiles.warps)
+        assert 1 <= resident(tiles, torch.float16, target) <= fit
 
 
 @pytest.mark.parametrize("target", EVERY_KERNEL)

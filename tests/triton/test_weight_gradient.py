@@ -9,7 +9,8 @@ from torch import Tensor
 from hnkernels.triton.kernels import weight_gradient
 from hnkernels.triton.kernels.weight_gradient import NormInFront, WeightGradients, neighbours, sum_rows
 from hnkernels.triton.launch import recording
-from hnkernels.triton.tiling import Tiles, forced
+from hnkernels.triton.target import TARGETS
+from hnkernels.triton.tiling import Tiles, forced, splits
 from tests.accuracy import Call, check_fp32, check_half
 from tests.models import GRADIENT_TOLERANCE, relative_error
 
@@ -101,3 +102,13 @@ def test_sums_side_by_side(count):
 
 def test_ranges_that_touch_are_one():
     assert neighbours([(0, 2), (2, 5), (6, 7), (7, 7), (8, 9)]) == [(0, 5), (6, 7), (8, 9)]
+
+
+def test_splits_fill_the_processors_and_hide_latency_where_copies_are_cheap():
+    target = TARGETS["sm_90"]
+    assert splits(8192, 100, 64, target) == 1  # a second one would wait for a processor
+    assert splits(8192, 100, 64, target, resident=3) == 1
+    assert splits(8192, 100, 64, target, resident=3, affordable=2) == 2
+    assert splits(65536, 100, 64, target, resident=3, affordable=9) == 3
+    assert splits(8192, 30, 64, target, resident=1, affordable=0) == 4  # one on every processor is worth its copies
+    assert splits(1024, 30, 64, target, resident=3, affordable=9) == 2  # eight steps each

@@ -172,7 +172,7 @@ def layer_output_backward(
     h = torch.empty_like(da) if with_h else None
     dots = torch.empty(len(dh), 1, M, 2, device=device, dtype=acc_dtype(dtype)) if wg is not None else None
     target = target_of(device)
-    block = row_tiles("whole rows", M, N, target)
+    block = row_tiles("summed rows", M, N, target)
     launch(
         layer_output_backward_kernel,
         (row_programs(M, target), len(dh)),
