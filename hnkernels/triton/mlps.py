@@ -1,7 +1,8 @@
 """Residual MLPs, for K and V side by side, forward and backward: which kernels run in which order, what is kept.
 
 Forward, per layer: one launch of ``mlp_layer_forward_kernel``. A LayerNorm between two layers is folded into the second
-one's launch; only where no product follows (the last layer), or active dropout stands between, a row kernel runs.
+one's launch; only where no product follows (the last layer), active dropout stands between, or a training step has few
+rows (``with_few_rows``), a row kernel runs.
 
 Kept for backward: x, every layer's pre-activations, and a LayerNorm's row statistics. Where the activation of an
 activation is itself (relu), its output serves as well and nothing is written twice.
@@ -10,7 +11,7 @@ activation is itself (relu), its output serves as well and nothing is written tw
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -26,11 +27,19 @@ _SCALE_FREE = ("linear", "relu")  # so even after a multiplication by dropout's 
 
 @dataclass(frozen=True)
 class Layer:
-    """What follows one linear: the activation's device name, whether a LayerNorm, and the probability of dropout."""
+    """What follows one linear.
+
+    Attributes:
+        act: the activation's device name.
+        norm: whether a LayerNorm.
+        dropout: its probability.
+        alone: whether the LayerNorm has a launch of its own, also where a product follows.
+    """
 
     act: str
     norm: bool
     dropout: float
+    alone: bool = False
 
 
 class Parameters(NamedTuple):
@@ -105,6 +114,18 @@ def unflatten_saved(layers: Sequence[Layer], tensors: Sequence[Tensor]) -> list[
         normed = (next(rest), next(rest), next(rest)) if waits_for_product(layers, i) else (None, None, None)
         saved.append(Saved(pre, *normed))
     return saved
+
+
+def with_few_rows(layers: Sequence[Layer], parameters: Sequence[Parameters], rows: int) -> list[Layer]:
+    """The layers of a training step, with the LayerNorms alone that rows are too few for to be folded.
+
+    Folded into a product, a LayerNorm has its weight [N, K] read twice more in every step: W γ and W β are made of it,
+    and dγ and dβ. Alone, it goes through the activations [rows, K] four times more, in one launch more.
+    """
+    return [
+        replace(layer, alone=layer.norm and 4 * rows < above.w[0].shape[0])
+        for layer, above in zip(layers, (*parameters[1:], parameters[-1]), strict=True)
+    ]
 
 
 def keeps_pre(layers: Sequence[Layer], index: int) -> bool:
@@ -187,7 +208,7 @@ def hidden_layers(
     for i, (layer, p) in enumerate(zip(layers, parameters, strict=True)):
         dropout = dropout_of(layer, seed, i)
         norm_in = _norm_in(state, parameters, i, vectors)
-        apart = layer.norm and dropout is not None
+        apart = layer.norm and (dropout is not None or layer.alone)
         # Behind a LayerNorm the pre-activations are kept without their constant part, so that the output cannot serve.
         serves = output_serves(layer) and norm_in is None
         later = save and serves  # the output is kept, so γ waits for the next launch
@@ -260,7 +281,8 @@ def dropout_of(layer: Layer, seed: Tensor | None, index: int) -> Dropout | None:
 
 def waits_for_product(layers: Sequence[Layer], index: int) -> bool:
     """Whether the LayerNorm of this layer is finished by the next layer's product."""
-    return layers[index].norm and layers[index].dropout == 0 and index < len(layers) - 1
+    layer = layers[index]
+    return layer.norm and layer.dropout == 0 and not layer.alone and index < len(layers) - 1
 
 
 def all_norm_vectors(layers: Sequence[Layer], parameters: Sequence[Parameters]) -> list[Tensor]:

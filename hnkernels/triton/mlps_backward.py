@@ -216,7 +216,7 @@ class _Descent:
         """Whether a row kernel makes the gradient of this layer's pre-activations."""
         layer = self.layers[index]
         if index == len(self.layers) - 1:
-            return layer != Layer("linear", False, 0.0)
+            return layer.act != "linear" or layer.norm or layer.dropout > 0
         return layer.act == "prelu" or (layer.norm and not self._finished_by_product(index))
 
     def _finished_by_product(self, index: int) -> bool:

@@ -47,6 +47,22 @@ def _parameters(layers: list[Layer], flat: Sequence[Tensor], streams: int) -> li
     return mlps.unflatten(layers, [flat[s * count : (s + 1) * count] for s in range(streams)])
 
 
+def _planned(
+    act: str,
+    activated: Sequence[bool],
+    norms: Sequence[bool],
+    dropouts: Sequence[float],
+    flat: Sequence[Tensor],
+    streams: int,
+    rows: int,
+    vectors: bool = False,
+) -> tuple[list[Layer], list[mlps.Parameters]]:
+    """The layers and their parameters; ``vectors`` says that those of folded LayerNorms are there, at inference."""
+    layers = _layers(act, activated, norms, dropouts)
+    parameters = _parameters(layers, flat, streams)
+    return layers if vectors else mlps.with_few_rows(layers, parameters, rows), parameters
+
+
 @operator(
     "mlp_forward",
     f"(Tensor[] x, Tensor[] residual, Tensor[] parameters, Tensor[] vectors, Tensor? seed, Tensor? query_w,"
@@ -59,10 +75,10 @@ def mlp_forward(
 ):  # fmt: skip
     """y per stream, the query's product if there is one, and what backward wants. One x serves both streams."""
     streams = len(multipliers)
-    layers = _layers(act, activated, norms, dropouts)
     x = per_stream(with_rows(x), streams)
+    layers, unflat = _planned(act, activated, norms, dropouts, parameters, streams, x[0].shape[0], bool(vectors))
     result = mlps.forward(
-        x, layers, _parameters(layers, parameters, streams), tuple(multipliers), out_dtype=out_dtype, save=save,
+        x, layers, unflat, tuple(multipliers), out_dtype=out_dtype, save=save,
         residual=per_stream(with_rows(residual), streams) if residual else x, seed=seed, vectors=vectors or None,
         query=None if query_w is None else (query_w.contiguous(), query_b), strength=strength,
     )  # fmt: skip
@@ -75,13 +91,13 @@ def _(
     out_dtype, save,
 ):  # fmt: skip
     streams, rows = len(multipliers), x[0].shape[0]
-    layers = _layers(act, activated, norms, dropouts)
+    layers, unflat = _planned(act, activated, norms, dropouts, parameters, streams, rows, bool(vectors))
     outs = [x[0].new_empty(x[0].shape, dtype=out_dtype) for _ in range(streams)]
     if query_w is not None:
         outs.append(x[0].new_empty(rows, query_w.shape[0]))
     if save:
         acc = acc_dtype(x[0].dtype)
-        widths = [p.w[0].shape[0] for p in _parameters(layers, parameters, streams)]
+        widths = [p.w[0].shape[0] for p in unflat]
         for i, width in enumerate(widths):
             if mlps.keeps_pre(layers, i):
                 outs.append(x[0].new_empty(streams, rows, width))
@@ -107,9 +123,8 @@ def mlp_backward(
     If ``saved`` is empty, activations are recomputed.
     """
     streams, shared = len(multipliers), len(x) == 1 and len(multipliers) > 1
-    layers = _layers(act, activated, norms, dropouts)
-    unflat = _parameters(layers, parameters, streams)
     x = per_stream(with_rows(x), streams)
+    layers, unflat = _planned(act, activated, norms, dropouts, parameters, streams, x[0].shape[0])
     kept = mlps.unflatten_saved(layers, saved) if saved else mlps.saved_again(x, layers, unflat, seed)
     result = mlps_backward.backward(
         tuple(t.contiguous() for t in dy), x, layers, unflat, tuple(multipliers), kept, shared=shared,
