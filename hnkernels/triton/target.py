@@ -36,6 +36,11 @@ class Target:
         return 64 if str(self.arch).startswith("gfx9") else 32
 
     @property
+    def scarce_registers(self) -> bool:
+        """Whether a thread has so few registers that large tiles leave none for much else: RDNA."""
+        return self.backend == "hip" and not str(self.arch).startswith("gfx9")
+
+    @property
     def name(self) -> str:
         """``"sm_90"``, ``"gfx942"`` …"""
         return f"sm_{self.arch}" if self.backend == "cuda" else str(self.arch or self.backend)

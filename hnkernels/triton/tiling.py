@@ -308,7 +308,7 @@ def resident(tiles: Tiles, dtype: torch.dtype, target: Target) -> int:
     512 that a processor has for each of 128 threads; RDNA's compiler takes up to 256. That is what
     benchmarks/results/compiled.csv says, and the tests hold the sample that they compile to it.
     """
-    if target.backend == "hip" and not str(target.arch).startswith("gfx9"):
+    if target.scarce_registers:
         return 2
     asynchronous = target.arch in (90, 100)  # the product reads a buffer while all others are being filled
     buffers = tiles.stages if asynchronous else tiles.stages - 1

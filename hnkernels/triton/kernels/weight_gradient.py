@@ -23,6 +23,45 @@ from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import Tiles, resident, row_tiles, splits
 
 
+@triton.jit
+def add_tokens(
+    acc,  # [BLOCK_N, BLOCK_K]
+    sums,  # [BLOCK_N, 16]
+    da_tile,  # [BLOCK_N, BLOCK_M] pointers
+    h_tile,  # [BLOCK_M, BLOCK_K] pointers
+    count,
+    stride_dm,
+    stride_hm,
+    n_mask,  # [BLOCK_N, 1]
+    k_mask,  # [1, BLOCK_K]
+    SUMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """``acc + daᵀ h`` and, with SUMS, ``sums + daᵀ 1`` over ``count`` tokens.
+
+    Σ da is one more product, daᵀ with ones, because adding up rows in the loop costs more than a small dot.
+    """
+    steps = tl.arange(0, BLOCK_M)
+    if SUMS:
+        ones = tl.full((BLOCK_M, 16), 1.0, da_tile.dtype.element_ty)
+    for step in range(0, count, BLOCK_M):
+        if EVEN:
+            da = tl.load(da_tile)
+            h = tl.load(h_tile)
+        else:
+            inside = steps < count - step
+            da = tl.load(da_tile, mask=n_mask & inside[None, :], other=0.0)
+            h = tl.load(h_tile, mask=k_mask & inside[:, None], other=0.0)
+        acc = dot(da, h.to(da.dtype), acc, PRECISION)
+        if SUMS:
+            sums = add_columns(da, ones, sums, PRECISION)
+        da_tile += BLOCK_M * tl.cast(stride_dm, tl.int64)
+        h_tile += BLOCK_M * tl.cast(stride_hm, tl.int64)
+    return acc, sums
+
+
 @triton.jit(do_not_specialize=["M"])
 def weight_gradient_kernel(
     da_k_ptr,  # [M, N]
@@ -53,6 +92,7 @@ def weight_gradient_kernel(
     stride_hk,
     stride_hv,
     BIAS: tl.constexpr,
+    SUMS_EVERYWHERE: tl.constexpr,  # db is made beside all of dw: every tile needs it, or there are no two loops
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,  # M, N and K are multiples of their blocks
@@ -63,8 +103,8 @@ def weight_gradient_kernel(
 ):
     """``dw = scale · daᵀ h`` [N, K] and ``db = scale · Σ da`` [N] over the tokens of one split.
 
-    db is one more product, daᵀ with ones, because adding up rows in the loop costs more than a small dot. With vectors
-    dw is what ``normed_tile`` makes of it: h is ẑ, and all tokens are in the one split.
+    db is made beside the first columns of dw only. With vectors dw is what ``normed_tile`` makes of dw and db: h is ẑ,
+    and all tokens are in the one split.
     """
     stream = tl.program_id(1)
     split = tl.program_id(2)
@@ -87,22 +127,24 @@ def weight_gradient_kernel(
     n_mask = (cols_n < N)[:, None]
     k_mask = (cols_k < K)[None, :]
     acc = tl.zeros((BLOCK_N, BLOCK_K), ACC)
-    if BIAS:
-        ones = tl.full((BLOCK_M, 16), 1.0, da_ptr.dtype.element_ty)
-        sums = tl.zeros((BLOCK_N, 16), ACC)
-    for step in range(0, count, BLOCK_M):
-        if EVEN:
-            da = tl.load(da_tile)
-            h = tl.load(h_tile)
+    sums = tl.zeros((BLOCK_N, 16), ACC)
+    if SUMS_EVERYWHERE:
+        acc, sums = add_tokens(
+            acc, sums, da_tile, h_tile, count, stride_dm, stride_hm, n_mask, k_mask, True, PRECISION, EVEN, BLOCK_M
+        )  # fmt: skip
+    elif BIAS:
+        if tile_k == 0:
+            acc, sums = add_tokens(
+                acc, sums, da_tile, h_tile, count, stride_dm, stride_hm, n_mask, k_mask, True, PRECISION, EVEN, BLOCK_M
+            )  # fmt: skip
         else:
-            inside = steps < count - step
-            da = tl.load(da_tile, mask=n_mask & inside[None, :], other=0.0)
-            h = tl.load(h_tile, mask=k_mask & inside[:, None], other=0.0)
-        acc = dot(da, h.to(da.dtype), acc, PRECISION)
-        if BIAS:
-            sums = add_columns(da, ones, sums, PRECISION)
-        da_tile += BLOCK_M * tl.cast(stride_dm, tl.int64)
-        h_tile += BLOCK_M * tl.cast(stride_hm, tl.int64)
+            acc, sums = add_tokens(
+                acc, sums, da_tile, h_tile, count, stride_dm, stride_hm, n_mask, k_mask, False, PRECISION, EVEN, BLOCK_M
+            )  # fmt: skip
+    else:
+        acc, sums = add_tokens(
+            acc, sums, da_tile, h_tile, count, stride_dm, stride_hm, n_mask, k_mask, False, PRECISION, EVEN, BLOCK_M
+        )  # fmt: skip
     out = out_ptr + split.to(tl.int64) * elements
     dtype = out_ptr.dtype.element_ty
     mask = n_mask & k_mask
@@ -264,7 +306,6 @@ class WeightGradients:
         [parts, streams · 2 · K], whose sum over the parts is dγ, then dβ, of each stream.
         """
         streams, tiles, starts = self.shapes[index], self._tiles[index], self.offsets[index]
-        relative = [start - starts[0] for start in starts]
         here = norm is not None and self._splits == 1
         if here:  # its epilogue takes registers
             tiles = self._choose("normalising gradient", streams)
@@ -280,10 +321,11 @@ class WeightGradients:
             out_ptr=self._parts[:, starts[0] : self._end(index)],
             vectors_ptr=vectors, **_norm_arguments(norm if here else None),
             M=self.rows, N_k=streams[0][0], N_v=streams[-1][0], K=streams[0][1],
-            rows_per_split=self._per_split, elements=self._parts.stride(0), **self._where(streams, relative),
+            rows_per_split=self._per_split, elements=self._parts.stride(0), **self._where(index),
             scale_k=scale[0], scale_v=scale[-1],
             stride_dk=da[0].stride(0), stride_dv=da[-1].stride(0), stride_hk=h[0].stride(0), stride_hv=h[-1].stride(0),
-            BIAS=self.biases, **product(da[0].dtype),
+            BIAS=self.biases, SUMS_EVERYWHERE=self.biases and (here or self._target.scarce_registers),
+            **product(da[0].dtype),
             EVEN=self.rows % tiles.block_m == 0
             and all(n % tiles.block_n == k % tiles.block_k == 0 for n, k in streams),
         )  # fmt: skip
@@ -305,7 +347,6 @@ class WeightGradients:
         n, k = streams[0]
         block = row_tiles("normed weight gradient", n, k, self._target)
         vectors = self._vectors(streams, block.rows)
-        relative = [start - starts[0] for start in starts]
         launch(
             normed_weight_gradient_kernel,
             (triton.cdiv(n, block.rows) * triton.cdiv(k, block.columns) if self._splits else 0, len(streams)),
@@ -313,7 +354,7 @@ class WeightGradients:
             writes=("out_ptr", "vectors_ptr"),
             parts_ptr=self._parts[:, starts[0] : self._end(index)], **_norm_arguments(norm),
             out_ptr=self._flat[starts[0] : self._end(index)], vectors_ptr=vectors,
-            splits=self._splits, elements=self._parts.stride(0), N=n, K=k, **self._where(streams, relative),
+            splits=self._splits, elements=self._parts.stride(0), N=n, K=k, **self._where(index),
             ACC=tl_dtype(self._acc), BLOCK_N=block.rows, BLOCK_K=block.columns, num_warps=block.warps,
         )  # fmt: skip
         return vectors
@@ -326,10 +367,12 @@ class WeightGradients:
     def _end(self, index: int) -> int:
         return self.offsets[index + 1][0] if index + 1 < len(self.offsets) else self._flat.numel()
 
-    def _where(self, streams: Sequence[tuple[int, int]], relative: Sequence[int]) -> dict[str, Any]:
+    def _where(self, index: int) -> dict[str, Any]:
         """Elements from where a linear begins to dw of the V stream and to db of both."""
-        bias_k, bias_v = (relative[len(streams)], relative[-1]) if self.biases else (0, 0)
-        return {"weight_v": relative[len(streams) - 1], "bias_k": bias_k, "bias_v": bias_v}
+        streams = len(self.shapes[index])
+        relative = [start - self.offsets[index][0] for start in self.offsets[index]]
+        bias_k, bias_v = (relative[streams], relative[-1]) if self.biases else (0, 0)
+        return {"weight_v": relative[streams - 1], "bias_k": bias_k, "bias_v": bias_v}
 
     def _choose(self, kind: str, streams: Sequence[tuple[int, int]]) -> Tiles:
         n, k = max(n for n, _ in streams), streams[0][1]
