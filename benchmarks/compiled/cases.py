@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product as product_of
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.launch import Call, capturing
 from hnkernels.triton.mlps import Layer, Parameters
 from hnkernels.triton.target import Target, planned_for
-from hnkernels.triton.tiling import CANDIDATES, forced
+from hnkernels.triton.tiling import PRODUCTS, candidates, forced
 
 WIDTHS = (320, 640, 768, 1024, 1280, 2048)
 """Of the contexts of SD 1, SD 2 and SDXL."""
@@ -102,6 +103,16 @@ CASES = (
 )
 
 
+_PRODUCTS = {
+    "weight_gradient_kernel": "gradient",
+    "hidden_gradient_kernel": "backward",
+    "normed_gradient_kernel": "backward",
+    "input_gradient_kernel": "backward",
+    "grouped_input_gradient_kernel": "backward",
+}
+"""What the kernels that are no forward ones multiply."""
+
+
 SPLIT = tuple(case for case in CASES if case.name in ("relu", "relu, two contexts", "gelu, inference"))
 """In which every kernel that can cut up its depth takes part, in all its forms."""
 
@@ -143,15 +154,17 @@ def lowrank_calls(width: int, tokens: int, rank: int, dtype: torch.dtype, target
 def candidate_calls(dtype: torch.dtype, target: Target) -> Iterator[tuple[str, Call]]:
     """The matrix kernels of MLPs and projections in every form with every candidate for their tiles; low-rank ones
     have tiles of their own."""
-    for tiles in CANDIDATES[target.backend]:
-        for width, tokens in _EVEN_AND_UNEVEN:
+    for product, (width, tokens) in product_of(PRODUCTS, _EVEN_AND_UNEVEN):
+        for tiles in candidates(product, target):
             with forced(tiles):
                 made = [(case.name, call) for case in CASES for call in calls(case, width, tokens, dtype, target)]
                 made += [("grouped", call) for call in grouped_calls(width, tokens, dtype, target)]
             with forced(replace(tiles, splits=2)):
                 made += [(case.name, call) for case in SPLIT for call in calls(case, width, tokens, dtype, target)]
             for name, call in made:
-                if "GROUP_M" in call.arguments and "weight_gradient" not in call.kernel.fn.__name__:
+                kernel, backward = call.kernel.fn.__name__, call.arguments.get("TRANSPOSED", False)
+                of = _PRODUCTS.get(kernel, "forward")
+                if "GROUP_M" in call.arguments and ("backward" if backward else of) == product:
                     yield f"{name}; {width} wide, {tokens} tokens", call
 
 

@@ -12,16 +12,15 @@ from benchmarks.compiled.compilation import Configuration, compiled
 from benchmarks.compiled.machine_code import read
 from hnkernels.triton.cards import occupancy, resident
 from hnkernels.triton.target import TARGETS
-from hnkernels.triton.tiling import CANDIDATES, PROVEN, Tiles
+from hnkernels.triton.tiling import KINDS, PROVEN, Tiles, candidates
 
 _KINDS = {
-    "mlp_layer_forward_kernel": "layer",
-    "grouped_linear_kernel": "linear",
-    "hidden_gradient_kernel": "backward",
-    "normed_gradient_kernel": "backward",
-    "input_gradient_kernel": "input gradient",
-    "grouped_input_gradient_kernel": "backward",
+    "grouped_linear_kernel": ("linear",),
+    "normed_gradient_kernel": ("backward",),
+    "input_gradient_kernel": ("input gradient",),
+    "grouped_input_gradient_kernel": ("backward",),
 }
+_VECTORS = "finishes a norm"
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,12 @@ class Row:
     origin: str
     faults: str
 
+    @classmethod
+    def of(cls, line: dict[str, str]) -> Row:
+        """A line of ``compiled.csv``."""
+        numbers = {f.name for f in fields(cls) if f.type == "int"}
+        return cls(**{k: int(v) if k in numbers else v for k, v in line.items()})  # type: ignore[arg-type]
+
 
 def row(config: Configuration) -> Row:
     """Compiles a configuration and reads its figures."""
@@ -73,32 +78,39 @@ def accepted(rows: Sequence[Row]) -> tuple[list[Row], list[dict[str, object]]]:
     by target and kind of kernel, the tiles that have none, and how many of their programs fit on a processor."""
     forms: dict[tuple[str, str, Tiles], list[Row]] = {}
     for r in rows:
-        kind = kind_of(r)
-        if kind is not None:
-            forms.setdefault((r.target, kind, _tiles(r.tiles)), []).append(r)
-    rejected: set[int] = set()
+        for kind in kinds_of(r):
+            forms.setdefault((r.target, kind, tiles_of(r.tiles)), []).append(r)
+    kept: set[int] = set()
     lines: list[dict[str, object]] = []
     for name, target in TARGETS.items():
         for kind in dict.fromkeys(kind for _, kind, _ in forms):
-            for tiles in CANDIDATES[target.backend]:
+            for tiles in candidates(KINDS[kind][0], target):
                 found = forms.get((name, kind, tiles), [])
-                if any(r.faults for r in found):
-                    rejected.update(map(id, found))
-                elif found:
+                if found and not any(r.faults for r in found):
+                    kept.update(map(id, found))
                     fit = min(resident(target, r.registers, r.shared_bytes, tiles.warps) for r in found)
                     blocks = {k: getattr(tiles, k) for k in ("block_m", "block_n", "block_k", "warps", "stages")}
                     lines.append({"target": name, "kind": kind, **blocks, "resident": fit})
-    return [r for r in rows if id(r) not in rejected], lines
+    return [r for r in rows if id(r) in kept or not kinds_of(r)], lines
 
 
-def kind_of(r: Row) -> str | None:
-    """The kind of matrix kernel whose tiles are chosen by the model; ``None`` for others."""
+def kinds_of(r: Row) -> tuple[str, ...]:
+    """The kinds of matrix kernel that it is a form of, among those whose tiles are chosen by the model."""
+    words = set(r.variant.split())
+    if r.kernel == "weight_gradient_kernel":
+        return ("normalising gradient",) if _VECTORS in r.variant else ("gradient",)
     if r.kernel == "linear_streams_kernel":
-        return "backward" if "transposed" in r.variant else "linear"
-    return _KINDS.get(r.kernel)
+        return ("backward",) if "transposed" in words else ("linear",)
+    if r.kernel == "mlp_layer_forward_kernel":
+        heavy = words & {"dropout", "prelu"} or {"norm_in", "norm_out"} <= words
+        return ("layer",) if heavy else ("layer", "light layer")
+    if r.kernel == "hidden_gradient_kernel":
+        return ("backward",) if words & {"dropout", "h"} else ("backward", "light backward")
+    return _KINDS.get(r.kernel, ())
 
 
-def _tiles(text: str) -> Tiles:
+def tiles_of(text: str) -> Tiles:
+    """What ``Configuration.tiles`` says."""
     blocks, warps, stages = text.split()
     return Tiles(*map(int, blocks.split("x")), int(warps[1:]), int(stages[1:]))
 
@@ -147,13 +159,6 @@ def markdown(rows: Sequence[Row]) -> list[str]:
             f" {sum(bool(r.faults) for r in group)} |"
         )
     return lines
-
-
-def read_rows(file: Path) -> list[Row]:
-    """The rows of a ``compiled.csv``."""
-    with file.open(newline="", encoding="utf-8") as lines:
-        numbers = {f.name for f in fields(Row) if f.type == "int"}
-        return [Row(**{k: int(v) if k in numbers else v for k, v in line.items()}) for line in csv.DictReader(lines)]
 
 
 def _range(values: Iterable[int]) -> str:

@@ -9,7 +9,7 @@ import torch
 from benchmarks.compiled.cases import CASES, RANKS, SPLIT, calls, grouped_calls, lowrank_calls
 from benchmarks.compiled.compilation import Configuration, distinct
 from hnkernels.triton.target import TARGETS
-from hnkernels.triton.tiling import CANDIDATES, forced
+from hnkernels.triton.tiling import candidates, forced
 
 EVERY_KERNEL = ("sm_80", "sm_90", "gfx942")
 """The targets that get every kernel."""
@@ -27,7 +27,7 @@ def sample() -> list[Configuration]:
     for turn, (name, target) in enumerate(TARGETS.items()):
         dtype = (torch.float16, torch.bfloat16)[turn % 2]
         captured = [(c.name, call) for c in CASES for call in calls(c, _WIDTH, _TOKENS, dtype, target)]
-        with forced(replace(CANDIDATES[target.backend][0], splits=2)):
+        with forced(replace(candidates("forward", target)[0], splits=2)):
             captured += [(c.name, call) for c in SPLIT for call in calls(c, _WIDTH, _TOKENS, dtype, target)]
         captured += [("grouped", call) for call in grouped_calls(_WIDTH, _TOKENS, dtype, target)]
         for rank in RANKS:

@@ -89,7 +89,7 @@ def candidates(product: str, target: Target) -> Sequence[Tiles]:
     proven = tiling.proven(target.name)
     kinds = [proven[kind] for kind, (of, _) in tiling.KINDS.items() if of == product and kind in proven]
     shared = [tiles for tiles in kinds[0] if all(tiles in kind for kind in kinds)] if kinds else []
-    return shared or tiling.CANDIDATES.get(target.backend, tiling.CANDIDATES["cuda"])
+    return shared or tiling.candidates(product, target)
 
 
 def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, timer: Timer) -> Tiles:

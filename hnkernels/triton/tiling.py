@@ -74,25 +74,30 @@ class Rows:
     warps: int = 4
 
 
-CANDIDATES = {
-    "cuda": (
+_SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
+
+
+def candidates(product: str, target: Target) -> tuple[Tiles, ...]:
+    """What is compiled for a target, by product; ``proven.csv`` has those that passed."""
+    gradient = product == "gradient"
+    if target.backend != "cuda":
+        if not str(target.arch).startswith("gfx9"):
+            return (Tiles(64, 64, 64, 4, 2),) if gradient else (Tiles(64, 64, 32, 4, 2),)
+        if gradient:
+            return Tiles(64, 64, 64, 4, 2), Tiles(64, 128, 128, 8, 2)
+        return Tiles(128, 128, 64, 8, 2), Tiles(128, 64, 32, 4, 2), Tiles(64, 64, 64, 4, 2)
+    stages = 3 if target.arch in _SMALL_SHARED else 4
+    if gradient:
+        small = Tiles(32, 64, 64, 4, 4) if target.arch == 120 else Tiles(64, 64, 64, 4, stages)
+        return small, Tiles(64, 128, 64, 4, 3), Tiles(64, 128, 128, 8, 3)
+    return (
         Tiles(128, 128, 64, 8, 3),
         Tiles(128, 64, 64, 4, 3),
-        Tiles(64, 64, 64, 4, 4),
-        Tiles(64, 64, 64, 4, 3),
-        Tiles(64, 64, 64, 8, 4),
-        Tiles(16, 64, 64, 4, 4),
-        Tiles(16, 64, 64, 4, 3),
-        Tiles(128, 256, 64, 8, 3),
-    ),
-    "hip": (
-        Tiles(128, 128, 64, 8, 2),
-        Tiles(128, 64, 32, 4, 2),
-        Tiles(64, 64, 64, 4, 2),
-        Tiles(64, 64, 32, 4, 2),
-    ),
-}
-"""What is compiled for every target of a backend; ``proven.csv`` has those that passed."""
+        Tiles(64, 64, 64, 8 if target.arch == 100 else 4, stages),
+        Tiles(16, 64, 64, 4, stages),
+        *((Tiles(128, 256, 64, 8, 3),) if target.arch in (90, 100) else ()),
+    )
+
 
 PROVEN = Path(__file__).with_name("proven.csv")
 
@@ -101,8 +106,6 @@ _PAIR = 2  # K and V share a launch
 MOST_SPLITS = 4
 _SPLIT_ROWS, _SPLIT_DEPTH = 512, 1024
 """With more rows there are enough programs; with less depth there is not enough to share."""
-
-_SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
 
 _forced: ContextVar[Tiles | None] = ContextVar("forced", default=None)
 
@@ -134,29 +137,46 @@ def proven(target: str) -> Mapping[str, Mapping[Tiles, int]]:
     return found
 
 
+def fitting(kind: str, tiles: Tiles, target: Target) -> int:
+    """How many programs of a kind of kernel run on a processor at once; 1 where that is not known."""
+    return proven(target.name).get(kind, {}).get(replace(tiles, splits=1), 1)
+
+
+def modelled(kind: str, tiles: Tiles, M: int, N: int, K: int, target: Target) -> float:
+    """How long a pair of products in half precision takes with these tiles, by the model of ``cost.py``, in seconds.
+
+    Shape: [M, K] × [K, N]; of a weight gradient [N, K], summed over M tokens.
+    """
+    fit = fitting(kind, tiles, target)
+    if KINDS[kind][0] == "gradient":
+        blocks, elements = (tiles.block_n, tiles.block_k, tiles.block_m), _PAIR * N * K
+        programs = _PAIR * -(-N // tiles.block_n) * -(-K // tiles.block_k)
+        parts = splits(M, programs, tiles.block_m, target, fit)
+        steps = -(-M // (parts * tiles.block_m))
+    else:
+        blocks, elements = (tiles.block_m, tiles.block_n, tiles.block_k), _PAIR * M * N
+        programs = _PAIR * -(-M // tiles.block_m) * -(-N // tiles.block_n)
+        steps, parts = tiles.parts(-(-K // tiles.block_k))
+    work = cost.Work(programs * parts, steps, *blocks, tiles.warps, tiles.stages, fit)
+    adding = 0.0 if parts == 1 else cost.adding_up(elements, parts, target)
+    # However it is cut up, the weights come from memory, or go there.
+    return max(cost.seconds_of_processors(work, target), cost.reading(_PAIR * N * K, target)) + adding
+
+
 @lru_cache(4096)
-def by_model(kind: str, M: int, N: int, K: int, target: Target, splits: int = 1) -> Tiles | None:
-    """The proven tiles of a pair of products in half precision that take the least time by the model, if there are
-    any; of several that take the same, those that ``proven.csv`` has first.
+def by_model(kind: str, M: int, N: int, K: int, target: Target, most_splits: int = 1) -> Tiles | None:
+    """The proven tiles that take the least time by the model, if there are any; of several that take the same, those
+    that ``proven.csv`` has first.
 
     Args:
-        splits: into how many parts the depth may be cut. Adding them up is another launch.
+        most_splits: into how many parts the depth may be cut. Adding them up is another launch.
     """
     listed = proven(target.name).get(kind)
     if not listed:
         return None
-
-    def seconds(tiles: Tiles) -> float:
-        steps, parts = tiles.parts(-(-K // tiles.block_k))
-        programs = _PAIR * -(-M // tiles.block_m) * -(-N // tiles.block_n) * parts
-        blocks = (tiles.block_m, tiles.block_n, tiles.block_k, tiles.warps, tiles.stages)
-        work = cost.Work(programs, steps, *blocks, listed[replace(tiles, splits=1)])
-        adding = 0.0 if parts == 1 else cost.adding_up(_PAIR * M * N, parts, target)
-        # However it is cut up, the weights come from memory.
-        return max(cost.seconds_of_processors(work, target), cost.reading(_PAIR * N * K, target)) + adding
-
-    most = splits if M <= _SPLIT_ROWS and K >= _SPLIT_DEPTH else 1
-    return min((replace(tiles, splits=n) for n in range(1, most + 1) for tiles in listed), key=seconds)
+    most = most_splits if M <= _SPLIT_ROWS and K >= _SPLIT_DEPTH else 1
+    choices = (replace(tiles, splits=n) for n in range(1, most + 1) for tiles in listed)
+    return min(choices, key=lambda tiles: modelled(kind, tiles, M, N, K, target))
 
 
 def heuristic(product: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles:
@@ -250,8 +270,10 @@ def _of_factors(tiles: Tiles, block_r: int, target: Target) -> Tiles:
 
 KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
     "layer": ("forward", _as_product),
+    "light layer": ("forward", _as_product),
     "linear": ("forward", _as_product),
     "backward": ("backward", _as_product),
+    "light backward": ("backward", _as_product),
     "input gradient": ("backward", _as_product),
     "gradient": ("gradient", _as_product),
     "normalising gradient": ("gradient", _normalising),
@@ -262,7 +284,11 @@ KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
     "lowrank input gradient with base": ("backward", _from_ranks_and_base),
     "lowrank factor gradient": ("gradient", _of_factors),
 }
-"""Of every kind of matrix kernel: the product whose tiles it has, and what they become, given the ranks filled up."""
+"""Of every kind of matrix kernel: the product whose tiles it has, and what they become, given the ranks filled up.
+
+Light ones are those whose epilogue leaves registers for larger tiles: without dropout, without prelu, with no LayerNorm
+on both sides of a layer, with no second output of a gradient.
+"""
 
 
 def row_tiles(kind: str, R: int, C: int, target: Target) -> Rows:
@@ -296,27 +322,6 @@ def row_programs(M: int, target: Target) -> int:
     With more than 32 rows a program has too many steps after one another; with fewer its sums are as much as its rows.
     """
     return -(-M // 32) if target.backend == "interpreter" else max(min(-(-M // 4), 256), -(-M // 32))
-
-
-_SHARED_IN_ALL = {80: 164, 90: 228, 100: 228, 86: 100, 89: 100, 120: 100}  # KB a multiprocessor; AMD has 64
-
-
-def resident(tiles: Tiles, dtype: torch.dtype, target: Target) -> int:
-    """How many programs of a weight gradient one processor holds at a time, at least 1.
-
-    Shared memory goes to the loads in flight, registers to what is added up and to at most 136 more a thread, of the
-    512 that a processor has for each of 128 threads; RDNA's compiler takes up to 256. That is what
-    benchmarks/results/compiled.csv says, and the tests hold the sample that they compile to it.
-    """
-    if target.scarce_registers:
-        return 2
-    asynchronous = target.arch in (90, 100)  # the product reads a buffer while all others are being filled
-    buffers = tiles.stages if asynchronous else tiles.stages - 1
-    shared = buffers * tiles.block_m * (tiles.block_n + tiles.block_k) * dtype.itemsize
-    shared += 1024 * (3 if asynchronous else 1)
-    registers = tiles.block_n * tiles.block_k // (target.warp_size * tiles.warps) + 136
-    in_all = _SHARED_IN_ALL.get(target.arch, 64) * 1024 if isinstance(target.arch, int) else 64 * 1024
-    return max(1, min(in_all // shared, 512 // registers * 4 // tiles.warps))
 
 
 def splits(M: int, programs: int, block_m: int, target: Target, resident: int = 1, affordable: int = 1) -> int:

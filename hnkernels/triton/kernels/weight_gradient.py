@@ -20,7 +20,7 @@ from hnkernels.triton.kernels.norm_backward import normed_tile, normed_weight_gr
 from hnkernels.triton.kernels.tiles import tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import Tiles, resident, row_tiles, splits
+from hnkernels.triton.tiling import Tiles, fitting, row_tiles, splits
 
 
 @triton.jit
@@ -264,7 +264,7 @@ class WeightGradients:
         self._tiles = [self._choose("gradient", streams) for streams in shapes]
         block = max(tiles.block_m for tiles in self._tiles)
         fewest = min(len(s) * self._programs(i, self._tiles[i]) for i, s in enumerate(shapes))
-        fit = min(resident(tiles, dtype, self._target) for tiles in self._tiles)
+        fit = min(fitting("gradient", tiles, self._target) for tiles in self._tiles)
         # All copies in fp32, written and read, are to be at most a quarter of what the sums read.
         sizes = [(max(n for n, _ in s), s[0][1]) for s in shapes]
         affordable = min(rows * (n + k) * dtype.itemsize // max(4 * 8 * n * k, 1) for n, k in sizes)
