@@ -80,18 +80,21 @@ def accepted(rows: Sequence[Row]) -> tuple[list[Row], list[dict[str, object]]]:
     for r in rows:
         for kind in kinds_of(r):
             forms.setdefault((r.target, kind, tiles_of(r.tiles)), []).append(r)
+    rejected: set[int] = set()  # unless they are a form of another kind
     kept: set[int] = set()
     lines: list[dict[str, object]] = []
     for name, target in TARGETS.items():
         for kind in dict.fromkeys(kind for _, kind, _ in forms):
             for tiles in candidates(KINDS[kind][0], target):
                 found = forms.get((name, kind, tiles), [])
-                if found and not any(r.faults for r in found):
+                if any(r.faults for r in found):
+                    rejected.update(map(id, found))
+                elif found:
                     kept.update(map(id, found))
                     fit = min(resident(target, r.registers, r.shared_bytes, tiles.warps) for r in found)
                     blocks = {k: getattr(tiles, k) for k in ("block_m", "block_n", "block_k", "warps", "stages")}
                     lines.append({"target": name, "kind": kind, **blocks, "resident": fit})
-    return [r for r in rows if id(r) in kept or not kinds_of(r)], lines
+    return [r for r in rows if id(r) in kept or id(r) not in rejected], lines
 
 
 def kinds_of(r: Row) -> tuple[str, ...]:

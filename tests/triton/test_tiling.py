@@ -64,7 +64,8 @@ def test_more_work_never_takes_less(target):
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
 def test_the_list_has_candidates_that_fit_for_every_kind(target):
-    assert set(proven(target.name)) == set(MODELLED) <= set(KINDS)
+    kinds = set(MODELLED) - ({"normalising gradient"} if target.scarce_registers else set())
+    assert set(proven(target.name)) == kinds <= set(KINDS)
     card = CARDS[target.name]
     for kind, listed in proven(target.name).items():
         for tiles, fit in listed.items():
@@ -80,7 +81,7 @@ def test_the_list_has_candidates_that_fit_for_every_kind(target):
 @pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
 @pytest.mark.parametrize("kind", MODELLED)
 def test_the_fastest_of_the_list_is_taken(kind, target):
-    for M, N, K in SHAPES:
+    for M, N, K in SHAPES if kind in proven(target.name) else []:
         tiles = by_model(kind, M, N, K, target)
         times = {t: modelled(kind, t, M, N, K, target) for t in proven(target.name)[kind]}
         assert times[tiles] == min(times.values())

@@ -176,6 +176,7 @@ def layer_output_backward(
     launch(
         layer_output_backward_kernel,
         (row_programs(M, target), len(dh)),
+        steps=triton.cdiv(M, row_programs(M, target) * block.rows),
         writes=("da_ptr", "h_ptr", "sums_ptr", "dots_ptr"),
         dh_k_ptr=dh[0], dh_v_ptr=dh[-1], a_ptr=a, g_k_ptr=gamma[0] if gamma else None,
         g_v_ptr=gamma[-1] if gamma else None, b_k_ptr=beta[0] if beta and with_h else None,

@@ -117,6 +117,7 @@ def norm_forward(
     launch(
         norm_forward_kernel,
         (triton.cdiv(M, block.rows), streams),
+        steps=1,
         writes=("out_k_ptr", "out_v_ptr"),
         a_ptr=a, wb_ptr=wb, g_k_ptr=gamma[0], g_v_ptr=gamma[-1], b_k_ptr=beta[0], b_v_ptr=beta[-1],
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None,
@@ -181,6 +182,7 @@ def norm_vectors(w: Streams, bias: Streams, gamma: Streams, beta: Streams) -> tu
         norm_vectors_kernel,
         (triton.cdiv(N, block.rows), len(w)),
         flops=4 * len(w) * N * K,
+        steps=triton.cdiv(K, block.columns),
         writes=("wg_ptr", "wb_ptr"),
         w_k_ptr=w[0], w_v_ptr=w[-1], bias_k_ptr=bias[0], bias_v_ptr=bias[-1], g_k_ptr=gamma[0], g_v_ptr=gamma[-1],
         b_k_ptr=beta[0], b_v_ptr=beta[-1], wg_ptr=wg, wb_ptr=wb, N=N, K=K,

@@ -17,7 +17,7 @@ from hnkernels.triton._compat import add_columns, convert, dot
 from hnkernels.triton.autotune import choose, runs
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product, tl_dtype
 from hnkernels.triton.kernels.norm_backward import normed_tile, normed_weight_gradient_kernel
-from hnkernels.triton.kernels.tiles import tile_of
+from hnkernels.triton.kernels.tiles import halves, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import Tiles, fitting, row_tiles, splits
@@ -159,9 +159,36 @@ def weight_gradient_kernel(
             if stream == 1:
                 w_ptr, g_ptr, b_ptr = w_v_ptr, g_v_ptr, b_v_ptr
             vectors = vectors_ptr + (tile_n * tl.num_programs(1) + stream).to(tl.int64) * 2 * K
-            w = tl.load(w_ptr + at, mask=mask, other=0.0)
-            dw = normed_tile(dw, db, w, g_ptr, b_ptr, vectors, cols_k, K)
+            left, right = halves(dw, BLOCK_N, BLOCK_K)
+            half: tl.constexpr = BLOCK_K // 2
+            cols = tile_k * BLOCK_K + tl.arange(0, half)
+            out += weight_at
+            _finish(left, db, cols_n, cols, w_ptr, g_ptr, b_ptr, vectors, out, N, K)
+            _finish(right, db, cols_n, cols + half, w_ptr, g_ptr, b_ptr, vectors, out, N, K)
+            return
     tl.store(out + weight_at + at, convert(dw, dtype), mask=mask)
+
+
+@triton.jit
+def _finish(
+    u,  # [ROWS, COLS]: of U
+    db,  # [ROWS]
+    rows,
+    cols,
+    w_ptr,  # [N, K], and so on: see ``normed_tile``
+    g_ptr,
+    b_ptr,
+    vectors_ptr,
+    out_ptr,  # [N, K]
+    N,
+    K,
+):
+    """Stores a part of dw of a linear behind a LayerNorm."""
+    mask = (rows < N)[:, None] & (cols < K)[None, :]
+    at = rows[:, None].to(tl.int64) * K + cols[None, :]
+    w = tl.load(w_ptr + at, mask=mask, other=0.0)
+    dw = normed_tile(u, db, w, g_ptr, b_ptr, vectors_ptr, cols, K)
+    tl.store(out_ptr + at, convert(dw, out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -351,6 +378,7 @@ class WeightGradients:
             normed_weight_gradient_kernel,
             (triton.cdiv(n, block.rows) * triton.cdiv(k, block.columns) if self._splits else 0, len(streams)),
             flops=6 * n * k * len(streams),
+            steps=self._splits,
             writes=("out_ptr", "vectors_ptr"),
             parts_ptr=self._parts[:, starts[0] : self._end(index)], **_norm_arguments(norm),
             out_ptr=self._flat[starts[0] : self._end(index)], vectors_ptr=vectors,
@@ -418,12 +446,13 @@ def sum_rows(*sums: tuple[Tensor, Tensor]) -> None:
 
 def _sum_rows(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
     arguments: dict[str, Any] = {}
-    blocks = []
+    blocks, steps = [], 0
     for i in range(3):
         parts, out = sums[i] if i < len(sums) else (None, None)
         R, P = (0, 0) if parts is None else parts.shape
         tile = row_tiles("sum", R, P, target_of(sums[0][1].device))
         blocks.append(triton.cdiv(P, tile.columns))
+        steps = max(steps, triton.cdiv(R, tile.rows))
         suffix = f"_{i + 1}" if i else ""
         arguments |= {
             f"parts_{i + 1}_ptr": parts, f"out_{i + 1}_ptr": out, f"R_{i + 1}": R, f"P_{i + 1}": P,
@@ -434,6 +463,7 @@ def _sum_rows(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
     launch(
         sum_rows_kernel,
         (sum(blocks),),
+        steps=steps,
         writes=("out_1_ptr", "out_2_ptr", "out_3_ptr"),
         blocks_1=blocks[0], blocks_2=blocks[1], ACC=tl_dtype(acc_dtype(sums[0][0].dtype)), num_warps=4, **arguments,
     )  # fmt: skip
