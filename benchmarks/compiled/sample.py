@@ -18,6 +18,9 @@ ELSEWHERE = ("mlp_layer_forward_kernel", "hidden_gradient_kernel", "weight_gradi
 """What the other targets get."""
 
 _WIDTH, _TOKENS = 640, 4096
+_NARROW, _MANY_TOKENS = 320, 16384
+"""Where a weight gradient has several parts on every target that gets every kernel."""
+
 _OPTIONAL = ("z_ptr", "dq_ptr", "vectors_ptr")
 
 
@@ -29,6 +32,7 @@ def sample() -> list[Configuration]:
         captured = [(c.name, call) for c in CASES for call in calls(c, _WIDTH, _TOKENS, dtype, target)]
         with forced(replace(candidates("forward", target)[0], splits=2)):
             captured += [(c.name, call) for c in SPLIT for call in calls(c, _WIDTH, _TOKENS, dtype, target)]
+        captured += [(c.name, call) for c in CASES if c.norm for call in calls(c, _NARROW, _MANY_TOKENS, dtype, target)]
         captured += [("grouped", call) for call in grouped_calls(_WIDTH, _TOKENS, dtype, target)]
         for rank in RANKS:
             captured += [(f"rank {rank}", call) for call in lowrank_calls(_WIDTH, _TOKENS, rank, dtype, target)]
