@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import triton
 
+from benchmarks.limits import choices
 from benchmarks.limits.tables import MODES, READ, chosen, model, read, read_heading, times
 from benchmarks.rows import stamped, write
 
@@ -21,5 +22,7 @@ if __name__ == "__main__":
     found = [read(case, mode) for case in selected if case.benchmark in READ for mode in MODES]
     compiled = [row for rows, _ in found for row in rows]
     versions = f"torch {torch.__version__}, triton {triton.__version__}"
-    write(stamped([*modelled, *compiled], "any", versions, ""), FILE)
-    print("\n".join([*times(modelled), *read_heading(), *(line for _, lines in found for line in lines)]))
+    tiles = choices.rows()
+    write(stamped([*modelled, *tiles, *compiled], "any", versions, ""), FILE)
+    lines = [*times(modelled), "", *choices.table(tiles), *read_heading(), *(line for _, of in found for line in of)]
+    print("\n".join(lines))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.limits import choices
 from benchmarks.report import claims, counted, measured, plots
 from benchmarks.rows import Row, read
 
@@ -27,12 +28,13 @@ TABLES: Mapping[str, tuple[str, Table]] = {
     "account": ("Accounting", counted.account),
     "summary": ("Limits in short", counted.summary),
     "limits": ("Limits", counted.limits),
+    "tiles": ("Tiles", choices.table),
     "code": ("Compiled code", counted.code),
 }
 """Name → heading and table."""
 
 MACHINE_PAGES = {"results.md": ("ceilings", "targets", "speed", "scaling", "memory", "errors")}
-ANY_PAGES = {"counted.md": ("launches", "account"), "limits.md": ("summary", "limits"), "code.md": ("code",)}
+ANY_PAGES = {"counted.md": ("launches", "account"), "limits.md": ("summary", "tiles", "limits"), "code.md": ("code",)}
 PICTURES = {
     "speed": "speed.svg", "memory": "memory.svg", "ceilings": "roofline.svg", "scaling": "cost-*.svg",
     "launches": "memory.svg", "summary": "speed.svg", "limits": "roofline.svg",

@@ -79,8 +79,8 @@ def adding_up(elements: int, parts: int, target: Target) -> float:
     return LAUNCH + FIRST_LOAD + 2 * _SUM * parts * elements / CARDS[target.name].cache_bandwidth
 
 
-def reading(elements: int, target: Target) -> float:
-    """How long it takes to read so many elements from memory."""
+def moving(elements: int, target: Target) -> float:
+    """How long it takes to read so many elements from memory, or to write them."""
     return _ELEMENT * elements / CARDS[target.name].bandwidth
 
 

@@ -159,8 +159,9 @@ def modelled(kind: str, tiles: Tiles, M: int, N: int, K: int, target: Target) ->
         steps, parts = tiles.parts(-(-K // tiles.block_k))
     work = cost.Work(programs * parts, steps, *blocks, tiles.warps, tiles.stages, fit)
     adding = 0.0 if parts == 1 else cost.adding_up(elements, parts, target)
-    # However it is cut up, the weights come from memory, or go there.
-    return max(cost.seconds_of_processors(work, target), cost.reading(_PAIR * N * K, target)) + adding
+    # However it is cut up, operands come from memory and results go there.
+    moving = cost.moving(_PAIR * (M * K + N * K + M * N), target)
+    return max(cost.seconds_of_processors(work, target), moving) + adding
 
 
 @lru_cache(4096)
