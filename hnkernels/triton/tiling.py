@@ -221,7 +221,7 @@ def _as_product(tiles: Tiles, block_r: int, target: Target) -> Tiles:
 
 
 def _normalising(tiles: Tiles, block_r: int, target: Target) -> Tiles:
-    """Activations are normalised on the way: that takes registers which RDNA lacks."""
+    """It finishes a LayerNorm's gradients in its epilogue: that takes registers which RDNA lacks."""
     if target.backend != "hip" or str(target.arch).startswith("gfx9"):
         return tiles
     return replace(tiles, block_m=min(tiles.block_m, 32), block_n=min(tiles.block_n, 32))
