@@ -172,11 +172,11 @@ def layer_output_backward(
     h = torch.empty_like(da) if with_h else None
     dots = torch.empty(len(dh), 1, M, 2, device=device, dtype=acc_dtype(dtype)) if wg is not None else None
     target = target_of(device)
-    block = row_tiles("summed rows", M, N, target)
+    block, programs = row_tiles("summed rows", M, N, target), row_programs(M, target)
     launch(
         layer_output_backward_kernel,
-        (row_programs(M, target), len(dh)),
-        steps=triton.cdiv(M, row_programs(M, target) * block.rows),
+        (programs, len(dh)),
+        steps=triton.cdiv(M, max(programs, 1) * block.rows),
         writes=("da_ptr", "h_ptr", "sums_ptr", "dots_ptr"),
         dh_k_ptr=dh[0], dh_v_ptr=dh[-1], a_ptr=a, g_k_ptr=gamma[0] if gamma else None,
         g_v_ptr=gamma[-1] if gamma else None, b_k_ptr=beta[0] if beta and with_h else None,
