@@ -79,6 +79,7 @@ def test_as_many_programs_fit_as_the_model_counts_on(rows):
     assert counted > 50
 
 
+@pytest.mark.parametrize("target", EVERY_KERNEL)
 def test_the_sample_has_every_kernel(rows, target):
     assert {r["kernel"] for r in rows if r["target"] == target} == KERNELS
 
