@@ -18,6 +18,7 @@ from benchmarks.compiled.checks import faults
 from benchmarks.compiled.compilation import Configuration
 from benchmarks.compiled.machine_code import MachineCode
 from benchmarks.compiled.report import Row, kinds_of, tiles_of
+from benchmarks.compiled.sample import EVERY_KERNEL
 from hnkernels.triton.cards import occupancy, resident
 from hnkernels.triton.target import TARGETS, planned_for, target_of
 from hnkernels.triton.tiling import proven
