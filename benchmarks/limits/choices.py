@@ -22,7 +22,7 @@ SHAPES = (
 )  # fmt: skip
 """Width, tokens, and n of the projections."""
 
-_PAIR, _ELEMENT = 2, 2
+_ELEMENT = 2
 
 
 def products(width: int, tokens: int, n: int) -> dict[str, tuple[str, int, int, int, int]]:
@@ -51,9 +51,9 @@ def rows() -> list[Row]:
 def table(given: Sequence[Row]) -> list[str]:
     """The rows as a table, a line per product."""
     lines = [
-        "K and V in one launch, fp16; modelled, not measured. The last column says how far the stricter model parts "
-        "from the roofline: 1.0 where memory or the matrix units are the limit, more where waves, the cache or waiting "
-        "are.",
+        "K and V in one launch, fp16, from one context; modelled, not measured. The last column says how far the "
+        "stricter model parts from the roofline: 1.0 where memory or the matrix units are the limit, more where waves, "
+        "the cache or waiting are.",
         "",
         "| GPU | product | shape | by rule of thumb | µs | chosen | µs | roofline, µs | chosen / roofline |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -74,7 +74,8 @@ def _times(gpu: Gpu, kind: str, m: int, n: int, k: int, splits: int) -> list[tup
     target = TARGETS[gpu.target]
     rule = heuristic(KINDS[kind][0], m, n, k, torch.float16, target)
     chosen = choose(kind, m, n, k, torch.float16, target, splits=splits)
-    flops, bytes_moved = 2 * _PAIR * m * n * k, _ELEMENT * _PAIR * (m * k + n * k + m * n)
+    streams = 1 if kind == "input gradient" else 2
+    flops, bytes_moved = 2 * streams * m * n * k, _ELEMENT * streams * (m * k + n * k + m * n)
     return [
         (f"rule: {_name(rule)}", modelled(kind, rule, m, n, k, target)),
         (f"chosen: {_name(chosen)}", modelled(kind, chosen, m, n, k, target)),

@@ -75,8 +75,8 @@ def seconds_of_processors(work: Work, target: Target, sharing: int = 1) -> float
 
 
 def adding_up(elements: int, parts: int, target: Target) -> float:
-    """How long it takes to add up the parts of so many elements: another launch, which finds them in the cache."""
-    return LAUNCH + FIRST_LOAD + 2 * _SUM * parts * elements / CARDS[target.name].cache_bandwidth
+    """How long it takes to add up the parts of so many elements: another launch, which reads them from memory."""
+    return LAUNCH + FIRST_LOAD + (_SUM * parts + _ELEMENT) * elements / CARDS[target.name].bandwidth
 
 
 def moving(elements: int, target: Target) -> float:

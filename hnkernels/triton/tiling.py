@@ -101,8 +101,6 @@ def candidates(product: str, target: Target) -> tuple[Tiles, ...]:
 
 PROVEN = Path(__file__).with_name("proven.csv")
 
-_PAIR = 2  # K and V share a launch
-
 MOST_SPLITS = 4
 _SPLIT_ROWS, _SPLIT_DEPTH = 512, 1024
 """With more rows there are enough programs; with less depth there is not enough to share."""
@@ -146,26 +144,25 @@ def fitting(kind: str, tiles: Tiles, target: Target) -> int:
 
 
 def modelled(kind: str, tiles: Tiles, M: int, N: int, K: int, target: Target) -> float:
-    """How long a pair of products in half precision takes with these tiles, by the model of ``cost.py``, in seconds;
-    one that is cut into parts counts for a little more.
+    """How long the products of K and V in half precision take with these tiles, by the model of ``cost.py``, in
+    seconds; what is cut into parts counts for a little more. A context that they share has one gradient.
 
     Shape: [M, K] × [K, N]; of a weight gradient [N, K], summed over M tokens.
     """
-    fit = fitting(kind, tiles, target)
+    fit, streams = fitting(kind, tiles, target), 1 if kind == "input gradient" else 2
     if KINDS[kind][0] == "gradient":
-        blocks, elements = (tiles.block_n, tiles.block_k, tiles.block_m), _PAIR * N * K
-        programs = _PAIR * -(-N // tiles.block_n) * -(-K // tiles.block_k)
+        blocks, operands, results = (tiles.block_n, tiles.block_k, tiles.block_m), M * N + M * K, N * K
+        programs = streams * -(-N // tiles.block_n) * -(-K // tiles.block_k)
         parts = splits(M, programs, tiles.block_m, target, fit)
         steps = -(-M // (parts * tiles.block_m))
     else:
-        blocks, elements = (tiles.block_m, tiles.block_n, tiles.block_k), _PAIR * M * N
-        programs = _PAIR * -(-M // tiles.block_m) * -(-N // tiles.block_n)
+        blocks, operands, results = (tiles.block_m, tiles.block_n, tiles.block_k), M * K + N * K, M * N
+        programs = streams * -(-M // tiles.block_m) * -(-N // tiles.block_n)
         steps, parts = tiles.parts(-(-K // tiles.block_k))
     work = cost.Work(programs * parts, steps, *blocks, tiles.warps, tiles.stages, fit)
-    # However it is cut up, operands come from memory and results go there.
-    moving = cost.moving(_PAIR * (M * K + N * K + M * N), target)
-    product = max(cost.seconds_of_processors(work, target), moving)
-    return product if parts == 1 else _WORTH_A_LAUNCH * (product + cost.adding_up(elements, parts, target))
+    moved = operands + results * (1 if parts == 1 else 2 * parts)  # operands from memory, results there; parts in fp32
+    product = max(cost.seconds_of_processors(work, target), cost.moving(streams * moved, target))
+    return product if parts == 1 else _WORTH_A_LAUNCH * (product + cost.adding_up(streams * results, parts, target))
 
 
 @lru_cache(4096)

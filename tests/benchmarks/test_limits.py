@@ -11,7 +11,7 @@ from benchmarks.limits.gpus import GPUS, Gpu, gpu_named
 from benchmarks.limits.roofline import seconds
 from benchmarks.limits.tables import chosen, model, read, times
 from hnkernels.triton.cards import CARDS
-from hnkernels.triton.cost import FIRST_LOAD, LATER_LOAD, Work, seconds_of_processors
+from hnkernels.triton.cost import FIRST_LOAD, LATER_LOAD, LAUNCH, Work, seconds_of_processors
 from hnkernels.triton.launch import Launch
 from hnkernels.triton.target import TARGETS
 from hnkernels.triton.tiling import Tiles
@@ -83,6 +83,9 @@ def test_every_figure_of_a_gpu_has_a_source(gpu):
             assert figure > 0
             assert gpu.sources[name]
     assert TARGETS[gpu.target].processors == gpu.processors
+    card = CARDS[gpu.target]  # what tiles are chosen by
+    assert (card.matrix_rate, card.bandwidth) == (gpu.matrix_rate, gpu.bandwidth)
+    assert gpu.launch_cost == LAUNCH
 
 
 def test_an_unknown_gpu_is_refused_with_those_that_are_known():
