@@ -161,6 +161,7 @@ def candidate_calls(dtype: torch.dtype, target: Target) -> Iterator[tuple[str, C
                 made += [("grouped", call) for call in grouped_calls(width, tokens, dtype, target)]
             with forced(replace(tiles, splits=2)):
                 made += [(case.name, call) for case in SPLIT for call in calls(case, width, tokens, dtype, target)]
+                made += [("grouped", call) for call in grouped_calls(width, tokens, dtype, target)]
             for name, call in made:
                 kernel, backward = call.kernel.fn.__name__, call.arguments.get("TRANSPOSED", False)
                 of = _PRODUCTS.get(kernel, "forward")

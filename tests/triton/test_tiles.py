@@ -58,7 +58,7 @@ def test_parts_of_the_depth_are_added_up_the_same_way_every_time(options, dtype,
     assert all(relative_error(a, b) <= tolerance for a, b in zip(first, whole, strict=True))
 
 
-@pytest.mark.parametrize("tiles", SMALL[:2], ids=str)
+@pytest.mark.parametrize("tiles", [*SMALL[:2], *SPLIT], ids=str)
 def test_many_projections_of_one_context_in_small_tiles(tiles):
     x = [torch.randn(45, 37, requires_grad=True) for _ in "kv"]
     w, b = [torch.randn(n, 37) for n in (41, 20, 7)], [torch.randn(n) for n in (41, 20, 7)]
@@ -74,6 +74,20 @@ def test_many_projections_of_one_context_in_small_tiles(tiles):
     exact_dx = torch.autograd.grad(exact_y, exact_x, [u.double() for u in upstream])
     assert all(relative_error(a, e) <= FORWARD_TOLERANCE for a, e in zip(y, exact_y, strict=True))
     assert all(relative_error(a, e) <= GRADIENT_TOLERANCE for a, e in zip(dx, exact_dx, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_projections_in_half_precision_and_in_parts(dtype):
+    x = [torch.randn(45, 37).to(dtype).requires_grad_() for _ in "kv"]
+    w = [torch.randn(n, 37).to(dtype) for n in (48, 32, 16, 64)]
+    upstream = [torch.randn(45, t.shape[0]).to(dtype) for t in w]
+    results = []
+    for tiles in (Tiles(32, 32, 16), Tiles(32, 32, 16, splits=3)):
+        with forced(tiles):
+            results.append(torch.autograd.grad(run_grouped_linear((x[0], x[1]), w, [], (0, 1, 1, 0)), x, upstream))
+    exact = [sum(upstream[i].double() @ w[i].double() for i in of) for of in ((0, 3), (1, 2))]
+    for found in results:
+        assert all(relative_error(a, e) <= 2 * torch.finfo(dtype).eps for a, e in zip(found, exact, strict=True))
 
 
 def far_apart(rows: int, width: int) -> Tensor:

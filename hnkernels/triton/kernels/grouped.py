@@ -13,11 +13,12 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
-from hnkernels.triton.kernels.arguments import Streams, product, table_on
+from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product, table_on
 from hnkernels.triton.kernels.tiles import multiply, tile_of
+from hnkernels.triton.kernels.weight_gradient import sum_rows
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
-from hnkernels.triton.tiling import Tiles
+from hnkernels.triton.tiling import MOST_SPLITS, Tiles
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -67,14 +68,17 @@ def grouped_linear_kernel(
     tl.store(at, convert(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["groups", "M"])
+@triton.jit(do_not_specialize=["groups", "split_groups", "M"])
 def grouped_input_gradient_kernel(
     table_ptr,  # [groups, 4] int64: addresses of dp [M, N] and w [N, K], N, stream
-    dx_k_ptr,  # [M, K]
+    dp_0_ptr,  # the first dp, for its dtype
+    dx_k_ptr,  # [M, K]; with SPLIT its fp32 parts, [splits, M, K]
     dx_v_ptr,
     groups,
+    split_groups,  # with SPLIT: those of one split
     M,
     K,
+    SPLIT: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,  # every N is a multiple of BLOCK_K, and K of BLOCK_N
@@ -84,9 +88,9 @@ def grouped_input_gradient_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """``dx_s = Σ dp_g w_g`` over the groups g of stream s, in the order of the table."""
+    """``dx_s = Σ dp_g w_g`` over the groups g of stream s, in the order of the table; with SPLIT parts of it."""
     stream = tl.program_id(1)
-    dtype = dx_k_ptr.dtype.element_ty
+    dtype = dp_0_ptr.dtype.element_ty
     dx_ptr = dx_k_ptr
     if stream == 1:
         dx_ptr = dx_v_ptr
@@ -94,7 +98,12 @@ def grouped_input_gradient_kernel(
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    for group in range(groups):
+    first, last = 0, groups
+    if SPLIT:
+        first = tl.program_id(2) * split_groups
+        last = tl.minimum(first + split_groups, groups)
+        dx_ptr += tl.program_id(2) * (tl.cast(M, tl.int64) * K)
+    for group in range(first, last):
         row = table_ptr + group * 4
         if tl.load(row + 3) == stream:
             dp_ptr = tl.multiple_of(tl.load(row).to(tl.pointer_type(dtype)), 16)
@@ -172,23 +181,31 @@ def grouped_input_gradient(dp: list[Tensor], groups: Groups) -> Streams:
     """``Σ dp_g w_g`` over the projections of each stream. Shape: dp_g [M, N_g] → [M, K] per stream."""
     M, K = dp[0].shape[0], groups.weights[0].shape[1]
     dtype, device = dp[0].dtype, dp[0].device
-    tiles = choose("backward", M, K, max(groups.widths), dtype, target_of(device))
+    depth = sum(groups.widths) // 2  # of a stream
+    tiles = choose("backward", M, K, depth, dtype, target_of(device), splits=MOST_SPLITS)
     outs = (torch.empty(M, K, device=device, dtype=dtype), torch.empty(M, K, device=device, dtype=dtype))
+    split_groups, splits = tiles.parts(len(groups.widths))
+    written: Streams = outs
+    if splits > 1:
+        written = tuple(torch.empty(splits, M * K, device=device, dtype=acc_dtype(dtype)) for _ in outs)
     rows = [
         [d.data_ptr(), w.data_ptr(), n, s]
         for d, w, n, s in zip(dp, groups.weights, groups.widths, groups.streams, strict=True)
     ]
     launch(
         grouped_input_gradient_kernel,
-        (triton.cdiv(M, tiles.block_m) * triton.cdiv(K, tiles.block_n), 2),
+        (triton.cdiv(M, tiles.block_m) * triton.cdiv(K, tiles.block_n), 2, splits),
         tiles=tiles,
         flops=2 * M * K * sum(groups.widths),
-        steps=sum(triton.cdiv(n, tiles.block_k) for n in groups.widths) // 2,
+        steps=triton.cdiv(depth, tiles.block_k * splits),
         writes=("dx_k_ptr", "dx_v_ptr"),
         addressed=[*dp, *groups.weights],
-        table_ptr=table_on(device, rows),
-        dx_k_ptr=outs[0], dx_v_ptr=outs[-1], groups=len(rows), M=M, K=K, **product(dtype),
+        table_ptr=table_on(device, rows), dp_0_ptr=dp[0],
+        dx_k_ptr=written[0], dx_v_ptr=written[-1], groups=len(rows), split_groups=split_groups, M=M, K=K,
+        SPLIT=splits > 1, **product(dtype),
         EVEN=K % tiles.block_n == 0 and all(n % tiles.block_k == 0 for n in groups.widths),
         ALIGNED=all(n % 16 == 0 for n in groups.widths),
     )  # fmt: skip
+    if splits > 1:
+        sum_rows(*((parts, out.view(-1)) for parts, out in zip(written, outs, strict=True)))
     return outs
