@@ -7,7 +7,8 @@ turns. A step of the main loop takes as long as the slowest of four things:
   rate, one for every 1024 FLOP that the processor finishes in a cycle;
 - reading its tiles from shared memory, 128 bytes a cycle, and writing them there. Where matrix instructions take
   operands from registers, every warp reads its own rows and columns; where from shared memory, every group of four;
-- reading its tiles from the cache that all processors share, of which every one at work has its part;
+- reading its tiles from the cache that all processors share, of which every one at work has its part, 64 bytes a
+  cycle at most;
 - waiting for them: a load answers after 0.3 µs, and all stages but one are under way, in all programs that run.
 
 After the loop comes the epilogue, some operations for every element. A launch takes no less than its bytes at the
@@ -23,7 +24,7 @@ from typing import NamedTuple
 from hnkernels.triton.cards import CARDS
 from hnkernels.triton.target import TARGETS, Target
 
-SHARED_PER_CYCLE = 128
+SHARED_PER_CYCLE, CACHED_PER_CYCLE = 128, 64
 FIRST_LOAD = 0.6e-6
 LATER_LOAD = 0.3e-6
 EPILOGUE = 12
@@ -89,10 +90,13 @@ def _per_program(work: Work, at_once: int, target: Target, sharing: int) -> floa
     card = CARDS[target.name]
     tiles = work.rows + work.columns
     warps = at_once * work.warps
-    per_cycle = card.matrix_rate / (card.clock * TARGETS[target.name].processors)
+    per_cycle, of_cache = (
+        rate / (card.clock * TARGETS[target.name].processors) for rate in (card.matrix_rate, card.cache_bandwidth)
+    )
     multiplying = 2 * work.rows * work.columns * work.depth / per_cycle * (warps + per_cycle / 1024) / warps
     shared = _ELEMENT * work.depth * (_read_from_shared(work, target) + tiles) / SHARED_PER_CYCLE
-    cached = sharing * card.cache_bandwidth / card.clock / min(work.programs, target.processors)
+    busy = min(work.programs, target.processors)
+    cached = sharing * min(of_cache * target.processors / busy, CACHED_PER_CYCLE)
     waiting = LATER_LOAD * card.clock / max(work.stages - 1, 1) / at_once
     step = max(multiplying, shared, _ELEMENT * work.depth * tiles / cached, waiting)
     epilogue = work.rows * work.columns * EPILOGUE / card.lanes / min(1, warps / card.schedulers)
