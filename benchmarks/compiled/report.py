@@ -105,10 +105,13 @@ def kinds_of(r: Row) -> tuple[str, ...]:
     if r.kernel == "linear_streams_kernel":
         return ("backward",) if "transposed" in words else ("linear",)
     if r.kernel == "mlp_layer_forward_kernel":
-        heavy = words & {"dropout", "prelu"} or {"norm_in", "norm_out"} <= words
-        return ("layer",) if heavy else ("layer", "light layer")
+        if "dropout" in words:
+            return ("layer with dropout",)
+        return ("layer",) if "prelu" in words or {"norm_in", "norm_out"} <= words else ("layer", "light layer")
     if r.kernel == "hidden_gradient_kernel":
-        return ("backward",) if words & {"dropout", "h"} else ("backward", "light backward")
+        if "dropout" in words:
+            return ("backward with dropout",)
+        return ("backward",) if "h" in words else ("backward", "light backward")
     return _KINDS.get(r.kernel, ())
 
 

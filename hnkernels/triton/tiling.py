@@ -271,9 +271,11 @@ def _of_factors(tiles: Tiles, block_r: int, target: Target) -> Tiles:
 
 
 KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
+    "layer with dropout": ("forward", _as_product),
     "layer": ("forward", _as_product),
     "light layer": ("forward", _as_product),
     "linear": ("forward", _as_product),
+    "backward with dropout": ("backward", _as_product),
     "backward": ("backward", _as_product),
     "light backward": ("backward", _as_product),
     "input gradient": ("backward", _as_product),
@@ -288,8 +290,8 @@ KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
 }
 """Of every kind of matrix kernel: the product whose tiles it has, and what they become, given the ranks filled up.
 
-Light ones are those whose epilogue leaves registers for larger tiles: without dropout, without prelu, with no LayerNorm
-on both sides of a layer, with no second output of a gradient.
+The less there is in an epilogue, the larger its tiles may be before a thread runs out of registers: dropout takes most;
+light are those without prelu, without a LayerNorm on both sides of a layer, without a second output of a gradient.
 """
 
 

@@ -14,7 +14,8 @@ from hnkernels.triton.tiling import KINDS, Tiles, by_model, candidates, heuristi
 
 A100, H100 = TARGETS["sm_80"], TARGETS["sm_90"]
 MODELLED = (
-    "layer", "light layer", "linear", "backward", "light backward", "input gradient", "gradient", "normalising gradient"
+    "layer", "light layer", "layer with dropout", "linear", "backward", "light backward", "backward with dropout",
+    "input gradient", "gradient", "normalising gradient",
 )  # fmt: skip
 SHAPES = [
     (4096, 640, 320), (8192, 320, 960), (1024, 1280, 640), (256, 2560, 1280), (64, 1280, 3840), (1024, 1280, 2560),

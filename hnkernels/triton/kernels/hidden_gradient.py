@@ -129,8 +129,8 @@ def hidden_gradient(
     """``hidden_gradient_kernel``: da [M, K], w [K, N] per stream, a [streams, M, N] → da or dh, and h, like a."""
     (M, K), N = da[0].shape, w[0].shape[1]
     dtype, device = da[0].dtype, da[0].device
-    heavy = with_h or dropout is not None
-    tiles = choose("backward" if heavy else "light backward", M, N, K, dtype, target_of(device))
+    kind = "backward with dropout" if dropout else "backward" if with_h else "light backward"
+    tiles = choose(kind, M, N, K, dtype, target_of(device))
     out = torch.empty(len(da), M, N, device=device, dtype=dtype)
     h = torch.empty_like(out) if with_h else None
     launch(

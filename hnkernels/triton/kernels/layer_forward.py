@@ -322,8 +322,9 @@ def layer_forward(
     (M, K), N, streams = x[0].shape, w[0].shape[0], len(x)
     dtype, device = w[0].dtype, x[0].device
     acc = acc_dtype(dtype)
-    heavy = dropout is not None or alpha is not None or (norm_in is not None and moments)
-    tiles = choose("layer" if heavy else "light layer", M, N, K, dtype, target_of(device))
+    heavy = alpha is not None or (norm_in is not None and moments)
+    kind = "layer with dropout" if dropout else "layer" if heavy else "light layer"
+    tiles = choose(kind, M, N, K, dtype, target_of(device))
     query_n = 0 if query is None else query[0].shape[0]
     columns = triton.cdiv(N, tiles.block_n)
 
