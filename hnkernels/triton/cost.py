@@ -65,6 +65,8 @@ def seconds_of_processors(work: Work, target: Target, sharing: int = 1) -> float
     Args:
         sharing: programs that load what they have in common once, as a cluster of Hopper's may.
     """
+    if work.programs == 0:
+        return 0.0
     card = CARDS[target.name]
     turns = -(-work.programs // target.processors)
     at_once = min(turns, work.resident)

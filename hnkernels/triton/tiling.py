@@ -306,7 +306,7 @@ def row_tiles(kind: str, R: int, C: int, target: Target) -> Rows:
         if kind == "whole rows":
             rows = min(fill, _power_of_2(R // 256 + 1) // 2 or 1)  # programs first
         else:
-            each = -(-R // row_programs(R, target))
+            each = -(-R // max(row_programs(R, target), 1))
             rows = min(_power_of_2(each), max(fill, min(_power_of_2(-(-each // 8)), 4096 // columns)))
         return Rows(rows, columns, min(max(rows * columns // 256, 4), 16))
     rows = min(64, _power_of_2(R))

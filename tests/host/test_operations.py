@@ -39,6 +39,18 @@ def test_inference_takes_few_calls_of_functions(query, options):
     assert warm_calls(Call(query, **options).run) <= 120
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("options", NETS.values(), ids=NETS)
+def test_no_rows_and_one_on_a_device(options, dtype, rows):
+    net = hn.Hypernetwork((1280,), **options).to(dtype)
+    x, w = torch.randn(rows, 1280, dtype=dtype, requires_grad=True), torch.randn(8, 1280, dtype=dtype)
+    k, v = hn.hyper_kv(x, *net[1280], w, w, backend="triton")
+    torch.autograd.backward((k, v), (torch.ones_like(k), torch.ones_like(v)))
+    assert k.shape == v.shape == (rows, 8)
+    assert x.grad.shape == x.shape
+
+
 def test_what_is_returned_cannot_be_mistaken_for_a_result():
     call = Call(training=True)
     for _ in range(2):
