@@ -144,8 +144,10 @@ def markdown(rows: Sequence[Row]) -> list[str]:
     import triton
 
     faulty = sum(bool(r.faults) for r in rows)
+    dtypes = " and ".join(sorted({r.dtype for r in rows} - {"fp32"}))
     lines = [
-        f"Compiled with Triton {triton.__version__}, not measured: {len(rows)} kernels, {faulty} with faults. Lowest"
+        f"Compiled with Triton {triton.__version__}, not measured: {len(rows)} kernels, of {dtypes} (sums in fp32),"
+        f" {faulty} with faults. Lowest"
         " to highest of each kind. Matrix: share of matrix instructions in the loops that multiply; load: usual width.",
         "",
         "| target | kernel | forms | registers | spills | shared KiB | occupancy % | matrix instructions | matrix % |"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hnkernels.triton.target import TARGETS, Target
+from hnkernels.triton.target import Target
 
 _KB = 1024
 
@@ -80,6 +80,3 @@ def occupancy(target: Target, registers: int, shared: int, warps: int) -> float:
     """The share of the warps that fit at once."""
     card = CARDS[target.name]
     return resident(target, registers, shared, warps) * warps / (card.warps * card.schedulers)
-
-
-assert CARDS.keys() == TARGETS.keys()

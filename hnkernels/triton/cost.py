@@ -47,6 +47,7 @@ class Work(NamedTuple):
         warps: per program.
         stages: of the pipeline of loads.
         resident: programs that fit on a processor.
+        operations: of the epilogue, per element.
     """
 
     programs: int
@@ -57,6 +58,7 @@ class Work(NamedTuple):
     warps: int
     stages: int
     resident: int
+    operations: float = EPILOGUE
 
 
 def seconds_of_processors(work: Work, target: Target, sharing: int = 1) -> float:
@@ -101,7 +103,7 @@ def _per_program(work: Work, at_once: int, target: Target, sharing: int) -> floa
     cached = sharing * min(of_cache * target.processors / busy, CACHED_PER_CYCLE)
     waiting = LATER_LOAD * card.clock / max(work.stages - 1, 1) / at_once
     step = max(multiplying, shared, _ELEMENT * work.depth * tiles / cached, waiting)
-    epilogue = work.rows * work.columns * EPILOGUE / card.lanes / min(1, warps / card.schedulers)
+    epilogue = work.rows * work.columns * work.operations / card.lanes / min(1, warps / card.schedulers)
     return work.steps * step + epilogue
 
 

@@ -31,6 +31,7 @@ class Launch:
         bytes_read, bytes_written: every byte once, however often it is read.
         steps: how often a program loads, one time after the other; 0 where the launcher does not say.
         product: batch, M, N and K of a product whose tiles are not ours to know.
+        act: the activation in its epilogue, by the device's name.
     """
 
     kernel: str
@@ -41,6 +42,7 @@ class Launch:
     bytes_written: int
     steps: int = 0
     product: tuple[int, int, int, int] | None = None
+    act: str = "linear"
 
 
 class Call(NamedTuple):
@@ -150,8 +152,9 @@ def launch(
         arguments.update(tiles.arguments())
     call = Call(kernel, arguments)
     entry = Launch(
-        _name(kernel), programs, tiles, flops, _unique_bytes([*read, *addressed]), _unique_bytes(written), steps
-    )
+        _name(kernel), programs, tiles, flops, _unique_bytes([*read, *addressed]), _unique_bytes(written), steps,
+        act=arguments.get("ACT", "linear"),
+    )  # fmt: skip
     trace = _trace.get()
     if trace is not None:
         trace.add(entry, call, grid)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hnkernels.triton.kernels import weight_gradient
-from hnkernels.triton.kernels.weight_gradient import NormInFront, WeightGradients, neighbours, sum_rows
+from hnkernels.triton.kernels.sums import sum_rows
+from hnkernels.triton.kernels.weight_gradient import NormInFront, WeightGradients, neighbours
 from hnkernels.triton.launch import recording
 from hnkernels.triton.target import TARGETS
 from hnkernels.triton.tiling import Tiles, forced, splits

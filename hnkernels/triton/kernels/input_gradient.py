@@ -10,8 +10,8 @@ from torch import Tensor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product
+from hnkernels.triton.kernels.sums import sum_rows
 from hnkernels.triton.kernels.tiles import multiply, part_of, tile_of
-from hnkernels.triton.kernels.weight_gradient import sum_rows
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import MOST_SPLITS
