@@ -33,17 +33,17 @@ def launch() -> dict[str, Side]:
     (bound,) = program._bound.values()
     assert bound is not None  # else launches would be Triton's own
     (step,) = program.layout.steps
-    (buffer,) = step.allocate
+    (buffer,), launch = step.allocate, step.what
     make = program.layout.make[buffer.slot]
 
     tensors = [x, w, make()]
-    values = {name: v.of(tensors) if isinstance(v, Ref) else v for name, v in step.arguments.items()}
-    compiled = step.kernel[step.grid](**values)
-    ready = [values[name] for name in direct.positional(step.kernel)]
+    compiled = launch.run(tensors)
+    ready = [launch.arguments[name] for name in direct.positional(launch.kernel)]
+    ready = [v.of(tensors) if isinstance(v, Ref) else v for v in ready]
     ready = [v.data_ptr() if isinstance(v, Tensor) else v for v in ready]
     enter, function, metadata = direct.entry(compiled)
     stream = direct.stream_source()(0)
-    by_hand = partial(enter, *step.grid, stream, function, metadata, None, None, None, *ready)
+    by_hand = partial(enter, *launch.grid, stream, function, metadata, None, None, None, *ready)
 
     def allocate_and_launch() -> Tensor:
         y = make()

@@ -27,7 +27,7 @@ from hnkernels.triton.bound import Bound
 from hnkernels.triton.launch import Call, Launch, note, on, recorded, tracing
 from hnkernels.triton.target import planned_for, setting, target_of
 from hnkernels.triton.tiling import forced_tiles
-from hnkernels.triton.trace import Ref, Trace
+from hnkernels.triton.trace import Operation, Trace
 
 _ALIGNMENT = 16
 """What Triton specializes pointers on, in bytes."""
@@ -60,21 +60,21 @@ class Program:
         self.known: dict[Any, Any] = {}  # for those who go on from its results
         self._bound: dict[tuple[int, ...], Bound | None] = {}
         self._meta = device.type == "meta"
+        self._operates = any(isinstance(step.what, Operation) for step in self.layout.steps)
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """Allocates, launches, and returns the outputs. ``inputs`` are the tensors among the operator's arguments."""
         if recorded():
             note(self.launches, self.calls)
+        if self._operates and torch.is_grad_enabled():
+            with torch.no_grad():  # PyTorch's operations are no other steps than launches
+                return self._run(inputs)
+        return self._run(inputs)
+
+    def _run(self, inputs: Sequence[Tensor]) -> Any:
         if self._meta:
             return self._results(self._plain(inputs, launch=False))
-        if self.layout.operations:
-            inputs = [*inputs, *(None,) * (self.layout.slots - self.layout.inputs)]  # type: ignore[list-item]
-            self._operate(inputs)
-            if not self.layout.steps and not self.layout.last:
-                return self._results(inputs)
-            pointers = [0 if t is None else t.data_ptr() for t in inputs]
-        else:
-            pointers = list(map(_pointer, inputs))
+        pointers = list(map(_pointer, inputs))
         key = () if reduce(or_, pointers, 0) % _ALIGNMENT == 0 else _misaligned(pointers)
         bound = self._bound.get(key)
         if bound is None or direct.hooked():
@@ -84,7 +84,7 @@ class Program:
 
     def runner(self, others: Sequence[Tensor]) -> Callable[[Tensor], Any]:
         """What runs it for another first input and these others, for as long as nobody looks on (``watched``)."""
-        if self._meta or self.layout.operations:
+        if self._meta or self._operates:
             return lambda first: self.run([first, *others])
         kept, run, single = self._bound, self.run, self._single
 
@@ -110,32 +110,20 @@ class Program:
 
     def _plain(self, inputs: Sequence[Any], launch: bool = True, compiled: list[Any] | None = None) -> list[Any]:
         tensors = [*inputs, *[None] * (self.layout.slots - len(inputs))]
-        if self.layout.operations and not launch:
-            self._operate(tensors)
-        for step in self.layout.steps:
-            for buffer in step.allocate:
+        for what, allocate, release in self.layout.steps:
+            for buffer in allocate:
                 tensors[buffer.slot] = self.layout.make[buffer.slot]()
-            if launch:
-                values = {n: v.of(tensors) if isinstance(v, Ref) else v for n, v in step.arguments.items()}
-                kernel = step.kernel[step.grid](**values)
+            if isinstance(what, Operation):
+                what.run(tensors, self.layout.device)
+            elif launch:
+                kernel = what.run(tensors)
                 if compiled is not None:
                     compiled.append(kernel)
-            for slot in step.release:
+            for slot in release:
                 tensors[slot] = None
         for buffer in self.layout.last:
             tensors[buffer.slot] = self.layout.make[buffer.slot]()
         return tensors
-
-    def _operate(self, tensors: list[Any]) -> None:
-        for function, arguments, keywords, made in self.layout.operations:
-            given = [_filled(a, tensors) if isinstance(a, (Ref, list)) else a for a in arguments]
-            if keywords:
-                keywords = {name: _filled(a, tensors) for name, a in keywords.items()}
-                if "device" in keywords:
-                    keywords["device"] = self.layout.device
-            result = function(*given, **keywords)
-            if made is not None:
-                tensors[made] = result
 
     def _results(self, tensors: list[Any]) -> Any:
         results = [ref.of(tensors) for ref in self.layout.outputs]
@@ -212,9 +200,3 @@ def _misaligned(pointers: Sequence[int]) -> tuple[int, ...]:
 def signature(tensors: Sequence[Tensor]) -> tuple:
     """What a program depends on of tensors."""
     return (*map(_shape, tensors), *map(_dtype, tensors), *map(_stride, tensors))
-
-
-def _filled(value: Any, tensors: Sequence[Any]) -> Any:
-    if isinstance(value, Ref):
-        return value.of(tensors)
-    return [v.of(tensors) if isinstance(v, Ref) else v for v in value] if isinstance(value, list) else value

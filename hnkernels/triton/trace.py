@@ -68,13 +68,42 @@ class Operation(NamedTuple):
     keywords: dict[str, Any]
     result: int | None  # slot; None where it writes into one of its arguments
 
+    def refs(self) -> list[Ref]:
+        """The tensors that it takes."""
+        values = [*self.arguments, *self.keywords.values()]
+        return [r for v in values for r in (v if isinstance(v, list) else [v]) if isinstance(r, Ref)]
 
-class Step(NamedTuple):
-    """One launch, and which slots are allocated before it and not needed after it."""
+    def run(self, tensors: list[Any], device: torch.device) -> None:
+        """The operation, where these are in the slots."""
+        keywords = {name: _filled(a, tensors) for name, a in self.keywords.items()}
+        if "device" in keywords:
+            keywords["device"] = device
+        result = self.function(*[_filled(a, tensors) for a in self.arguments], **keywords)
+        if self.result is not None:
+            tensors[self.result] = result
+
+
+class LaunchOf(NamedTuple):
+    """A launch on slots; Refs among its arguments."""
 
     kernel: Any
     grid: tuple[int, int, int]
-    arguments: dict[str, Any]  # Refs for tensors
+    arguments: dict[str, Any]
+
+    def refs(self) -> list[Ref]:
+        """The tensors that it takes."""
+        return [v for v in self.arguments.values() if isinstance(v, Ref)]
+
+    def run(self, tensors: list[Any]) -> Any:
+        """The launch as Triton makes it, where these are in the slots; the compiled kernel."""
+        values = {n: v.of(tensors) if isinstance(v, Ref) else v for n, v in self.arguments.items()}
+        return self.kernel[self.grid](**values)
+
+
+class Step(NamedTuple):
+    """One launch or operation, and which slots are allocated before it and not needed after it."""
+
+    what: LaunchOf | Operation
     allocate: tuple[Buffer, ...]
     release: tuple[int, ...]
 
@@ -87,9 +116,8 @@ class Layout:
         device: where it runs.
         inputs: how many slots are given; they come first.
         slots: how many there are.
-        operations: what PyTorch computes before the launches.
-        steps: the launches.
-        last: what is allocated after them, because it is returned and no launch touches it.
+        steps: launches, and what PyTorch computes in between, in order.
+        last: what is allocated after them, because it is returned and no step touches it.
         outputs: what is returned.
         make: what allocates a slot.
     """
@@ -97,7 +125,6 @@ class Layout:
     device: torch.device
     inputs: int
     slots: int
-    operations: tuple[Operation, ...]
     steps: tuple[Step, ...]
     last: tuple[Buffer, ...]
     outputs: tuple[Ref, ...]
@@ -117,11 +144,9 @@ class Trace(TorchDispatchMode):
         self.inputs: list[Tensor] = []
         self.slots: dict[int, int] = {}  # storage → slot
         self.buffers: dict[int, Buffer] = {}
-        self.operations: list[Operation] = []
         self.launches: list[Launch] = []
         self.calls: list[Call] = []
-        self.grids: list[tuple[int, int, int]] = []
-        self._launched: set[int] = set()  # slots that are not inputs
+        self._steps: list[LaunchOf | Operation] = []
         self._alive: list[Any] = []  # so that no storage's address is used again
 
     def inputs_of(self, arguments: Sequence[Any]) -> list[Any]:
@@ -159,31 +184,27 @@ class Trace(TorchDispatchMode):
         return result
 
     def operate(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """Takes an operation of PyTorch as a whole."""
+        """Takes an operation of PyTorch as a whole, which returns a new tensor, or one that it has written into."""
         with _disable_current_modes():
             result = function(*arguments)
-        self._operation(function, arguments, {}, self._slot(result))
+        self._operation(function, arguments, {}, None if self._known(result) else self._slot(result))
         return result
 
     def _operation(self, function: Any, arguments: Sequence[Any], keywords: dict[str, Any], made: int | None) -> None:
         refs = tuple(_mapped(self.ref, a) for a in arguments)
-        operation = Operation(function, refs, {name: _mapped(self.ref, a) for name, a in keywords.items()}, made)
-        if any(ref.slot in self._launched for ref in _refs(operation)):
-            raise RuntimeError(f"{function} on what a launch has touched cannot be a part of a program")
-        self.operations.append(operation)  # and so it can come before all launches
+        self._steps.append(Operation(function, refs, {n: _mapped(self.ref, a) for n, a in keywords.items()}, made))
 
     def add(self, launch: Launch, call: Call, grid: tuple[int, ...]) -> None:
         """Takes a launch; see ``launch.Trace``."""
         self.launches.append(launch)
         self.calls.append(call)
-        self.grids.append((*grid, *(1,) * (3 - len(grid))))  # type: ignore[arg-type]
-        slots = {self._slot(t) for t in call.arguments.values() if isinstance(t, Tensor)}
-        self._launched |= {slot for slot in slots if slot >= len(self.inputs)}
+        arguments = {n: _mapped(self.ref, v) for n, v in call.arguments.items()}
+        self._steps.append(LaunchOf(call.kernel, (*grid, *(1,) * (3 - len(grid))), arguments))  # type: ignore[arg-type]
 
     def layout(self, results: Sequence[Tensor], device: torch.device) -> Layout:
         """The program, which returns these.
 
-        A buffer is allocated before the first launch that has it, and given back after the last one.
+        A buffer is allocated before the first step that has it, and given back after the last one.
         """
         outputs = tuple(self.ref(t) for t in results)
         for ref in outputs:  # allocated with the dimensions with which it is returned, so that no view has to be made
@@ -191,34 +212,19 @@ class Trace(TorchDispatchMode):
             if buffer is not None and math.prod(buffer.size) == math.prod(ref.size) and ref.offset == 0:
                 self.buffers[ref.slot] = buffer._replace(size=ref.size, stride=ref.stride)
         returned = {ref.slot for ref in outputs}
-        used = [{n: _mapped(self.ref, v) for n, v in call.arguments.items()} for call in self.calls]
-        touched = [{v.slot for v in values.values() if isinstance(v, Ref)} for values in used]
-        early = {ref.slot for operation in self.operations for ref in _refs(operation)} & set(self.buffers)
-        operations = [
-            Operation(_aten.empty.memory_format, (list(b.size),), {"dtype": b.dtype, "device": None}, b.slot)
-            for b in (self.buffers[slot] for slot in sorted(early))
-        ]  # fmt: skip
-        made = {operation.result for operation in self.operations if operation.result is not None} | early
-        seen: set[int] = set(made)
+        touched = [{ref.slot for ref in what.refs()} for what in self._steps]
+        made = {w.result for w in self._steps if isinstance(w, Operation) and w.result is not None}
+        seen: set[int] = set()
         steps = []
-        for i, (call, grid, values) in enumerate(zip(self.calls, self.grids, used, strict=True)):
+        for i, what in enumerate(self._steps):
             allocate = tuple(self.buffers[s] for s in sorted(touched[i] - seen) if s in self.buffers)
             seen |= touched[i]
             later = set().union(*touched[i + 1 :]) | returned
             release = tuple(s for s in sorted(touched[i] - later) if s in self.buffers or s in made)
-            steps.append(Step(call.kernel, grid, values, allocate, release))
+            steps.append(Step(what, allocate, release))
         last = tuple(self.buffers[s] for s in sorted(returned - seen) if s in self.buffers)
         make = {b.slot: b.maker(device, b.slot in returned) for b in self.buffers.values()}
-        return Layout(
-            device,
-            len(self.inputs),
-            len(self.slots),
-            (*operations, *self.operations),
-            tuple(steps),
-            last,
-            outputs,
-            make,
-        )
+        return Layout(device, len(self.inputs), len(self.slots), tuple(steps), last, outputs, make)
 
 
 def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -229,6 +235,7 @@ def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
     return value
 
 
-def _refs(operation: Operation) -> list[Ref]:
-    values = [*operation.arguments, *operation.keywords.values()]
-    return [r for v in values for r in (v if isinstance(v, list) else [v]) if isinstance(r, Ref)]
+def _filled(value: Any, tensors: Sequence[Any]) -> Any:
+    if isinstance(value, Ref):
+        return value.of(tensors)
+    return [v.of(tensors) if isinstance(v, Ref) else v for v in value] if isinstance(value, list) else value
