@@ -230,7 +230,7 @@ def _overwrites(func: Any) -> bool:
 def _product(func: Any, args: Any) -> tuple[int, int, int, int] | None:
     """Batch, M, N and K of a product of matrices."""
     name = func.overloadpacket.__name__.rstrip("_")
-    if name not in ("mm", "bmm", "addmm", "baddbmm"):
+    if name not in ("mm", "bmm", "addmm", "baddbmm", "_addmm_activation"):
         return None
     a, b = [t for t in args if isinstance(t, Tensor)][-2:]
     return (a.shape[0] if a.ndim == 3 else 1, a.shape[-2], b.shape[-1], a.shape[-1])
@@ -242,7 +242,7 @@ def _matrix_vector(matrix: Tensor) -> int:
 
 def _flops(func: Any, args: Any, kwargs: Any, results: Any) -> int:
     """By PyTorch's own table, which has no operations in place and no matrix times vector."""
-    packet = func.overloadpacket
+    packet = aten.addmm if func.overloadpacket is aten._addmm_activation else func.overloadpacket
     name = packet.__name__
     if name in ("mv", "addmv"):
         return _matrix_vector(args[0 if name == "mv" else 1])

@@ -12,6 +12,7 @@ from typing import Any
 from torch._C import DispatchKey, DispatchKeySet
 
 from benchmarks.accounting.eager import Counting
+from hnkernels.triton import vendor
 from hnkernels.triton.launch import recording
 
 
@@ -23,5 +24,6 @@ class CountingKernels(Counting):
             return super().__torch_dispatch__(func, types, args, kwargs)
         with recording() as launches, self:  # PyTorch has switched this mode off while it handles an operation
             results = func.redispatch(DispatchKeySet(DispatchKey.Meta), *args, **(kwargs or {}))
-        self.launches += launches
+        # What PyTorch computes inside of it this mode has seen for itself.
+        self.launches += [launch for launch in launches if not launch.kernel.startswith(vendor.PREFIX)]
         return results

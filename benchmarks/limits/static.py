@@ -30,6 +30,7 @@ from benchmarks.accounting.cases import Case
 from benchmarks.compiled.compilation import Configuration, configuration
 from benchmarks.limits.gpus import Gpu
 from benchmarks.rows import Row
+from hnkernels.triton import vendor
 from hnkernels.triton.cards import occupancy, resident
 from hnkernels.triton.launch import capturing, recording
 from hnkernels.triton.target import TARGETS, planned_for
@@ -78,7 +79,7 @@ def readings(case: Case, mode: str, gpu: Gpu) -> list[Reading]:
             results = run()
             if training:
                 torch.autograd.backward(list(results), [torch.empty_like(t) for t in results])
-    programs = [launch.programs for launch in launches if launch.kernel != "vendor_linear"]
+    programs = [launch.programs for launch in launches if not launch.kernel.startswith(vendor.PREFIX)]
     return [_reading(configuration(call, target), count, gpu) for call, count in zip(calls, programs, strict=True)]
 
 

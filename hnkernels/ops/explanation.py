@@ -51,7 +51,7 @@ class Explanation:
         return sum(launch.bytes_read + launch.bytes_written for launch in self.launches)
 
     def __str__(self) -> str:
-        lines = [f"{'launch':<34}{'tiles':>14}{'programs':>10}{'GFLOP':>9}{'MB read':>10}{'MB written':>12}"]
+        lines = [f"{'launch':<34}{'tiles':>14}{'programs':>10}{'GFLOP':>9}{'MB read':>10}{'MB written':>12}  route"]
         for name, launches in (("forward", self.forward), ("backward", self.backward)):
             if launches:
                 lines.append(f"{name}, {len(launches)} launches")
@@ -61,6 +61,7 @@ class Explanation:
                     f"  {launch.kernel.removesuffix('_kernel'):<32}"
                     f"{f'{t.block_m}x{t.block_n}x{t.block_k}' if t else '-':>14}{launch.programs:>10}"
                     f"{launch.flops / 1e9:>9.3f}{launch.bytes_read / 1e6:>10.2f}{launch.bytes_written / 1e6:>12.2f}"
+                    f"  {launch.why}".rstrip()
                 )
         lines.append(
             f"{len(self.launches)} launches, {self.flops / 1e9:.3f} GFLOP, {self.bytes_moved / 1e6:.2f} MB moved, "

@@ -20,8 +20,8 @@ from hnkernels.ops.derived import derived
 from hnkernels.ops.folding import fold_projection, is_affine
 from hnkernels.ops.plan import Tape
 from hnkernels.ops.portable import Chain, acts
+from hnkernels.triton import vendor
 from hnkernels.triton._compat import QUERY_COMES_ALONG
-from hnkernels.triton.launch import vendor_linear
 from hnkernels.triton.mlps import all_norm_vectors, unflatten
 from hnkernels.triton.ops.grouped import run_grouped_linear
 from hnkernels.triton.ops.kv import run_kv
@@ -274,7 +274,7 @@ class _Streams:
 
     def _vendor(self, x: Tensor, projection: Projection) -> Tensor:
         x = self._to(x)
-        return self._noted(vendor_linear, x, *projection)
+        return self._noted(vendor.linear, x, *projection)
 
     def _call(self, operator: Operator, *arguments: Any) -> tuple[Tensor, ...]:
         results = tuple(operator(*arguments))

@@ -92,12 +92,12 @@ class Tape:
         Raises:
             KeyError: something went into a step that nobody knows.
         """
-        from hnkernels.triton.launch import vendor_linear
+        from hnkernels.triton import vendor
 
         known = {id(old): new for old, new in zip([*self.given, *self.used()], others, strict=True)}
         known[id(self.context)], known[id(self._rows)] = context, context.reshape(-1, context.shape[-1])
         for function, arguments, outputs in self._steps:
-            if function is vendor_linear and arguments[0] is self._rows:  # takes any dimensions
+            if function is vendor.linear and arguments[0] is self._rows:  # takes any dimensions
                 arguments = (self.context, *arguments[1:])
             results = function(*[_replaced(a, known) for a in arguments])
             known.update(zip(map(id, outputs), [results] if isinstance(results, Tensor) else results, strict=True))

@@ -14,11 +14,15 @@ turns. A step of the main loop takes as long as the slowest of four things:
 After the loop comes the epilogue, some operations for every element. A launch takes no less than its bytes at the
 memory's bandwidth, and the first load from there, 0.6 µs; that of later programs overlaps with others.
 
+The vendor's library takes the best of ``VENDOR``'s tiles and splits by the same formulas, in its favour: every one of
+them fits as often as said, whatever its epilogue, and on Hopper and later two programs share what they load.
+
 Left out: what a program finds in the cache of its own processor, bank conflicts, clocks below the boost.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from hnkernels.triton.cards import CARDS
@@ -32,6 +36,15 @@ EPILOGUE = 12
 
 LAUNCH = 0.9e-6
 """What a launch costs besides; see ``benchmarks/limits/gpus.py``."""
+
+VENDOR = (
+    (128, 256, 64, 8, 3, 1), (256, 128, 64, 8, 3, 1), (128, 128, 64, 8, 3, 2), (128, 64, 64, 4, 4, 3),
+    (64, 128, 64, 4, 4, 3), (64, 64, 64, 4, 4, 4), (32, 64, 64, 4, 4, 6),
+)  # fmt: skip
+"""Rows, columns, depth, warps, stages and programs on a processor of what cuBLAS and hipBLASLt may choose from."""
+
+_SPLITS = (1, 2, 4, 8)
+_SHARING = ("sm_90", "sm_100")
 
 _ELEMENT, _SUM = 2, 4  # bytes
 _FROM_SHARED = ("sm_90", "sm_100")  # wgmma and tcgen05
@@ -77,6 +90,25 @@ def seconds_of_processors(work: Work, target: Target, sharing: int = 1) -> float
     if rest:
         cycles += rest * _per_program(work, rest, target, sharing)
     return cycles / card.clock
+
+
+@lru_cache(4096)
+def vendor_seconds(product: tuple[int, int, int, int], name: str) -> float:
+    """A product of batch, M, N and K by the vendor's library on the target of this name, without the memory's
+    bandwidth, the first load and the launch; a split one adds up its parts in another launch."""
+    batch, m, n, k = product
+    target = TARGETS[name]
+    times = []
+    for rows, columns, depth, warps, stages, fit in VENDOR:
+        tiles = batch * -(-m // rows) * -(-n // columns)
+        for split in _SPLITS:
+            steps = -(-k // (depth * split))
+            work = Work(tiles * split, steps, rows, columns, depth, warps, stages, fit)
+            time = seconds_of_processors(work, target, sharing=2 if name in _SHARING else 1)
+            if split > 1:
+                time += _SUM * 2 * split * batch * m * n / CARDS[name].cache_bandwidth + LAUNCH + FIRST_LOAD
+            times.append(time)
+    return min(times)
 
 
 def adding_up(elements: int, parts: int, target: Target) -> float:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hnkernels.triton.tiling import Tiles
@@ -32,6 +31,7 @@ class Launch:
         steps: how often a program loads, one time after the other; 0 where the launcher does not say.
         product: batch, M, N and K of a product whose tiles are not ours to know.
         act: the activation in its epilogue, by the device's name.
+        why: who computes it and why, where there was a choice; see ``route.py``.
     """
 
     kernel: str
@@ -43,6 +43,7 @@ class Launch:
     steps: int = 0
     product: tuple[int, int, int, int] | None = None
     act: str = "linear"
+    why: str = ""
 
 
 class Call(NamedTuple):
@@ -126,6 +127,7 @@ def launch(
     tiles: Tiles | None = None,
     flops: int = 0,
     steps: int = 0,
+    why: str = "",
     **arguments: Any,
 ) -> None:
     """Launches a kernel on the device of what it writes; on the meta device it is only noted.
@@ -139,6 +141,7 @@ def launch(
         tiles: how it is cut up, passed on as BLOCK_M … num_stages.
         flops: of its products, for the account.
         steps: of a program's main loop, for the account.
+        why: it is not the vendor's library that computes this.
         arguments: everything else that the kernel takes.
     """
     programs = 1
@@ -152,8 +155,8 @@ def launch(
         arguments.update(tiles.arguments())
     call = Call(kernel, arguments)
     entry = Launch(
-        _name(kernel), programs, tiles, flops, _unique_bytes([*read, *addressed]), _unique_bytes(written), steps,
-        act=arguments.get("ACT", "linear"),
+        _name(kernel), programs, tiles, flops, unique_bytes([*read, *addressed]), unique_bytes(written), steps,
+        act=arguments.get("ACT", "linear"), why=why,
     )  # fmt: skip
     trace = _trace.get()
     if trace is not None:
@@ -171,30 +174,23 @@ def on(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
 
 
-def vendor_linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """``x wᵀ + b`` by PyTorch's own linear, which a bare projection cannot better; counted like a launch.
-
-    Shape: x [..., d], w [n, d], b [n] → [..., n].
-    """
-    if torch.compiler.is_compiling():
-        return F.linear(x, w, b)
+def compute(function: Callable[..., Tensor], entry: Callable[[Tensor], Launch], *arguments: Any) -> Tensor:
+    """An operation of PyTorch, counted like a launch; ``entry`` says as what, given its result."""
     trace = _trace.get()
-    out = F.linear(x, w, b) if trace is None else trace.operate(F.linear, x, w, b)
-    if trace is not None or _records.get():
-        rows, (n, k) = x.numel() // x.shape[-1], w.shape
-        entry = Launch(
-            "vendor_linear", 1, None, 2 * rows * n * k, _unique_bytes([x, w, b]), _unique_bytes([out]),
-            product=(1, rows, n, k),
-        )  # fmt: skip
-        note([entry]) if trace is None else trace.launches.append(entry)
-    return out
+    result = function(*arguments) if trace is None else trace.operate(function, *arguments)
+    if trace is not None:
+        trace.launches.append(entry(result))
+    elif _records.get():
+        note([entry(result)])
+    return result
 
 
 def _name(kernel: Any) -> str:
     return (kernel.fn if hasattr(kernel, "fn") else kernel).__name__
 
 
-def _unique_bytes(tensors: Sequence[Tensor | None]) -> int:
+def unique_bytes(tensors: Sequence[Tensor | None]) -> int:
+    """Bytes of the tensors, those of the same one once."""
     sizes = {
         (t.untyped_storage()._cdata, t.storage_offset(), t.shape): t.numel() * t.element_size()
         for t in tensors

@@ -2,7 +2,7 @@
 
 Forward, per layer: one launch of ``mlp_layer_forward_kernel``. A LayerNorm between two layers is folded into the second
 one's launch; only where no product follows (the last layer), active dropout stands between, or a training step has few
-rows (``with_few_rows``), a row kernel runs.
+rows or the vendor's library multiplies (``trained``), a row kernel runs.
 
 Kept for backward: x, every layer's pre-activations, and a LayerNorm's row statistics. Where the activation of an
 activation is itself (relu), its output serves as well and nothing is written twice.
@@ -19,7 +19,10 @@ from torch import Tensor
 
 from hnkernels.triton.kernels.arguments import Dropout, Streams
 from hnkernels.triton.kernels.layer_forward import NormIn, layer_forward
-from hnkernels.triton.kernels.norm_forward import norm_forward, norm_vectors
+from hnkernels.triton.kernels.layer_output_forward import layer_output_forward
+from hnkernels.triton.kernels.norm_vectors import norm_vectors
+from hnkernels.triton.route import norm_alone
+from hnkernels.triton.target import target_of
 
 _IDEMPOTENT = ("linear", "relu", "relu6", "hardtanh")  # act(act(a)) = act(a), and act' at both is the same
 _SCALE_FREE = ("linear", "relu")  # so even after a multiplication by dropout's 0 or 1/(1-p)
@@ -116,16 +119,22 @@ def unflatten_saved(layers: Sequence[Layer], tensors: Sequence[Tensor]) -> list[
     return saved
 
 
-def with_few_rows(layers: Sequence[Layer], parameters: Sequence[Parameters], rows: int) -> list[Layer]:
-    """The layers of a training step, with the LayerNorms alone that rows are too few for to be folded.
+def trained(layers: Sequence[Layer], parameters: Sequence[Parameters], rows: int) -> list[Layer]:
+    """The layers of a training step, with the LayerNorms alone that are not worth folding into the next product.
 
-    Folded into a product, a LayerNorm has its weight [N, K] read twice more in every step: W γ and W β are made of it,
-    and dγ and dβ. Alone, it goes through the activations [rows, K] four times more, in one launch more.
+    Folded, a LayerNorm has that product's weight [N, K] read twice more in every step: W γ and W β are made of it, and
+    dγ and dβ. Alone, it goes through the activations [rows, K] four times more, in one launch more; that is less where
+    rows are few, and where the vendor's library, which cannot fold anything, multiplies so much faster.
     """
-    return [
-        replace(layer, alone=layer.norm and 4 * rows < above.w[0].shape[0])
-        for layer, above in zip(layers, (*parameters[1:], parameters[-1]), strict=True)
-    ]
+    target, dtype = target_of(parameters[0].w[0].device), parameters[0].w[0].dtype
+    planned = []
+    for layer, p, above in zip(layers, parameters, (*parameters[1:], None), strict=True):
+        alone = False
+        if layer.norm and above is not None:
+            width, (n, k) = above.w[0].shape[0], p.w[0].shape
+            alone = 4 * rows < width or norm_alone(rows, n, k, width, dtype, target)
+        planned.append(replace(layer, alone=alone))
+    return planned
 
 
 def keeps_pre(layers: Sequence[Layer], index: int) -> bool:
@@ -173,8 +182,8 @@ def forward(
         assert step.pre is not None
         assert p.gamma is not None
         assert p.beta is not None
-        y = norm_forward(
-            step.pre, p.gamma, p.beta, layer.act, out_dtype=out_dtype, alpha=p.alpha, dropout=dropout,
+        y, _ = layer_output_forward(
+            step.pre, layer.act, gamma=p.gamma, beta=p.beta, out_dtype=out_dtype, alpha=p.alpha, dropout=dropout,
             residual=residual, multiplier=multiplier, strength=strength,
             wb=None if norm_in is None else norm_in.wb,
         )  # fmt: skip
@@ -223,8 +232,9 @@ def hidden_layers(
             assert step.pre is not None
             assert p.gamma is not None
             assert p.beta is not None
-            h = norm_forward(
-                step.pre, p.gamma, p.beta, layer.act, out_dtype=step.pre.dtype, alpha=p.alpha, dropout=dropout,
+            h, _ = layer_output_forward(
+                step.pre, layer.act, gamma=p.gamma, beta=p.beta, out_dtype=step.pre.dtype, alpha=p.alpha,
+                dropout=dropout,
                 wb=None if norm_in is None else norm_in.wb,
             )  # fmt: skip
         assert h is not None

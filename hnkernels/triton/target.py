@@ -65,6 +65,7 @@ _fp32_precision = getattr(torch._C, "_get_fp32_precision_getter", None)  # from 
 
 _planned: ContextVar[Target] = ContextVar("planned", default=TARGETS["sm_80"])
 _pretended: ContextVar[Target | None] = ContextVar("pretended", default=None)
+_route: ContextVar[str] = ContextVar("route", default=os.environ.get("HNKERNELS_ROUTE") or "auto")
 _poisoned: ContextVar[bool] = ContextVar("poisoned", default=False)
 
 
@@ -107,11 +108,25 @@ def tf32_allowed() -> bool:
     return torch._C._get_cublas_allow_tf32() if _fp32_precision is None else _fp32_precision("cuda", "matmul") == "tf32"
 
 
-def setting() -> tuple[str, tuple[str, bool] | None, bool]:
+@contextmanager
+def forced_route(route: str) -> Iterator[None]:
+    """Within it this is the route that is asked for, whatever ``HNKERNELS_ROUTE`` says; see ``route.py``."""
+    token = _route.set(route)
+    try:
+        yield
+    finally:
+        _route.reset(token)
+
+
+asked_route = _route.get
+"""The route that is asked for."""
+
+
+def setting() -> tuple[str, tuple[str, bool] | None, bool, str]:
     """Everything that decides what is launched and is not among an operator's arguments."""
     pretended = _pretended.get()
     device = None if pretended is None else (pretended.key, _poisoned.get())
-    return _planned.get().key, device, tf32_allowed()
+    return _planned.get().key, device, tf32_allowed(), _route.get()
 
 
 def target_of(device: torch.device) -> Target:

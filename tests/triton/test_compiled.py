@@ -25,7 +25,7 @@ from hnkernels.triton.tiling import proven
 
 KERNELS = {
     "mlp_layer_forward_kernel",
-    "norm_forward_kernel",
+    "layer_output_forward_kernel",
     "norm_vectors_kernel",
     "linear_streams_kernel",
     "grouped_linear_kernel",

@@ -53,11 +53,11 @@ def test_the_layers_that_rows_are_too_few_for():
 
     layers = [Layer("relu", True, 0.0), Layer("relu", False, 0.0), Layer("relu", True, 0.0), Layer("linear", True, 0.0)]
     weights = [parameters(60, 40), parameters(30, 60), parameters(40, 30), parameters(400, 40)]
-    few = [layer.alone for layer in mlps.with_few_rows(layers, weights, 6)]
-    assert few == [True, False, True, True]
-    assert [layer.alone for layer in mlps.with_few_rows(layers, weights, 50)] == [False, False, True, True]
-    assert not any(layer.alone for layer in mlps.with_few_rows(layers, weights, 500))
-    assert not mlps.waits_for_product(mlps.with_few_rows(layers, weights, 6), 0)
+    few = [layer.alone for layer in mlps.trained(layers, weights, 6)]
+    assert few == [True, False, True, False]  # after the last one no product follows in any case
+    assert [layer.alone for layer in mlps.trained(layers, weights, 50)] == [False, False, True, False]
+    assert not any(layer.alone for layer in mlps.trained(layers, weights, 500))
+    assert not mlps.waits_for_product(mlps.trained(layers, weights, 6), 0)
     assert mlps.waits_for_product(layers, 0)
 
 

@@ -7,13 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hnkernels.triton import vendor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate, derivative
 from hnkernels.triton.kernels.arguments import Dropout, Streams, product
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
+from hnkernels.triton.kernels.layer_output_backward import layer_output_backward
 from hnkernels.triton.launch import launch
+from hnkernels.triton.route import route
 from hnkernels.triton.target import target_of
 
 
@@ -130,8 +133,19 @@ def hidden_gradient(
     (M, K), N = da[0].shape, w[0].shape[1]
     dtype, device = da[0].dtype, da[0].device
     kind = "backward with dropout" if dropout else "backward" if with_h else "light backward"
-    tiles = choose(kind, M, N, K, dtype, target_of(device))
+    target = target_of(device)
+    tiles = choose(kind, M, N, K, dtype, target)
     out = torch.empty(len(da), M, N, device=device, dtype=dtype)
+    after = fused and (a is not None or dropout is not None)
+    moved = 2 * M * N * (2 + (a is not None) + with_h) if after else 0
+    by = route(kind, M, N, K, dtype, target, tiles, [(M, N, K)] * 2, moved, launches=after)
+    if by.vendor:
+        for i, gradient in enumerate(da):
+            vendor.multiply(out[i], gradient, w[i], scale=scale[i], why=by.why)
+        if not after:
+            return out, None
+        _, h, _ = layer_output_backward(tuple(out), a, act, dropout=dropout, with_h=with_h, wb=wb, out=out)
+        return out, h
     h = torch.empty_like(out) if with_h else None
     launch(
         hidden_gradient_kernel,
@@ -139,6 +153,7 @@ def hidden_gradient(
         tiles=tiles,
         flops=2 * len(da) * M * N * K,
         steps=triton.cdiv(K, tiles.block_k),
+        why=by.why,
         writes=("out_ptr", "h_ptr"),
         da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1], a_ptr=a,
         wb_ptr=None if a is None else wb, out_ptr=out, h_ptr=h,

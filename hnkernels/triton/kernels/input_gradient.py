@@ -7,12 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hnkernels.triton import vendor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product
 from hnkernels.triton.kernels.sums import sum_rows
 from hnkernels.triton.kernels.tiles import multiply, part_of, tile_of
 from hnkernels.triton.launch import launch
+from hnkernels.triton.route import route
 from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import MOST_SPLITS
 
@@ -110,13 +112,20 @@ def input_gradient(
     (M, D), K = dy[0].shape, da[0].shape[1]
     dtype, device = da[0].dtype, dy[0].device
     Q = 0 if query is None else query[0].shape[1]
-    products = 2 if shared else 1
-    tiles = choose("input gradient", M, D, products * K + Q, dtype, target_of(device), splits=MOST_SPLITS)
+    products, target = 2 if shared else 1, target_of(device)
+    depth = products * K + Q
+    tiles = choose("input gradient", M, D, depth, dtype, target, splits=MOST_SPLITS)
+    several = [(M, D, K)] * products + [(M, D, Q)] * (Q > 0)
+    # The sum of both gradients, and then of it and every product, are written and read in between.
+    by = route("input gradient", M, D, depth, dtype, target, tiles, several, M * D * (3 + products), launches=shared)
     dx_k = torch.empty(M, D, device=device, dtype=out_dtype)
     dx_v = torch.empty_like(dx_k) if len(dy) == 2 and not shared else None
     steps = products * triton.cdiv(K, tiles.block_k) + triton.cdiv(Q, tiles.block_k)
     split_steps, splits = tiles.parts(steps)
     outs: Streams = (dx_k,) if dx_v is None else (dx_k, dx_v)
+    if by.vendor and out_dtype == dtype:
+        _by_vendor(outs, dy, da, w, query, by.why)
+        return dx_k, dx_v
     written = outs
     if splits > 1:
         written = tuple(torch.empty(splits, M * D, device=device, dtype=acc_dtype(dtype)) for _ in outs)
@@ -126,6 +135,7 @@ def input_gradient(
         tiles=tiles,
         flops=2 * M * D * (len(dy) * K + Q),
         steps=split_steps,
+        why=by.why,
         writes=("dx_k_ptr", "dx_v_ptr"),
         dy_k_ptr=dy[0], dy_v_ptr=dy[-1], da_k_ptr=da[0], da_v_ptr=da[-1], w_k_ptr=w[0], w_v_ptr=w[-1],
         dq_ptr=query[0] if query else None, w_q_ptr=query[1] if query else None,
@@ -136,3 +146,16 @@ def input_gradient(
     if splits > 1:
         sum_rows(*((parts, out.view(-1)) for parts, out in zip(written, outs, strict=True)))
     return dx_k, dx_v
+
+
+def _by_vendor(
+    outs: Streams, dy: Streams, da: Streams, w: Streams, query: tuple[Tensor, Tensor] | None, why: str
+) -> None:
+    """The gradient into ``outs``: one for each stream, or one for both."""
+    if len(outs) < len(dy):
+        vendor.add(outs[0], dy[0], dy[1])
+        dy = outs * 2
+    for i, gradient in enumerate(da):
+        vendor.multiply(outs[i % len(outs)], gradient, w[i], dy[i], why=why)
+    if query is not None:
+        vendor.multiply(outs[0], *query, onto=outs[0], why=why)

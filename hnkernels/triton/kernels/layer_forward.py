@@ -20,13 +20,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hnkernels.triton import vendor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate
 from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, product
 from hnkernels.triton.kernels.dropout import dropout_scale
+from hnkernels.triton.kernels.layer_output_forward import layer_output_forward
 from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
 from hnkernels.triton.launch import launch
+from hnkernels.triton.route import Route, route
 from hnkernels.triton.target import target_of
 
 
@@ -324,8 +327,29 @@ def layer_forward(
     acc = acc_dtype(dtype)
     heavy = alpha is not None or (norm_in is not None and moments)
     kind = "layer with dropout" if dropout else "layer" if heavy else "light layer"
-    tiles = choose(kind, M, N, K, dtype, target_of(device))
+    target = target_of(device)
+    tiles = choose(kind, M, N, K, dtype, target)
     query_n = 0 if query is None else query[0].shape[0]
+    by = Route(False)
+    if norm_in is None and not moments:  # half a LayerNorm takes an epilogue of ours
+        relu = act == "relu" and alpha is None and dropout is None and residual is None and not pre
+        after = out and not relu and (act != "linear" or dropout is not None or residual is not None)
+        moved = 2 * M * N * (2 + (residual is not None)) if after else 0
+        by = route(kind, M, N, K, dtype, target, tiles, [(M, N, K)] * 2, moved, launches=after)
+        if by.vendor:
+            a = torch.empty(streams, M, N, device=device, dtype=dtype)
+            for i in range(streams):
+                vendor.multiply(a[i], x[i], w[i].t(), b[i], relu=relu, why=by.why)
+            query_out = None if query is None else vendor.linear(x[0], *query)
+            outs, stacked = tuple(a), a
+            if after:
+                outs, stacked = layer_output_forward(
+                    a, act, out_dtype=out_dtype or dtype, alpha=alpha, dropout=dropout, residual=residual,
+                    multiplier=multiplier, strength=strength, stack=residual is None, over=not pre,
+                )  # fmt: skip
+            return LayerOutput(
+                outs if out else None, stacked if out else None, a if pre else None, None, None, tiles.block_n, query_out
+            )  # fmt: skip
     columns = triton.cdiv(N, tiles.block_n)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -335,7 +359,7 @@ def layer_forward(
     parts = empty(streams, columns, M, 2, dtype=acc) if moments else None
     row_stats = empty(streams, M, 2, dtype=acc) if stats and norm_in is not None else None
     stacked = empty(streams, M, N) if out and residual is None else None
-    outs = None if stacked is None else tuple(stacked)
+    outs: Streams | None = None if stacked is None else tuple(stacked)
     if out and stacked is None:
         outs = tuple(empty(M, N, dtype=out_dtype or dtype) for _ in x)
     query_out = empty(M, query_n) if query is not None else None
@@ -347,6 +371,7 @@ def layer_forward(
         tiles=tiles,
         flops=2 * M * K * (streams * N + query_n),
         steps=triton.cdiv(K, tiles.block_k),
+        why=by.why,
         writes=("pre_ptr", "out_k_ptr", "out_v_ptr", "stats_ptr", "moments_out_ptr", "query_out_ptr"),
         x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b_k, b_v_ptr=b_v,
         wg_k_ptr=norm_in.wg[0] if norm_in else None, wg_v_ptr=norm_in.wg[-1] if norm_in else None,

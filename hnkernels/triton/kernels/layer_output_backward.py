@@ -15,7 +15,7 @@ from hnkernels.triton.kernels.activations import activate, derivative
 from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, tl_dtype
 from hnkernels.triton.kernels.dropout import dropout_scale
 from hnkernels.triton.kernels.norm_backward import row_dots
-from hnkernels.triton.kernels.norm_forward import normalise
+from hnkernels.triton.kernels.layer_output_forward import normalise
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import row_programs, row_tiles
@@ -159,16 +159,17 @@ def layer_output_backward(
     stream_of_sums: int = 0,
     wb: Tensor | None = None,
     wg: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``layer_output_backward_kernel``: dh [M, N] per stream, a [streams, M, N] → da, and h, like a.
 
     ``sums`` [programs, P] takes Σ dγ, Σ dβ and prelu's slope from element ``sums_at`` on. ``wb`` and ``wg``
     [streams, N] are W β + b and W γ of a LayerNorm in front of this layer's product; with ``wg`` what that LayerNorm
-    needs of da comes third, [streams, 1, M, 2].
+    needs of da comes third, [streams, 1, M, 2]. da is ``out`` if given, which may be what dh are the streams of.
     """
     M, N = dh[0].shape
     device, dtype = dh[0].device, dh[0].dtype
-    da = torch.empty(len(dh), M, N, device=device, dtype=dtype)
+    da = torch.empty(len(dh), M, N, device=device, dtype=dtype) if out is None else out
     h = torch.empty_like(da) if with_h else None
     dots = torch.empty(len(dh), 1, M, 2, device=device, dtype=acc_dtype(dtype)) if wg is not None else None
     target = target_of(device)

@@ -7,12 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hnkernels.triton import vendor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose, runs
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product
 from hnkernels.triton.kernels.sums import sum_rows
 from hnkernels.triton.kernels.tiles import multiply, part_of, tile_of
 from hnkernels.triton.launch import launch
+from hnkernels.triton.route import route
 from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import MOST_SPLITS
 
@@ -119,11 +121,19 @@ def linear(
     widest, deepest = (max(size[i] for size in sizes) for i in (0, 1))
     hidden = 0 if z is None else z.shape[-1]
     target = target_of(device)
-    if transposed:
-        tiles = choose("backward", M, widest, deepest, dtype, target)
-    else:
-        tiles = choose("linear", M, widest, deepest + hidden, dtype, target, splits=MOST_SPLITS)
+    kind, splits = ("backward", 1) if transposed else ("linear", MOST_SPLITS)
+    tiles = choose(kind, M, widest, deepest + hidden, dtype, target, splits=splits)
+    products = [(M, n, k) for n, k in sizes] * (2 if len(sizes) == 1 else 1)
+    products += [(M, n, hidden) for _, n, _ in products if hidden]
+    moved = M * (sizes[0][0] + sizes[-1][0]) if hidden else 0  # the sum so far is read once more
+    by = route(kind, M, widest, deepest + hidden, dtype, target, tiles, products, moved)
     outs = tuple(torch.empty(M, n, device=device, dtype=dtype) for n, _ in sizes)
+    if by.vendor:
+        for i, (o, t) in enumerate(zip(outs, w, strict=True)):
+            vendor.multiply(o, x[i], t if transposed else t.t(), None if b is None else b[i], why=by.why)
+            if z is not None and g is not None:
+                vendor.multiply(o, z[i], g[i].t(), o, why=by.why)
+        return outs
     if b is None or all(t is None for t in b):
         b = (None,)
     else:  # a bias on one stream only is rare: the other one's is 0
@@ -142,6 +152,7 @@ def linear(
         tiles=tiles,
         flops=2 * M * sum(n * (k + hidden) for n, k in sizes),
         steps=split_steps,
+        why=by.why,
         writes=("out_k_ptr", "out_v_ptr"),
         x_k_ptr=x[0], x_v_ptr=x[-1], w_k_ptr=w[0], w_v_ptr=w[-1], b_k_ptr=b[0], b_v_ptr=b[-1],
         z_ptr=z, g_k_ptr=g[0] if g else None, g_v_ptr=g[-1] if g else None,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hnkernels.triton import vendor
 from hnkernels.triton._compat import add_columns, convert, dot
 from hnkernels.triton.autotune import choose, runs
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product, tl_dtype
@@ -20,6 +21,7 @@ from hnkernels.triton.kernels.norm_backward import normed_tile, normed_weight_gr
 from hnkernels.triton.kernels.sums import sum_rows
 from hnkernels.triton.kernels.tiles import halves, tile_of
 from hnkernels.triton.launch import launch
+from hnkernels.triton.route import Route, route
 from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import Tiles, fitting, row_tiles, splits
 
@@ -227,17 +229,9 @@ class WeightGradients:
         self.offsets, end = self.layout(shapes, biases)
         self._dtype, self._target = dtype, target_of(device)
         self._tiles = [self._choose("gradient", streams) for streams in shapes]
-        block = max(tiles.block_m for tiles in self._tiles)
-        fewest = min(len(s) * self._programs(i, self._tiles[i]) for i, s in enumerate(shapes))
-        fit = min(fitting("gradient", tiles, self._target) for tiles in self._tiles)
-        # All copies in fp32, written and read, are to be at most a quarter of what the sums read.
-        sizes = [(max(n for n, _ in s), s[0][1]) for s in shapes]
-        affordable = min(rows * (n + k) * dtype.itemsize // max(4 * 8 * n * k, 1) for n, k in sizes)
-        count = splits(rows, fewest, block, self._target, fit, affordable)
-        self._per_split = max(triton.cdiv(triton.cdiv(rows, count), block), 1) * block
-        self._splits = triton.cdiv(rows, self._per_split)
-        self._flat = torch.empty(end, device=device, dtype=dtype)
-        self._normed = normed
+        self._routes = [Route(False) if i in normed else self._route(i) for i in range(len(shapes))]
+        self._normed, self._flat = normed, torch.empty(end, device=device, dtype=dtype)
+        self._per_split, self._splits = self._cut()
         self._acc = acc_dtype(dtype)
         self._parts = self._flat[None]
         if self._splits > 1:
@@ -271,6 +265,9 @@ class WeightGradients:
         [parts, streams · 2 · K], whose sum over the parts is dγ, then dβ, of each stream.
         """
         streams, tiles, starts = self.shapes[index], self._tiles[index], self.offsets[index]
+        if self._routes[index].vendor:
+            self._add_by_vendor(index, da, h, scale)
+            return None
         here = norm is not None and self._splits == 1
         if here:  # its epilogue takes registers
             tiles = self._choose("normalising gradient", streams)
@@ -281,6 +278,7 @@ class WeightGradients:
             tiles=tiles,
             flops=2 * self.rows * sum(n * k for n, k in streams),
             steps=triton.cdiv(self._per_split, tiles.block_m),
+            why=self._routes[index].why,
             writes=("out_ptr", "vectors_ptr"),
             da_k_ptr=da[0], da_v_ptr=da[-1], h_k_ptr=h[0], h_v_ptr=h[-1],
             out_ptr=self._parts[:, starts[0] : self._end(index)],
@@ -300,11 +298,41 @@ class WeightGradients:
         """All gradients one after another, at ``offsets``. The sums of ``more``, (parts, out), are made on the way."""
         sums = list(more)
         if self._splits > 1:
-            apart = (i for i in range(len(self.shapes)) if i not in self._normed)
+            apart = (i for i, by in enumerate(self._routes) if not by.vendor and i not in self._normed)
             ranges = neighbours((self.offsets[i][0], self._end(i)) for i in apart)
             sums = [(self._parts[:, first:end], self._flat[first:end]) for first, end in ranges] + sums
         sum_rows(*sums)
         return self._flat
+
+    def _route(self, index: int) -> Route:
+        streams, m = self.shapes[index], self.rows
+        (n, k), tiles = (max(n for n, _ in streams), streams[0][1]), self._tiles[index]
+        products = [(n, k, m) for n, k in streams] * (2 if len(streams) == 1 else 1)
+        sums = 2 * self.biases
+        return route("gradient", m, n, k, self._dtype, self._target, tiles, products, sums * m * n, launches=sums)
+
+    def _cut(self) -> tuple[int, int]:
+        """Rows of a split, and how many there are: as many for all linears whose gradients our kernel makes."""
+        rows, ours = self.rows, [i for i, by in enumerate(self._routes) if not by.vendor]
+        if not ours:
+            return max(rows, 1), min(rows, 1)
+        block = max(self._tiles[i].block_m for i in ours)
+        fewest = min(len(self.shapes[i]) * self._programs(i, self._tiles[i]) for i in ours)
+        fit = min(fitting("gradient", self._tiles[i], self._target) for i in ours)
+        # All copies in fp32, written and read, are to be at most a quarter of what the sums read.
+        sizes = [(max(n for n, _ in self.shapes[i]), self.shapes[i][0][1]) for i in ours]
+        affordable = min(rows * (n + k) * self._dtype.itemsize // max(4 * 8 * n * k, 1) for n, k in sizes)
+        count = splits(rows, fewest, block, self._target, fit, affordable)
+        per_split = max(triton.cdiv(triton.cdiv(rows, count), block), 1) * block
+        return per_split, triton.cdiv(rows, per_split)
+
+    def _add_by_vendor(self, index: int, da: Streams, h: Streams, scale: tuple[float, ...]) -> None:
+        starts, why, streams = self.offsets[index], self._routes[index].why, len(da)
+        for s, (n, k) in enumerate(self.shapes[index]):
+            out = self._flat[starts[s] : starts[s] + n * k].view(n, k)
+            vendor.multiply(out, da[s].t(), h[s], scale=scale[s], why=why)
+            if self.biases:
+                vendor.sum_columns(self._flat[starts[streams + s] :][:n], da[s], scale[s])
 
     def _finish(self, index: int, norm: NormInFront) -> Tensor:
         """Adds up the parts of a linear behind a LayerNorm, and makes of U what ``add`` returns."""

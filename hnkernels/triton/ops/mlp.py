@@ -60,7 +60,7 @@ def _planned(
     """The layers and their parameters; ``vectors`` says that those of folded LayerNorms are there, at inference."""
     layers = _layers(act, activated, norms, dropouts)
     parameters = _parameters(layers, flat, streams)
-    return layers if vectors else mlps.with_few_rows(layers, parameters, rows), parameters
+    return layers if vectors else mlps.trained(layers, parameters, rows), parameters
 
 
 @operator(

@@ -1,0 +1,125 @@
+"""Who computes a product: one of our kernels, or the vendor's library with what follows in a launch of its own.
+
+By the model of ``cost.py``, product by product: the library where it saves a twentieth, all launches and passes over
+memory included, and the time that the host needs for more calls. ``HNKERNELS_ROUTE``, read once, forces one of both: ``kernels``, or ``vendor`` wherever the library can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from hnkernels.triton import cost
+from hnkernels.triton.target import Target, asked_route
+from hnkernels.triton.tiling import Tiles, by_model, modelled, proven
+
+ROUTES = ("auto", "kernels", "vendor")
+
+WORTH = 1.05
+"""So many times as fast is the library to be; a model may err by less."""
+
+CALL = 2e-6
+"""Seconds that a launch more is charged besides its cost on the card: the host makes it, and may not be ahead."""
+
+HALF = (torch.float16, torch.bfloat16)
+
+class Route(NamedTuple):
+    """Whether the vendor's library computes a product, and why or why not; nothing where there was no choice."""
+
+    vendor: bool
+    why: str = ""
+
+
+def wanted() -> str:
+    """The route that is asked for.
+
+    Raises:
+        ValueError: ``HNKERNELS_ROUTE`` is none of ``ROUTES``.
+    """
+    route = asked_route()
+    if route not in ROUTES:
+        raise ValueError(f"HNKERNELS_ROUTE={route!r} is unknown; accepted are {', '.join(ROUTES)}")
+    return route
+
+
+def route(
+    kind: str,
+    M: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    target: Target,
+    tiles: Tiles,
+    products: Sequence[tuple[int, int, int]],
+    moved: int = 0,
+    launches: int = 0,
+) -> Route:
+    """The route of a product of K and V; see ``tiling.modelled`` for its shape.
+
+    Args:
+        kind, M, N, K, tiles: of our kernel.
+        products: M, N and K of what the library would multiply instead.
+        moved: elements that are then read and written besides, in so many launches.
+    """
+    asked = wanted()
+    if asked != "auto":
+        return Route(asked == "vendor", f"HNKERNELS_ROUTE={asked}")
+    if dtype not in HALF or kind not in proven(target.name):
+        return Route(False)
+    ours = by_kernel(kind, M, N, K, target, tiles)
+    theirs = by_library(products, target) + passes(moved, launches, target)
+    calls = CALL * (len(products) + launches - 1)
+    return Route(WORTH * theirs + calls < ours, f"kernel {ours * 1e6:.1f} µs, library {theirs * 1e6:.1f}, modelled")
+
+
+def norm_alone(M: int, N: int, K: int, above: int, dtype: torch.dtype, target: Target) -> bool:
+    """Whether a LayerNorm over [M, N] is to have launches of its own in a training step of K and V, so that the library
+    may compute the products around it: the one before it has depth K, the one after it so many columns."""
+    asked = wanted()
+    if asked != "auto":
+        return asked == "vendor"
+    if dtype not in HALF or not proven(target.name):
+        return False
+    folded = [
+        ("layer", M, N, K), ("layer", M, above, N), ("backward", M, N, above), ("normalising gradient", M, above, N)
+    ]  # fmt: skip
+    apart = [
+        ("light layer", M, N, K), ("light layer", M, above, N), ("light backward", M, N, above),
+        ("gradient", M, above, N),
+    ]  # fmt: skip
+    together = sum(_kernel(*shape, target) for shape in folded) + passes(2 * N * above, 1, target)
+    alone = sum(_best(*shape, target) for shape in apart) + passes(2 * 6 * M * N, 2, target) + CALL
+    return WORTH * alone < together
+
+
+def _best(kind: str, M: int, N: int, K: int, target: Target) -> float:
+    product = (N, K, M) if kind == "gradient" else (M, N, K)
+    return min(_kernel(kind, M, N, K, target), by_library([product] * 2, target) + CALL)
+
+
+def _kernel(kind: str, M: int, N: int, K: int, target: Target) -> float:
+    tiles = by_model(kind, M, N, K, target)
+    assert tiles is not None  # every kind has some for every target that any kind has some for
+    return by_kernel(kind, M, N, K, target, tiles)
+
+
+def by_kernel(kind: str, M: int, N: int, K: int, target: Target, tiles: Tiles) -> float:
+    """How long our kernel takes by the model, launch included, in seconds."""
+    return cost.LAUNCH + cost.FIRST_LOAD + modelled(kind, tiles, M, N, K, target)
+
+
+def by_library(products: Sequence[tuple[int, int, int]], target: Target) -> float:
+    """How long the vendor's library takes for products of M, N and K, one launch each."""
+    return sum(
+        cost.LAUNCH
+        + cost.FIRST_LOAD
+        + max(cost.vendor_seconds((1, M, N, K), target.name), cost.moving(M * N + M * K + N * K, target))
+        for M, N, K in products
+    )
+
+
+def passes(moved: int, launches: int, target: Target) -> float:
+    """How long so many launches take that do nothing but read and write so many elements in all."""
+    return launches * (cost.LAUNCH + cost.FIRST_LOAD) + cost.moving(moved, target)
