@@ -173,8 +173,10 @@ def test_tiles_by_model_are_no_slower_than_by_rule_and_no_faster_than_the_roofli
 LEAST = 1.05
 """How many times as fast as the reference the kernels are at least to be, by the stricter model."""
 
-SHORT = {("silu", 1280, 1024, "H100"): 1.03, ("gelu", 1280, 1024, "H100"): 1.02}
-"""Where a training step of theirs is not yet, and how fast it is at least."""
+GRID = ((320, 4096, 320), (640, 1024, 640), (1280, 256, 1280), (1280, 64, 1280), (640, 4096, 640), (1280, 1024, 1280),
+        (768, 77, 1280), (1024, 77, 1280), (2048, 77, 1280))  # fmt: skip
+BATCHES = ((320, 16384, 320), (640, 16384, 640), (1280, 4096, 1280), (1280, 8192, 1280))
+"""Of four and of eight pictures: here they are not to be slower."""
 
 
 @pytest.mark.parametrize(
@@ -182,11 +184,7 @@ SHORT = {("silu", 1280, 1024, "H100"): 1.03, ("gelu", 1280, 1024, "H100"): 1.02}
     [*(Network(a, n) for a in ("relu", "silu") for n in (False, True)), Network("gelu"), Network(None)],
     ids=lambda n: n.name,
 )
-@pytest.mark.parametrize(
-    ("width", "tokens", "n"),
-    [(320, 4096, 320), (640, 1024, 640), (1280, 256, 1280), (1280, 64, 1280), (640, 4096, 640), (1280, 1024, 1280),
-     (768, 77, 1280), (1024, 77, 1280), (2048, 77, 1280)],
-)  # fmt: skip
+@pytest.mark.parametrize(("width", "tokens", "n"), GRID + BATCHES)
 def test_the_kernels_never_lose(network, width, tokens, n):
     shape = Projections("projection", "any", network, width, tokens, (n,))
     reference = shape.accounts("reference")
@@ -196,9 +194,7 @@ def test_the_kernels_never_lose(network, width, tokens, n):
             ratio = stricter.seconds(reference[mode], gpu, gpu.launch_cost) / stricter.seconds(
                 ours[mode], gpu, gpu.launch_cost
             )
-            short = SHORT.get((network.name, width, tokens, gpu.name)) if mode != "inference" else None
-            assert ratio >= (short or LEAST), (gpu.name, mode)
-            assert short is None or ratio < LEAST, "no longer short"
+            assert ratio >= (LEAST if (width, tokens, n) in GRID else 1.0), (gpu.name, mode)
 
 
 def test_what_has_not_been_compiled_is_said_so_and_never_guessed(monkeypatch):
