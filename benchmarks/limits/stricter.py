@@ -19,18 +19,11 @@ from benchmarks.limits.gpus import Gpu
 from benchmarks.limits.static import SUMMED, fitting
 from benchmarks.rows import Row
 from hnkernels.triton.cards import CARDS
-from hnkernels.triton.cost import EPILOGUE, FIRST_LOAD, LATER_LOAD, Work, seconds_of_processors, vendor_seconds
+from hnkernels.triton.cost import FIRST_LOAD, LATER_LOAD, Work, epilogue, seconds_of_processors, vendor_seconds
 from hnkernels.triton.launch import Launch
 from hnkernels.triton.target import TARGETS
 
 QUANTITY = "time by the stricter model"
-
-INSTRUCTIONS = {
-    "linear": (594, 594), "relu": (594, 773), "silu": (979, 1435), "gelu": (1434, 1989), "tanh": (1300, 1947),
-    "mish": (1243, 1819),
-}  # fmt: skip
-"""Of epilogues with an activation, and with its derivative and what the weight gradient needs besides: counted by
-``python -m benchmarks.compiled.epilogues``. Others are taken for gelu."""
 
 _DERIVED = ("hidden_gradient_kernel", "normed_gradient_kernel")
 _ROW_WARPS = 4
@@ -73,7 +66,6 @@ def _processors(launch: Launch, gpu: Gpu) -> float:
     summed = launch.kernel in SUMMED
     blocks = (t.block_n, t.block_k, t.block_m) if summed else (t.block_m, t.block_n, t.block_k)
     fit = fitting(gpu.target, launch.kernel, t)
-    instructions = INSTRUCTIONS.get(launch.act, INSTRUCTIONS["gelu"])[launch.kernel in _DERIVED]
-    operations = EPILOGUE * instructions / INSTRUCTIONS["relu"][0]
+    operations = epilogue(launch.act, launch.kernel in _DERIVED)
     work = Work(launch.programs, launch.steps, *blocks, t.warps, t.stages, fit, operations)
     return seconds_of_processors(work, target)

@@ -34,6 +34,13 @@ LATER_LOAD = 0.3e-6
 EPILOGUE = 12
 """Operations per element: relu's, with bias, rounding and the store, as compiled for sm_90."""
 
+INSTRUCTIONS = {
+    "linear": (594, 594), "relu": (594, 773), "silu": (979, 1435), "gelu": (1434, 1989), "tanh": (1300, 1947),
+    "mish": (1243, 1819),
+}  # fmt: skip
+"""Of epilogues with an activation, and with its derivative and what the weight gradient needs besides: counted by
+``python -m benchmarks.compiled.epilogues``. Others are taken for gelu."""
+
 LAUNCH = 0.9e-6
 """What a launch costs besides; see ``benchmarks/limits/gpus.py``."""
 
@@ -109,6 +116,11 @@ def vendor_seconds(product: tuple[int, int, int, int], name: str) -> float:
                 time += _SUM * 2 * split * batch * m * n / CARDS[name].cache_bandwidth + LAUNCH + FIRST_LOAD
             times.append(time)
     return min(times)
+
+
+def epilogue(act: str, derived: bool) -> float:
+    """Operations per element of an epilogue with this activation, or with its derivative."""
+    return EPILOGUE * INSTRUCTIONS.get(act, INSTRUCTIONS["gelu"])[derived] / INSTRUCTIONS["relu"][0]
 
 
 def adding_up(elements: int, parts: int, target: Target) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hnkernels.triton.kernels.arguments import Streams, acc_dtype
+from hnkernels.triton.kernels.arguments import LayerGradient, Streams, acc_dtype
 from hnkernels.triton.kernels.hidden_gradient import hidden_gradient
 from hnkernels.triton.kernels.input_gradient import input_gradient
 from hnkernels.triton.kernels.layer_output_backward import layer_output_backward
@@ -96,6 +96,7 @@ class _Descent:
     ):
         self.x, self.layers, self.parameters, self.saved, self.seed = x, layers, parameters, saved, seed
         self.da, self.scale = dy, (1.0,) * len(dy)
+        self.bias: Tensor | None = None  # Σ da in parts, if it was made beside
         self.dots: Tensor | None = None  # what the LayerNorm below needs to know of da, if its product finishes it
         rows, dtype, device = x[0].shape[0], x[0].dtype, x[0].device
         self.offsets, self.vector_count = vector_offsets(layers, parameters)
@@ -115,8 +116,8 @@ class _Descent:
         """From the gradient of y to that of the last layer's pre-activations."""
         last = len(self.layers) - 1
         if self._by_rows(last) or (last == 0 and any(m != 1 for m in multiplier)):
-            da, _, self.dots = self._through_rows(last, self.da, multiplier, with_h=False)
-            self.da = tuple(da)
+            through = self._through_rows(last, self.da, multiplier, with_h=False)
+            self.da, self.dots, self.bias = tuple(through.da), through.dots, through.bias
         else:
             self.scale = multiplier
 
@@ -130,40 +131,42 @@ class _Descent:
         wb = self._constant_part(index - 1)
         serves = output_serves(below) and not below.norm and wb is None
         with_h = self.gradients is not None and not serves
-        dots = None
         if normed:
             gamma = self.parameters[index - 1].gamma
             assert gamma is not None
             assert kept.stats is not None
             assert self.dots is not None
-            da, h, dots = normed_gradient(
+            below_gradient = normed_gradient(
                 self.da, p.w, gamma, below.act, kept.pre, kept.stats, self.dots, with_normal=with_h, wb=wb,
                 wg=self._wg(index - 1),
             )  # fmt: skip
         else:
             fused = not self._by_rows(index - 1)
-            da, h = hidden_gradient(
+            below_gradient = hidden_gradient(
                 self.da, p.w, act=below.act, a=kept.pre if fused and below.act != "linear" else None, wb=wb,
                 fused=fused,
                 with_h=with_h and fused, dropout=dropout_of(below, self.seed, index - 1) if fused else None,
-                scale=self.scale,
+                scale=self.scale, with_bias=self._wants_bias(index - 1),
             )  # fmt: skip
             if not fused:
-                da, h, dots = self._through_rows(index - 1, tuple(da), (1.0,) * len(self.da), with_h)
+                below_gradient = self._through_rows(
+                    index - 1, tuple(below_gradient.da), (1.0,) * len(self.da), with_h, below_gradient.da
+                )
         if self.gradients is not None:
-            h = kept.pre if serves else h
+            h = kept.pre if serves else below_gradient.h
             assert h is not None
             finished = self.gradients.add(
-                index, self.da, tuple(h), self.scale, norm=self._norm_in(index) if normed else None
+                index, self.da, tuple(h), self.scale, norm=self._norm_in(index) if normed else None, bias=self.bias
             )  # fmt: skip
             if finished is not None:
                 self.finished[index - 1] = finished
-        self.da, self.scale, self.dots = tuple(da), (1.0,) * len(self.da), dots
+        self.da, self.scale = tuple(below_gradient.da), (1.0,) * len(self.da)
+        self.dots, self.bias = below_gradient.dots, below_gradient.bias
 
     def at_first_layer(self) -> None:
         """The weight gradient of the layer that x enters."""
         if self.gradients is not None:
-            self.gradients.add(0, self.da, self.x, self.scale)
+            self.gradients.add(0, self.da, self.x, self.scale, bias=self.bias)
 
     def parameter_gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """All of them, flat: of weights and biases, and of vectors."""
@@ -191,8 +194,8 @@ class _Descent:
         return NormInFront(self.parameters[index].w, below.gamma, below.beta)
 
     def _through_rows(
-        self, index: int, dh: Streams, multiplier: tuple[float, ...], with_h: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        self, index: int, dh: Streams, multiplier: tuple[float, ...], with_h: bool, out: Tensor | None = None
+    ) -> LayerGradient:
         """From the gradient of a layer's output to that of its pre-activations, by the row kernel."""
         layer, p, (first, per_stream) = self.layers[index], self.parameters[index], self.offsets[index]
         if self.sums is not None and per_stream:
@@ -201,8 +204,11 @@ class _Descent:
             dh, self.saved[index].pre, layer.act, gamma=p.gamma, beta=p.beta, alpha=p.alpha,
             dropout=dropout_of(layer, self.seed, index), multiplier=multiplier, with_h=with_h,
             sums=self.sums if per_stream else None, sums_at=first, stream_of_sums=per_stream,
-            wb=self._constant_part(index), wg=self._wg(index),
+            wb=self._constant_part(index), wg=self._wg(index), with_bias=self._wants_bias(index), out=out,
         )  # fmt: skip
+
+    def _wants_bias(self, index: int) -> bool:
+        return self.gradients is not None and self.gradients.by_vendor(index)
 
     def _constant_part(self, index: int) -> Tensor | None:
         """W β + b of this layer's product, if it finishes a LayerNorm: what its kept pre-activations are without."""

@@ -1,7 +1,8 @@
 """Who computes a product: one of our kernels, or the vendor's library with what follows in a launch of its own.
 
 By the model of ``cost.py``, product by product: the library where it saves a twentieth, all launches and passes over
-memory included, and the time that the host needs for more calls. ``HNKERNELS_ROUTE``, read once, forces one of both: ``kernels``, or ``vendor`` wherever the library can.
+memory included, and the time that the host needs for more calls. ``HNKERNELS_ROUTE``, read once, forces one of both:
+``kernels``, or ``vendor`` wherever the library can.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ CALL = 2e-6
 """Seconds that a launch more is charged besides its cost on the card: the host makes it, and may not be ahead."""
 
 HALF = (torch.float16, torch.bfloat16)
+
 
 class Route(NamedTuple):
     """Whether the vendor's library computes a product, and why or why not; nothing where there was no choice."""
@@ -55,6 +57,8 @@ def route(
     products: Sequence[tuple[int, int, int]],
     moved: int = 0,
     launches: int = 0,
+    beside: int = 0,
+    act: str = "linear",
 ) -> Route:
     """The route of a product of K and V; see ``tiling.modelled`` for its shape.
 
@@ -62,13 +66,16 @@ def route(
         kind, M, N, K, tiles: of our kernel.
         products: M, N and K of what the library would multiply instead.
         moved: elements that are then read and written besides, in so many launches.
+        beside: elements that our kernel's epilogue moves besides its result.
+        act: the activation in it, by the device's name.
     """
     asked = wanted()
     if asked != "auto":
         return Route(asked == "vendor", f"HNKERNELS_ROUTE={asked}")
     if dtype not in HALF or kind not in proven(target.name):
         return Route(False)
-    ours = by_kernel(kind, M, N, K, target, tiles)
+    operations = cost.epilogue(act, "backward" in kind)
+    ours = by_kernel(kind, M, N, K, target, tiles, operations, beside)
     theirs = by_library(products, target) + passes(moved, launches, target)
     calls = CALL * (len(products) + launches - 1)
     return Route(WORTH * theirs + calls < ours, f"kernel {ours * 1e6:.1f} µs, library {theirs * 1e6:.1f}, modelled")
@@ -105,9 +112,18 @@ def _kernel(kind: str, M: int, N: int, K: int, target: Target) -> float:
     return by_kernel(kind, M, N, K, target, tiles)
 
 
-def by_kernel(kind: str, M: int, N: int, K: int, target: Target, tiles: Tiles) -> float:
-    """How long our kernel takes by the model, launch included, in seconds."""
-    return cost.LAUNCH + cost.FIRST_LOAD + modelled(kind, tiles, M, N, K, target)
+def by_kernel(
+    kind: str,
+    M: int,
+    N: int,
+    K: int,
+    target: Target,
+    tiles: Tiles,
+    operations: float = cost.EPILOGUE,
+    beside: int = 0,
+) -> float:
+    """How long our kernel takes by the model, launch included, in seconds; see ``tiling.modelled``."""
+    return cost.LAUNCH + cost.FIRST_LOAD + modelled(kind, tiles, M, N, K, target, operations, beside)
 
 
 def by_library(products: Sequence[tuple[int, int, int]], target: Target) -> float:

@@ -143,11 +143,21 @@ def fitting(kind: str, tiles: Tiles, target: Target) -> int:
     return proven(target.name).get(kind, {}).get(replace(tiles, splits=1), 1)
 
 
-def modelled(kind: str, tiles: Tiles, M: int, N: int, K: int, target: Target) -> float:
+def modelled(
+    kind: str,
+    tiles: Tiles,
+    M: int,
+    N: int,
+    K: int,
+    target: Target,
+    operations: float = cost.EPILOGUE,
+    beside: int = 0,
+) -> float:
     """How long the products of K and V in half precision take with these tiles, by the model of ``cost.py``, in
     seconds; what is cut into parts counts for a little more. A context that they share has one gradient.
 
-    Shape: [M, K] × [K, N]; of a weight gradient [N, K], summed over M tokens.
+    Shape: [M, K] × [K, N]; of a weight gradient [N, K], summed over M tokens. The epilogue takes so many operations
+    per element, and moves so many elements besides.
     """
     fit, streams = fitting(kind, tiles, target), 1 if kind == "input gradient" else 2
     if KINDS[kind][0] == "gradient":
@@ -159,9 +169,9 @@ def modelled(kind: str, tiles: Tiles, M: int, N: int, K: int, target: Target) ->
         blocks, operands, results = (tiles.block_m, tiles.block_n, tiles.block_k), M * K + N * K, M * N
         programs = streams * -(-M // tiles.block_m) * -(-N // tiles.block_n)
         steps, parts = tiles.parts(-(-K // tiles.block_k))
-    work = cost.Work(programs * parts, steps, *blocks, tiles.warps, tiles.stages, fit)
+    work = cost.Work(programs * parts, steps, *blocks, tiles.warps, tiles.stages, fit, operations)
     moved = operands + results * (1 if parts == 1 else 2 * parts)  # operands from memory, results there; parts in fp32
-    product = max(cost.seconds_of_processors(work, target), cost.moving(streams * moved, target))
+    product = max(cost.seconds_of_processors(work, target), cost.moving(streams * moved + beside, target))
     return product if parts == 1 else _WORTH_A_LAUNCH * (product + cost.adding_up(streams * results, parts, target))
 
 

@@ -42,14 +42,33 @@ def multiply(
 ) -> None:
     """``out = [onto +] scale · x w``, then perhaps relu.
 
-    Shape: x [M, K], w [K, N] or a transpose, onto [N] or [M, N], out itself among them → out [M, N].
+    Shape: x [M, K], w [K, N] or a transpose, onto [N] or [M, N], out itself among them → out [M, N]; without ``onto``
+    also several at once, [streams, M, K] × [streams, K, N].
     """
-    (M, K), N = x.shape, w.shape[1]
+    (M, K), N = x.shape[-2:], w.shape[-1]
+    batch = x.shape[0] if x.ndim == 3 else 1
 
     def entry(_: Tensor) -> Launch:
-        return _entry("product", (1, M, N, K), [x, w, onto], [out], why, "relu" if relu else "linear")
+        return _entry("product", (batch, M, N, K), [x, w, onto], [out], why, "relu" if relu else "linear")
 
     compute(_multiply, entry, out, onto, x, w, scale, relu)
+
+
+def together(streams: Sequence[Tensor]) -> Tensor | None:
+    """Both streams as one tensor, where they are the same one or one follows the other in memory.
+
+    Shape: two of [M, N] → [2, M, N].
+    """
+    if len(streams) != 2:
+        return None
+    k, v = streams
+    if k is v:
+        return k.expand(2, *k.shape)
+    apart = v.storage_offset() - k.storage_offset()
+    in_one = k.untyped_storage()._cdata == v.untyped_storage()._cdata and apart >= k.numel()
+    if not in_one or (k.shape, k.stride()) != (v.shape, v.stride()):
+        return None
+    return k.as_strided((2, *k.shape), (apart, *k.stride()), k.storage_offset())
 
 
 def add(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -63,10 +82,11 @@ def sum_columns(out: Tensor, x: Tensor, scale: float) -> None:
 
 
 def _multiply(out: Tensor, onto: Tensor | None, x: Tensor, w: Tensor, scale: float, relu: bool) -> Tensor:
+    if onto is None:
+        product = torch.addmm if out.ndim == 2 else torch.baddbmm
+        return product(out, x, w, beta=0, alpha=scale, out=out)
     if relu:
         return torch._addmm_activation(onto, x, w, alpha=scale, use_gelu=False, out=out)
-    if onto is None:
-        return torch.addmm(out, x, w, beta=0, alpha=scale, out=out)
     return torch.addmm(onto, x, w, alpha=scale, out=out)
 
 

@@ -26,6 +26,22 @@ class Dropout(NamedTuple):
     layer_id: int
 
 
+class LayerGradient(NamedTuple):
+    """The gradient of a layer's pre-activations, [streams, M, N], and what goes with it.
+
+    Attributes:
+        da: itself.
+        h: the layer's output once more, like da.
+        dots: what a LayerNorm in front of the layer's product needs of da, [streams, tiles, M, 2].
+        bias: Σ da in parts, [parts, streams · N] fp32.
+    """
+
+    da: Tensor
+    h: Tensor | None = None
+    dots: Tensor | None = None
+    bias: Tensor | None = None
+
+
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     """What products and statistics are added up in. float64 occurs in gradient checks only."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -11,10 +11,10 @@ from hnkernels.triton import vendor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate, derivative
-from hnkernels.triton.kernels.arguments import Dropout, Streams, product
+from hnkernels.triton.kernels.arguments import Dropout, LayerGradient, Streams, product
 from hnkernels.triton.kernels.dropout import dropout_scale
-from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
 from hnkernels.triton.kernels.layer_output_backward import layer_output_backward
+from hnkernels.triton.kernels.tiles import halves, multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.route import route
 from hnkernels.triton.target import target_of
@@ -128,8 +128,12 @@ def hidden_gradient(
     with_h: bool = False,
     dropout: Dropout | None = None,
     scale: tuple[float, ...] = (1.0, 1.0),
-) -> tuple[Tensor, Tensor | None]:
-    """``hidden_gradient_kernel``: da [M, K], w [K, N] per stream, a [streams, M, N] → da or dh, and h, like a."""
+    with_bias: bool = False,
+) -> LayerGradient:
+    """``hidden_gradient_kernel``: da [M, K], w [K, N] per stream, a [streams, M, N] → da or dh, and h, like a.
+
+    ``with_bias`` asks for Σ da in parts, where they cost no launch.
+    """
     (M, K), N = da[0].shape, w[0].shape[1]
     dtype, device = da[0].dtype, da[0].device
     kind = "backward with dropout" if dropout else "backward" if with_h else "light backward"
@@ -137,15 +141,19 @@ def hidden_gradient(
     tiles = choose(kind, M, N, K, dtype, target)
     out = torch.empty(len(da), M, N, device=device, dtype=dtype)
     after = fused and (a is not None or dropout is not None)
-    moved = 2 * M * N * (2 + (a is not None) + with_h) if after else 0
-    by = route(kind, M, N, K, dtype, target, tiles, [(M, N, K)] * 2, moved, launches=after)
+    beside = 2 * M * N * ((a is not None) + with_h) if after else 0
+    moved = beside + 4 * M * N * after
+    by = route(
+        kind, M, N, K, dtype, target, tiles, [(M, N, K)] * 2, moved, launches=after, beside=beside, act=act
+    )  # fmt: skip
     if by.vendor:
         for i, gradient in enumerate(da):
             vendor.multiply(out[i], gradient, w[i], scale=scale[i], why=by.why)
         if not after:
-            return out, None
-        _, h, _ = layer_output_backward(tuple(out), a, act, dropout=dropout, with_h=with_h, wb=wb, out=out)
-        return out, h
+            return LayerGradient(out)
+        return layer_output_backward(
+            tuple(out), a, act, dropout=dropout, with_h=with_h, wb=wb, with_bias=with_bias, out=out
+        )  # fmt: skip
     h = torch.empty_like(out) if with_h else None
     launch(
         hidden_gradient_kernel,
@@ -163,4 +171,4 @@ def hidden_gradient(
         ACT=act, FUSED=fused, DROPOUT=dropout is not None, **product(dtype),
         EVEN=K % tiles.block_k == N % tiles.block_n == 0,
     )  # fmt: skip
-    return out, h
+    return LayerGradient(out, h)

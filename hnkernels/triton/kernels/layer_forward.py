@@ -334,21 +334,26 @@ def layer_forward(
     if norm_in is None and not moments:  # half a LayerNorm takes an epilogue of ours
         relu = act == "relu" and alpha is None and dropout is None and residual is None and not pre
         after = out and not relu and (act != "linear" or dropout is not None or residual is not None)
-        moved = 2 * M * N * (2 + (residual is not None)) if after else 0
-        by = route(kind, M, N, K, dtype, target, tiles, [(M, N, K)] * 2, moved, launches=after)
+        beside = 2 * M * N * ((residual is not None) + (pre and out))
+        moved = 2 * M * N * (2 + (residual is not None)) * after
+        by = route(
+            kind, M, N, K, dtype, target, tiles, [(M, N, K)] * 2, moved, launches=after, beside=beside, act=act
+        )  # fmt: skip
         if by.vendor:
             a = torch.empty(streams, M, N, device=device, dtype=dtype)
             for i in range(streams):
                 vendor.multiply(a[i], x[i], w[i].t(), b[i], relu=relu, why=by.why)
             query_out = None if query is None else vendor.linear(x[0], *query)
-            outs, stacked = tuple(a), a
+            results: Streams = tuple(a)
+            together: Tensor | None = a
             if after:
-                outs, stacked = layer_output_forward(
+                results, together = layer_output_forward(
                     a, act, out_dtype=out_dtype or dtype, alpha=alpha, dropout=dropout, residual=residual,
                     multiplier=multiplier, strength=strength, stack=residual is None, over=not pre,
                 )  # fmt: skip
             return LayerOutput(
-                outs if out else None, stacked if out else None, a if pre else None, None, None, tiles.block_n, query_out
+                results if out else None, together if out else None, a if pre else None, None, None, tiles.block_n,
+                query_out,
             )  # fmt: skip
     columns = triton.cdiv(N, tiles.block_n)
 
@@ -359,7 +364,7 @@ def layer_forward(
     parts = empty(streams, columns, M, 2, dtype=acc) if moments else None
     row_stats = empty(streams, M, 2, dtype=acc) if stats and norm_in is not None else None
     stacked = empty(streams, M, N) if out and residual is None else None
-    outs: Streams | None = None if stacked is None else tuple(stacked)
+    outs = None if stacked is None else tuple(stacked)
     if out and stacked is None:
         outs = tuple(empty(M, N, dtype=out_dtype or dtype) for _ in x)
     query_out = empty(M, query_n) if query is not None else None

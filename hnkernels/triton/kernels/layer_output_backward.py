@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.kernels.activations import activate, derivative
-from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, tl_dtype
+from hnkernels.triton.kernels.arguments import EPS, Dropout, LayerGradient, Streams, acc_dtype, tl_dtype
 from hnkernels.triton.kernels.dropout import dropout_scale
-from hnkernels.triton.kernels.norm_backward import row_dots
 from hnkernels.triton.kernels.layer_output_forward import normalise
+from hnkernels.triton.kernels.norm_backward import row_dots
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import row_programs, row_tiles
@@ -38,6 +38,7 @@ def layer_output_backward_kernel(
     wb_ptr,  # [2, N]: W β + b of a LayerNorm in front, or None
     wg_ptr,  # [2, N]: W γ likewise, where its backward pass wants dots of da, see norm_backward.py
     dots_ptr,  # [2, 1, M, 2], with wg
+    bias_ptr,  # [programs, 2, N] fp32: takes Σ da, the bias's gradient, or None
     seed_ptr,
     layer_id,
     dropout,
@@ -58,7 +59,7 @@ def layer_output_backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The gradient through dropout, LayerNorm and activation; also Σ dγ, Σ dβ and prelu's slope per program.
+    """The gradient through dropout, LayerNorm and activation; also Σ da, Σ dγ, Σ dβ and prelu's slope per program.
 
     With z = act(a), ẑ = (z − μ)·rstd and g = m·dh∘mask (Ba, Kiros, Hinton 2016, differentiated):
 
@@ -91,6 +92,8 @@ def layer_output_backward_kernel(
             beta = tl.load(b_ptr + cols, mask=cols < N, other=0.0).to(ACC)[None, :]
         d_gamma = tl.zeros((BLOCK_R, BLOCK_N), ACC)
         d_beta = tl.zeros((BLOCK_R, BLOCK_N), ACC)
+    if bias_ptr is not None:
+        d_bias = tl.zeros((BLOCK_R, BLOCK_N), ACC)
     for start in range(program * BLOCK_R, M, programs * BLOCK_R):
         rows = tl.cast(start, tl.int64) + tl.arange(0, BLOCK_R)
         mask = (rows < M)[:, None] & inside  # [BLOCK_R, BLOCK_N]
@@ -128,11 +131,16 @@ def layer_output_backward_kernel(
         if ACT != "linear":
             g *= derivative(a, alpha, ACT)
         tl.store(da_ptr + at, convert(g, da_ptr.dtype.element_ty), mask=mask)
+        if bias_ptr is not None:
+            d_bias += tl.where(mask, g, 0.0)
         if wg_ptr is not None:
             by_wg, by_a = row_dots(g, kept, wg_ptr + stream * N, cols, N)
             dots = dots_ptr + (stream * tl.cast(M, tl.int64) + rows) * 2
             tl.store(dots, by_wg, mask=rows < M)
             tl.store(dots + 1, by_a, mask=rows < M)
+    if bias_ptr is not None:
+        at = bias_ptr + (program.to(tl.int64) * tl.num_programs(1) + stream) * N + cols
+        tl.store(at, tl.sum(d_bias, axis=0), mask=cols < N)
     if sums_ptr is not None:
         sums = sums_ptr + program.to(tl.int64) * row_of_sums + stream * stream_of_sums
         if NORM:
@@ -159,13 +167,14 @@ def layer_output_backward(
     stream_of_sums: int = 0,
     wb: Tensor | None = None,
     wg: Tensor | None = None,
+    with_bias: bool = False,
     out: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``layer_output_backward_kernel``: dh [M, N] per stream, a [streams, M, N] → da, and h, like a.
+) -> LayerGradient:
+    """``layer_output_backward_kernel``: dh [M, N] per stream, a [streams, M, N] → da, and what is asked.
 
     ``sums`` [programs, P] takes Σ dγ, Σ dβ and prelu's slope from element ``sums_at`` on. ``wb`` and ``wg``
-    [streams, N] are W β + b and W γ of a LayerNorm in front of this layer's product; with ``wg`` what that LayerNorm
-    needs of da comes third, [streams, 1, M, 2]. da is ``out`` if given, which may be what dh are the streams of.
+    [streams, N] are W β + b and W γ of a LayerNorm in front of this layer's product; with ``wg`` that LayerNorm's dots
+    are asked for. da is ``out`` if given, which may be what dh are the streams of.
     """
     M, N = dh[0].shape
     device, dtype = dh[0].device, dh[0].dtype
@@ -174,17 +183,18 @@ def layer_output_backward(
     dots = torch.empty(len(dh), 1, M, 2, device=device, dtype=acc_dtype(dtype)) if wg is not None else None
     target = target_of(device)
     block, programs = row_tiles("summed rows", M, N, target), row_programs(M, target)
+    bias = torch.empty(programs, len(dh) * N, device=device, dtype=acc_dtype(dtype)) if with_bias else None
     launch(
         layer_output_backward_kernel,
         (programs, len(dh)),
         steps=triton.cdiv(M, max(programs, 1) * block.rows),
-        writes=("da_ptr", "h_ptr", "sums_ptr", "dots_ptr"),
+        writes=("da_ptr", "h_ptr", "sums_ptr", "dots_ptr", "bias_ptr"),
         dh_k_ptr=dh[0], dh_v_ptr=dh[-1], a_ptr=a, g_k_ptr=gamma[0] if gamma else None,
         g_v_ptr=gamma[-1] if gamma else None, b_k_ptr=beta[0] if beta and with_h else None,
         b_v_ptr=beta[-1] if beta and with_h else None,
         alpha_k_ptr=alpha[0] if alpha else None, alpha_v_ptr=alpha[-1] if alpha else None, da_ptr=da, h_ptr=h,
         sums_ptr=None if sums is None else sums[:, sums_at : sums_at + len(dh) * stream_of_sums],
-        wb_ptr=wb, wg_ptr=wg, dots_ptr=dots,
+        wb_ptr=wb, wg_ptr=wg, dots_ptr=dots, bias_ptr=bias,
         seed_ptr=dropout.seed if dropout else None, layer_id=dropout.layer_id if dropout else 0,
         dropout=dropout.p if dropout else 0.0, multiplier_k=multiplier[0], multiplier_v=multiplier[-1], eps=EPS,
         M=M, N=N, stride_dk=dh[0].stride(0), stride_dv=dh[-1].stride(0),
@@ -192,4 +202,4 @@ def layer_output_backward(
         ACT=act, NORM=gamma is not None, DROPOUT=dropout is not None, PRELU=alpha is not None,
         ACC=tl_dtype(acc_dtype(dtype)), BLOCK_R=block.rows, BLOCK_N=block.columns, num_warps=block.warps,
     )  # fmt: skip
-    return da, h, dots
+    return LayerGradient(da, h, dots, bias)

@@ -97,7 +97,7 @@ class LowRank:
         multiple = next(m for m in (16, 8, 4, 2, 1) if all(r % m == 0 for r in self.ranks))
         return {"MULTIPLE": multiple, "ALIGNED": self.aligned}
 
-    def pointers(self, name: str, tensors: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
+    def pointers(self, name: str, tensors: Sequence[Tensor | None]) -> dict[str, Any]:
         """One tensor per slice as three arguments, which no slice uses where there is a table."""
         chosen = (None,) * POINTERS if self.tabled else _three(tensors)
         return {f"{name}_{i}_ptr": t for i, t in enumerate(chosen)}
@@ -147,7 +147,7 @@ def _numbers(name: str, values: Sequence[int]) -> dict[str, int]:
     return {f"{name}_{i}": value for i, value in enumerate(padded)}
 
 
-def outputs(slices: LowRank) -> tuple[list[Tensor], dict[str, Tensor | None]]:
+def outputs(slices: LowRank) -> tuple[list[Tensor], dict[str, Any]]:
     """[S, T, n_p] for every slice, or with a table one flat tensor; and the arguments."""
     samples, tokens, _ = slices.x.shape
     if slices.tabled:

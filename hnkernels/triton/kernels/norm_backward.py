@@ -25,7 +25,7 @@ from torch import Tensor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.activations import activate, derivative
-from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product
+from hnkernels.triton.kernels.arguments import LayerGradient, Streams, acc_dtype, product
 from hnkernels.triton.kernels.tiles import multiply, quarters, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
@@ -213,11 +213,11 @@ def normed_gradient(
     with_normal: bool,
     wb: Tensor | None = None,
     wg: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> LayerGradient:
     """``normed_gradient_kernel``: da' [M, K], w [K, N] per stream, a [streams, M, N] → da and ẑ, like a, and the dots.
 
-    ``stats`` [streams, M, 2] and ``dots`` [streams, tiles, M, 2] are of this layer's LayerNorm; ``wb``, ``wg`` and
-    the third result, with ``wg``, of one in front of this layer's own product.
+    ``stats`` [streams, M, 2] and ``dots`` [streams, tiles, M, 2] are of this layer's LayerNorm; ``wb``, ``wg`` and,
+    with ``wg``, the dots that come back, of one in front of this layer's own product.
     """
     (M, K), N = da[0].shape, w[0].shape[1]
     dtype, device = da[0].dtype, da[0].device
@@ -241,4 +241,4 @@ def normed_gradient(
         M=M, N=N, K=K, tiles_in=dots.shape[1], ACT=act, **product(dtype),
         EVEN=K % tiles.block_k == N % tiles.block_n == 0,
     )  # fmt: skip
-    return out, normal, dots_out
+    return LayerGradient(out, normal, dots_out)

@@ -232,6 +232,7 @@ class WeightGradients:
         self._routes = [Route(False) if i in normed else self._route(i) for i in range(len(shapes))]
         self._normed, self._flat = normed, torch.empty(end, device=device, dtype=dtype)
         self._per_split, self._splits = self._cut()
+        self._sums: list[tuple[Tensor, Tensor]] = []  # parts of bias gradients, and where they go
         self._acc = acc_dtype(dtype)
         self._parts = self._flat[None]
         if self._splits > 1:
@@ -258,15 +259,17 @@ class WeightGradients:
         h: Streams,
         scale: tuple[float, ...] = (1.0, 1.0),
         norm: NormInFront | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor | None:
         """``scale · daᵀ h`` and ``scale · Σ da`` of linear ``index``. Shape: da [M, N], h [M, K] per stream.
 
         With ``norm``, which those of ``normed`` have, h is ẑ, and the gradients of γ and β come back in parts
-        [parts, streams · 2 · K], whose sum over the parts is dγ, then dβ, of each stream.
+        [parts, streams · 2 · K], whose sum over the parts is dγ, then dβ, of each stream. ``bias`` [parts, streams · N]
+        are parts of Σ da, unscaled, for those that are ``by_vendor``.
         """
         streams, tiles, starts = self.shapes[index], self._tiles[index], self.offsets[index]
         if self._routes[index].vendor:
-            self._add_by_vendor(index, da, h, scale)
+            self._add_by_vendor(index, da, h, scale, bias)
             return None
         here = norm is not None and self._splits == 1
         if here:  # its epilogue takes registers
@@ -296,7 +299,7 @@ class WeightGradients:
 
     def total(self, *more: tuple[Tensor, Tensor]) -> Tensor:
         """All gradients one after another, at ``offsets``. The sums of ``more``, (parts, out), are made on the way."""
-        sums = list(more)
+        sums = [*self._sums, *more]
         if self._splits > 1:
             apart = (i for i, by in enumerate(self._routes) if not by.vendor and i not in self._normed)
             ranges = neighbours((self.offsets[i][0], self._end(i)) for i in apart)
@@ -326,12 +329,27 @@ class WeightGradients:
         per_split = max(triton.cdiv(triton.cdiv(rows, count), block), 1) * block
         return per_split, triton.cdiv(rows, per_split)
 
-    def _add_by_vendor(self, index: int, da: Streams, h: Streams, scale: tuple[float, ...]) -> None:
+    def by_vendor(self, index: int) -> bool:
+        """Whether the vendor's library computes this linear's, to whom Σ da is another launch."""
+        return self._routes[index].vendor
+
+    def _add_by_vendor(
+        self, index: int, da: Streams, h: Streams, scale: tuple[float, ...], bias: Tensor | None
+    ) -> None:
         starts, why, streams = self.offsets[index], self._routes[index].why, len(da)
-        for s, (n, k) in enumerate(self.shapes[index]):
-            out = self._flat[starts[s] : starts[s] + n * k].view(n, k)
-            vendor.multiply(out, da[s].t(), h[s], scale=scale[s], why=why)
-            if self.biases:
+        if bias is not None:
+            self._sums.append((bias, self._flat[starts[streams] : starts[streams] + bias.shape[1]]))
+        both, rows = vendor.together(da), vendor.together(h)
+        if both is not None and rows is not None and scale[0] == scale[-1]:
+            n, k = self.shapes[index][0]
+            out = self._flat[starts[0] :][: 2 * n * k].view(2, n, k)
+            vendor.multiply(out, both.transpose(1, 2), rows, scale=scale[0], why=why)
+        else:
+            for s, (n, k) in enumerate(self.shapes[index]):
+                out = self._flat[starts[s] : starts[s] + n * k].view(n, k)
+                vendor.multiply(out, da[s].t(), h[s], scale=scale[s], why=why)
+        if self.biases and bias is None:
+            for s, (n, _) in enumerate(self.shapes[index]):
                 vendor.sum_columns(self._flat[starts[streams + s] :][:n], da[s], scale[s])
 
     def _finish(self, index: int, norm: NormInFront) -> Tensor:
