@@ -21,7 +21,7 @@ from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink
 from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.launch import Call, capturing
 from hnkernels.triton.mlps import Layer, Parameters
-from hnkernels.triton.target import Target, planned_for
+from hnkernels.triton.target import Target, forced_route, planned_for
 from hnkernels.triton.tiling import PRODUCTS, candidates, forced
 
 WIDTHS = (320, 640, 768, 1024, 1280, 2048)
@@ -182,8 +182,10 @@ def all_calls(
         for width in widths:
             for rows in tokens:
                 shape = f"{width} wide, {rows} tokens"
-                for case in cases:
-                    for call in calls(case, width, rows, dtype, target):
+                for case, way in product_of(cases, ("kernels", "vendor")):
+                    with forced_route(way):
+                        made = calls(case, width, rows, dtype, target)
+                    for call in made:
                         yield f"{case.name}; {shape}", call
                 for call in grouped_calls(width, rows, dtype, target):
                     yield f"grouped; {shape}", call
@@ -193,7 +195,8 @@ def all_calls(
 
 
 def _train(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
-    layers, parameters = case.layers(), _parameters(case, width, dtype, torch.float32)
+    parameters = _parameters(case, width, dtype, torch.float32)
+    layers = mlps.trained(case.layers(), parameters, tokens)
     x = _streams(case.shared, tokens, width, dtype=dtype)
     seed = _empty(1, dtype=torch.int64) if case.dropout else None
     w_q, b_q = _empty(width, width, dtype=dtype), _empty(width, dtype=dtype)
