@@ -21,7 +21,7 @@ from benchmarks.limits.gpus import Gpu
 from benchmarks.limits.static import SUMMED, fitting
 from benchmarks.rows import Row
 from hnkernels.triton.cards import CARDS
-from hnkernels.triton.cost import EPILOGUE, FIRST_LOAD, LATER_LOAD, Work, seconds_of_processors
+from hnkernels.triton.cost import EPILOGUE, FIRST_LOAD, LATER_LOAD, Work, seconds_of_chain, seconds_of_processors
 from hnkernels.triton.launch import Launch
 from hnkernels.triton.target import TARGETS
 
@@ -80,11 +80,13 @@ def _processors(launch: Launch, gpu: Gpu) -> float:
         at_once = target.processors * min(card.programs, card.warps * card.schedulers // _ROW_WARPS)
         return -(-launch.programs // at_once) * launch.steps * LATER_LOAD
     t = launch.tiles
+    instructions = INSTRUCTIONS.get(launch.act, INSTRUCTIONS["gelu"])[launch.kernel in _DERIVED]
+    operations = EPILOGUE * instructions / INSTRUCTIONS["relu"][0]
+    if launch.chain is not None:
+        return seconds_of_chain(launch.chain._replace(operations=operations), launch.programs, launch.steps, target)
     summed = launch.kernel in SUMMED
     blocks = (t.block_n, t.block_k, t.block_m) if summed else (t.block_m, t.block_n, t.block_k)
     fit = fitting(gpu.target, launch.kernel, t)
-    instructions = INSTRUCTIONS.get(launch.act, INSTRUCTIONS["gelu"])[launch.kernel in _DERIVED]
-    operations = EPILOGUE * instructions / INSTRUCTIONS["relu"][0]
     work = Work(launch.programs, launch.steps, *blocks, t.warps, t.stages, fit, operations)
     return seconds_of_processors(work, target)
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hnkernels.triton.cost import Chain
 from hnkernels.triton.tiling import Tiles
 
 
@@ -32,6 +33,7 @@ class Launch:
         steps: how often a program loads, one time after the other; 0 where the launcher does not say.
         product: batch, M, N and K of a product whose tiles are not ours to know.
         act: the activation in its epilogue, by the device's name.
+        chain: two products in one loop before the main one.
     """
 
     kernel: str
@@ -43,6 +45,7 @@ class Launch:
     steps: int = 0
     product: tuple[int, int, int, int] | None = None
     act: str = "linear"
+    chain: Chain | None = None
 
 
 class Call(NamedTuple):
@@ -126,6 +129,7 @@ def launch(
     tiles: Tiles | None = None,
     flops: int = 0,
     steps: int = 0,
+    chain: Chain | None = None,
     **arguments: Any,
 ) -> None:
     """Launches a kernel on the device of what it writes; on the meta device it is only noted.
@@ -139,6 +143,7 @@ def launch(
         tiles: how it is cut up, passed on as BLOCK_M … num_stages.
         flops: of its products, for the account.
         steps: of a program's main loop, for the account.
+        chain: two products in one loop before the main one, for the account.
         arguments: everything else that the kernel takes.
     """
     programs = 1
@@ -153,7 +158,7 @@ def launch(
     call = Call(kernel, arguments)
     entry = Launch(
         _name(kernel), programs, tiles, flops, _unique_bytes([*read, *addressed]), _unique_bytes(written), steps,
-        act=arguments.get("ACT", "linear"),
+        act=arguments.get("ACT", "linear"), chain=chain,
     )  # fmt: skip
     trace = _trace.get()
     if trace is not None:
