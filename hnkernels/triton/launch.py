@@ -129,7 +129,7 @@ def launch(
     tiles: Tiles | None = None,
     flops: int = 0,
     steps: int = 0,
-    chain: Chain | None = None,
+    chain: Any = None,
     **arguments: Any,
 ) -> None:
     """Launches a kernel on the device of what it writes; on the meta device it is only noted.
@@ -143,7 +143,7 @@ def launch(
         tiles: how it is cut up, passed on as BLOCK_M … num_stages.
         flops: of its products, for the account.
         steps: of a program's main loop, for the account.
-        chain: two products in one loop before the main one, for the account.
+        chain: two products in one loop before the main one, a ``Chain``, for the account.
         arguments: everything else that the kernel takes.
     """
     programs = 1

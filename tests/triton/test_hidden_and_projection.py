@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -61,16 +62,16 @@ def check(call: Call, tiles: Tiles) -> None:
         assert relative_error(result, exact) <= FORWARD_TOLERANCE
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_values(size, activation, tiles):
+@pytest.mark.parametrize(
+    ("activation", "size"), [*product(ACTIVATIONS, SIZES[:-1]), ("silu", SIZES[-1])], ids=str
+)  # fmt: skip
+def test_values(activation, size, tiles):
     check(draw(activation=activation, **size), tiles)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("size", SIZES[-2:], ids=str)
-def test_half_precision_is_as_exact_as_eager(size, activation, dtype, tiles):
+@pytest.mark.parametrize(("activation", "size"), zip(ACTIVATIONS, SIZES[2:], strict=True), ids=str)
+def test_half_precision_is_as_exact_as_eager(activation, size, dtype, tiles):
     call = draw(activation=activation, dtype=dtype, **size)
     results = inferred(call, tiles)
     ratios = [
