@@ -70,7 +70,7 @@ def test_values(activation, size, tiles):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("activation", "size"), zip(ACTIVATIONS, SIZES[2:], strict=True), ids=str)
+@pytest.mark.parametrize(("activation", "size"), [*zip(ACTIVATIONS, SIZES[2:], strict=True)], ids=str)
 def test_half_precision_is_as_exact_as_eager(activation, size, dtype, tiles):
     call = draw(activation=activation, dtype=dtype, **size)
     results = inferred(call, tiles)
