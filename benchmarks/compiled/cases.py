@@ -9,7 +9,9 @@ from itertools import product as product_of
 import torch
 from torch import Tensor
 
+from hnkernels.network.activations import ACTIVATIONS
 from hnkernels.triton import mlps, mlps_backward
+from hnkernels.triton.kernels import hidden_and_projection as one_launch
 from hnkernels.triton.kernels.grouped import grouped_input_gradient, grouped_linear, groups
 from hnkernels.triton.kernels.linear import linear
 from hnkernels.triton.kernels.lowrank_add import lowrank_add
@@ -21,6 +23,7 @@ from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink
 from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.launch import Call, capturing
 from hnkernels.triton.mlps import Layer, Parameters
+from hnkernels.triton.ops.mlp import project
 from hnkernels.triton.target import Target, forced_route, planned_for
 from hnkernels.triton.tiling import PRODUCTS, candidates, forced
 
@@ -103,6 +106,8 @@ CASES = (
 )
 
 
+_ACTIVATIONS = sorted({row.device for row in ACTIVATIONS.values() if row.device not in (None, "prelu")})
+
 _PRODUCTS = {
     "weight_gradient_kernel": "gradient",
     "hidden_gradient_kernel": "backward",
@@ -151,6 +156,17 @@ def lowrank_calls(width: int, tokens: int, rank: int, dtype: torch.dtype, target
     return captured
 
 
+def one_launch_calls(dtype: torch.dtype, target: Target) -> Iterator[tuple[str, Call]]:
+    """A hidden layer and the projection after it in one launch, with every activation: it leaves few registers free."""
+    if target.name != one_launch.TARGET:
+        return
+    for tiles, act, query in product_of(one_launch.TILES, _ACTIVATIONS, (False, True)):
+        case = Case(f"{act}, inference", act=act, training=False, query=query)
+        with forced(tiles):
+            for call in calls(case, one_launch.columns(tiles), 4096, dtype, target):
+                yield f"{case.name}, one launch", call
+
+
 def candidate_calls(dtype: torch.dtype, target: Target) -> Iterator[tuple[str, Call]]:
     """The matrix kernels of MLPs and projections in every form with every candidate for their tiles; low-rank ones
     have tiles of their own."""
@@ -179,6 +195,7 @@ def all_calls(
     """Every launch that these make on the target, with where it comes from. Many are the same to the compiler."""
     for dtype in dtypes:
         yield from candidate_calls(dtype, target)
+        yield from one_launch_calls(dtype, target)
         for width in widths:
             for rows in tokens:
                 shape = f"{width} wide, {rows} tokens"
@@ -234,9 +251,8 @@ def _infer(case: Case, width: int, tokens: int, dtype: torch.dtype) -> None:
         ).y  # fmt: skip
         linear(y, w)
         return
-    hidden, _ = mlps.hidden_layers(x, layers[:-1], parameters[:-1], save=False, query=query)
-    g = _pair(width, hidden.h[0].shape[1], dtype=dtype)
-    linear(x, w, _pair(width, dtype=dtype), z=hidden.stacked, g=g)
+    g = _pair(width, parameters[-1].w[0].shape[1], dtype=dtype)
+    project(x, layers[:-1], parameters[:-1], w, g, _pair(width, dtype=dtype), query=query)
 
 
 def _lowrank(

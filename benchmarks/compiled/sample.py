@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.compiled.cases import CASES, RANKS, SPLIT, calls, grouped_calls, lowrank_calls
+from benchmarks.compiled.cases import CASES, RANKS, SPLIT, calls, grouped_calls, lowrank_calls, one_launch_calls
 from benchmarks.compiled.compilation import Configuration, distinct
 from hnkernels.triton.target import TARGETS
 from hnkernels.triton.tiling import candidates, forced
@@ -33,6 +33,7 @@ def sample() -> list[Configuration]:
         with forced(replace(candidates("forward", target)[0], splits=2)):
             captured += [(c.name, call) for c in SPLIT for call in calls(c, _WIDTH, _TOKENS, dtype, target)]
         captured += [(c.name, call) for c in CASES if c.norm for call in calls(c, _NARROW, _MANY_TOKENS, dtype, target)]
+        captured += list(one_launch_calls(dtype, target))
         captured += [("grouped", call) for call in grouped_calls(_WIDTH, _TOKENS, dtype, target)]
         for rank in RANKS:
             captured += [(f"rank {rank}", call) for call in lowrank_calls(_WIDTH, _TOKENS, rank, dtype, target)]

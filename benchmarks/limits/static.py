@@ -126,6 +126,8 @@ def _step_bytes(config: Configuration) -> int:
     """Of both operands' tiles in one step of the main loop."""
     m, n, k = (config.constant(f"BLOCK_{axis}") for axis in "MNK")
     n = n or config.constant("BLOCK_R")  # a product whose columns are ranks
+    if config.name == "hidden_and_projection_kernel":  # its own rows stay, and both products' weights are loaded
+        return _ELEMENT * 2 * k * (n + n // 4)
     return _ELEMENT * (m * (n + k) if config.name in SUMMED else k * (m + n))
 
 

@@ -19,7 +19,15 @@ from benchmarks.limits.gpus import Gpu
 from benchmarks.limits.static import SUMMED, fitting
 from benchmarks.rows import Row
 from hnkernels.triton.cards import CARDS
-from hnkernels.triton.cost import FIRST_LOAD, LATER_LOAD, Work, epilogue, seconds_of_processors, vendor_seconds
+from hnkernels.triton.cost import (
+    FIRST_LOAD,
+    LATER_LOAD,
+    Work,
+    epilogue,
+    seconds_of_chain,
+    seconds_of_processors,
+    vendor_seconds,
+)
 from hnkernels.triton.launch import Launch
 from hnkernels.triton.target import TARGETS
 
@@ -63,9 +71,11 @@ def _processors(launch: Launch, gpu: Gpu) -> float:
         at_once = target.processors * min(card.programs, card.warps * card.schedulers // _ROW_WARPS)
         return -(-launch.programs // at_once) * launch.steps * LATER_LOAD
     t = launch.tiles
+    operations = epilogue(launch.act, launch.kernel in _DERIVED)
+    if launch.chain is not None:
+        return seconds_of_chain(launch.chain._replace(operations=operations), launch.programs, launch.steps, target)
     summed = launch.kernel in SUMMED
     blocks = (t.block_n, t.block_k, t.block_m) if summed else (t.block_m, t.block_n, t.block_k)
     fit = fitting(gpu.target, launch.kernel, t)
-    operations = epilogue(launch.act, launch.kernel in _DERIVED)
     work = Work(launch.programs, launch.steps, *blocks, t.warps, t.stages, fit, operations)
     return seconds_of_processors(work, target)

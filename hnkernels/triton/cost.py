@@ -81,6 +81,52 @@ class Work(NamedTuple):
     operations: float = EPILOGUE
 
 
+class Chain(NamedTuple):
+    """Two products in one loop, where a chunk of the first one's result is an operand of the second one's step.
+
+    Attributes:
+        programs: how many; one at a time on a processor.
+        steps: of the loop of one.
+        rows: of both products; their rows of the first operand stay in shared memory.
+        first: depth of the first product.
+        second: columns of the second.
+        depth: of a step: columns of the first product, units of the second.
+        warps: per program.
+        stages: of the pipeline of loads.
+        operations: between the two, per element.
+    """
+
+    programs: int
+    steps: int
+    rows: int
+    first: int
+    second: int
+    depth: int
+    warps: int
+    stages: int
+    operations: float = EPILOGUE
+
+
+def seconds_of_chain(chain: Chain, programs: int, steps: int, target: Target) -> float:
+    """How long the processors take for the loop, and for the product after it in the same accumulator, which has so
+    many steps, in so many programs: more than the chain's where some have no other."""
+    card = CARDS[target.name]
+    weights = chain.depth * (chain.first + chain.second)  # elements of a step
+    down = min(max(chain.warps // 4, 1), max(chain.rows // 64, 1))  # groups of four warps above one another
+    across = max(chain.warps // 4, 1) // down
+    handed_over = chain.rows * chain.depth * (1 + across if across > 1 else 0)  # else it stays in registers
+    shared = _ELEMENT * (chain.rows * chain.first * across + weights * (down + 1) + handed_over) / SHARED_PER_CYCLE
+    per_cycle, cached = _rates(chain.programs, target)
+    multiplying = 2 * chain.rows * weights / per_cycle * (chain.warps + per_cycle / 1024) / chain.warps
+    between = chain.rows * chain.depth * chain.operations / card.lanes
+    waiting = LATER_LOAD * card.clock / max(chain.stages - 1, 1)
+    # The second product waits for the first one's result; loads go on meanwhile.
+    step = max(max(multiplying, shared) + between, _ELEMENT * weights / cached, waiting)
+    after = Work(programs, steps, chain.rows, chain.second, chain.depth, chain.warps, chain.stages, resident=1)
+    turns = -(-chain.programs // target.processors)
+    return turns * chain.steps * step / card.clock + seconds_of_processors(after, target)
+
+
 def seconds_of_processors(work: Work, target: Target, sharing: int = 1) -> float:
     """How long the processors take, without the memory's bandwidth, the first load and the launch.
 
@@ -138,17 +184,22 @@ def _per_program(work: Work, at_once: int, target: Target, sharing: int) -> floa
     card = CARDS[target.name]
     tiles = work.rows + work.columns
     warps = at_once * work.warps
+    per_cycle, cached = _rates(work.programs, target)
+    multiplying = 2 * work.rows * work.columns * work.depth / per_cycle * (warps + per_cycle / 1024) / warps
+    shared = _ELEMENT * work.depth * (_read_from_shared(work, target) + tiles) / SHARED_PER_CYCLE
+    waiting = LATER_LOAD * card.clock / max(work.stages - 1, 1) / at_once
+    step = max(multiplying, shared, _ELEMENT * work.depth * tiles / (sharing * cached), waiting)
+    epilogue = work.rows * work.columns * work.operations / card.lanes / min(1, warps / card.schedulers)
+    return work.steps * step + epilogue
+
+
+def _rates(programs: int, target: Target) -> tuple[float, float]:
+    """Of a processor, per cycle: FLOP, and bytes from the cache that all those share which have a program."""
+    card = CARDS[target.name]
     per_cycle, of_cache = (
         rate / (card.clock * TARGETS[target.name].processors) for rate in (card.matrix_rate, card.cache_bandwidth)
     )
-    multiplying = 2 * work.rows * work.columns * work.depth / per_cycle * (warps + per_cycle / 1024) / warps
-    shared = _ELEMENT * work.depth * (_read_from_shared(work, target) + tiles) / SHARED_PER_CYCLE
-    busy = min(work.programs, target.processors)
-    cached = sharing * min(of_cache * target.processors / busy, CACHED_PER_CYCLE)
-    waiting = LATER_LOAD * card.clock / max(work.stages - 1, 1) / at_once
-    step = max(multiplying, shared, _ELEMENT * work.depth * tiles / cached, waiting)
-    epilogue = work.rows * work.columns * work.operations / card.lanes / min(1, warps / card.schedulers)
-    return work.steps * step + epilogue
+    return per_cycle, min(of_cache * target.processors / min(programs, target.processors), CACHED_PER_CYCLE)
 
 
 def _read_from_shared(work: Work, target: Target) -> int:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from hnkernels.triton.cost import Chain
 from hnkernels.triton.tiling import Tiles
 
 
@@ -32,6 +33,7 @@ class Launch:
         product: batch, M, N and K of a product whose tiles are not ours to know.
         act: the activation in its epilogue, by the device's name.
         why: who computes it and why, where there was a choice; see ``route.py``.
+        chain: two products in one loop before the main one.
     """
 
     kernel: str
@@ -44,6 +46,7 @@ class Launch:
     product: tuple[int, int, int, int] | None = None
     act: str = "linear"
     why: str = ""
+    chain: Chain | None = None
 
 
 class Call(NamedTuple):
@@ -128,6 +131,7 @@ def launch(
     flops: int = 0,
     steps: int = 0,
     why: str = "",
+    chain: Any = None,
     **arguments: Any,
 ) -> None:
     """Launches a kernel on the device of what it writes; on the meta device it is only noted.
@@ -142,6 +146,7 @@ def launch(
         flops: of its products, for the account.
         steps: of a program's main loop, for the account.
         why: it is not the vendor's library that computes this.
+        chain: two products in one loop before the main one, a ``Chain``, for the account.
         arguments: everything else that the kernel takes.
     """
     programs = 1
@@ -156,7 +161,7 @@ def launch(
     call = Call(kernel, arguments)
     entry = Launch(
         _name(kernel), programs, tiles, flops, unique_bytes([*read, *addressed]), unique_bytes(written), steps,
-        act=arguments.get("ACT", "linear"), why=why,
+        act=arguments.get("ACT", "linear"), why=why, chain=chain,
     )  # fmt: skip
     trace = _trace.get()
     if trace is not None:

@@ -97,19 +97,25 @@ def norm_alone(M: int, N: int, K: int, above: int, dtype: torch.dtype, target: T
         ("gradient", M, above, N),
     ]  # fmt: skip
     together = sum(_kernel(*shape, target) for shape in folded) + passes(2 * N * above, 1, target)
-    alone = sum(_best(*shape, target) for shape in apart) + passes(2 * 6 * M * N, 2, target) + CALL
+    alone = sum(by_best(*shape, target) for shape in apart) + passes(2 * 6 * M * N, 2, target) + CALL
     return WORTH * alone < together
 
 
-def _best(kind: str, M: int, N: int, K: int, target: Target) -> float:
+def by_best(
+    kind: str, M: int, N: int, K: int, target: Target, operations: float = cost.EPILOGUE, most_splits: int = 1
+) -> float:
+    """How long a product takes by whoever is faster, without passes over memory that the library's may need."""
     product = (N, K, M) if kind == "gradient" else (M, N, K)
-    return min(_kernel(kind, M, N, K, target), by_library([product] * 2, target) + CALL)
+    ours = _kernel(kind, M, N, K, target, operations, most_splits)
+    return min(ours, by_library([product] * 2, target) + CALL)
 
 
-def _kernel(kind: str, M: int, N: int, K: int, target: Target) -> float:
-    tiles = by_model(kind, M, N, K, target)
+def _kernel(
+    kind: str, M: int, N: int, K: int, target: Target, operations: float = cost.EPILOGUE, most_splits: int = 1
+) -> float:
+    tiles = by_model(kind, M, N, K, target, most_splits)
     assert tiles is not None  # every kind has some for every target that any kind has some for
-    return by_kernel(kind, M, N, K, target, tiles)
+    return by_kernel(kind, M, N, K, target, tiles, operations)
 
 
 def by_kernel(

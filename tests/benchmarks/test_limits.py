@@ -201,7 +201,7 @@ def test_what_has_not_been_compiled_is_said_so_and_never_guessed(monkeypatch):
     monkeypatch.setattr(static, "_compiled", dict)
     rows, lines = read(case(4096), "inference")
     assert rows == []
-    assert len(lines) == 2 * len(GPUS)
+    assert len(lines) == 2 * len(GPUS) - 1  # on an H100 it is one launch
     assert all("not compiled" in line for line in lines)
 
 

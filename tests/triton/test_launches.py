@@ -11,8 +11,10 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 from hnkernels import explain, hyper_kv, hyper_qkv
 from hnkernels.triton import target
+from hnkernels.triton.kernels import hidden_and_projection
 from hnkernels.triton.launch import capturing, recording
 from hnkernels.triton.ops.grouped import run_grouped_linear
+from hnkernels.triton.tiling import forced
 from tests.models import make_mlp
 from tests.triton import test_lowrank
 from tests.triton.test_compiled import KERNELS
@@ -124,6 +126,10 @@ def calls_of_every_kernel() -> Iterator[Callable[[], object]]:
             if training:
                 torch.autograd.backward(y, [torch.randn_like(t) for t in y])
 
+    def one_launch() -> None:
+        with forced(hidden_and_projection.TILES[0]):
+            mlps(True, False, {})
+
     def grouped() -> None:
         x = [torch.randn(ROWS, WIDTH, requires_grad=True) for _ in "kv"]
         w, b = [torch.randn(n, WIDTH) for n in (41, 20, 7)], [torch.randn(41), None, torch.randn(7)]
@@ -139,6 +145,7 @@ def calls_of_every_kernel() -> Iterator[Callable[[], object]]:
     for number, options in enumerate(OPTIONS):
         for training in (False, True):
             yield lambda q=number % 2 == 0, t=training, o=options: mlps(q, t, o)
+    yield one_launch
     yield grouped
     for options in ({}, {"add": True, "index": (2, 0, 1)}, {"slices": test_lowrank.FEW_MORE}):
         for wanted in ("", "x", "a", "scale"):

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from hnkernels.triton import mlps, mlps_backward
 from hnkernels.triton.allocation import reinterpret
+from hnkernels.triton.kernels import hidden_and_projection as one_launch
 from hnkernels.triton.kernels import linear as linear_kernel
-from hnkernels.triton.kernels.arguments import acc_dtype
+from hnkernels.triton.kernels.arguments import Streams, acc_dtype
 from hnkernels.triton.kernels.weight_gradient import WeightGradients
 from hnkernels.triton.mlps import Layer
 from hnkernels.triton.ops.registry import once, operator, per_stream, with_rows
 from hnkernels.triton.program import Program, signature
+from hnkernels.triton.target import target_of
 
 _STRUCTURE = "str act, bool[] activated, bool[] norms, float[] dropouts"
 
@@ -165,16 +167,38 @@ def mlp_project(x, parameters, query_w, query_b, act, activated, norms, dropouts
     streams = len(w)
     layers = _layers(act, activated, norms, dropouts)
     x = per_stream(with_rows(x), streams)
-    query = None if query_w is None else (query_w.contiguous(), query_b)
-    state, _ = mlps.hidden_layers(x, layers, _parameters(layers, parameters, streams), save=False, query=query)
-    projected = linear_kernel.linear(x, tuple(t.contiguous() for t in w), tuple(c), z=state.stacked, g=tuple(g))
-    return [*projected, *([] if state.query is None else [state.query])]
+    return project(
+        x, layers, _parameters(layers, parameters, streams), tuple(t.contiguous() for t in w), tuple(g), tuple(c),
+        query=None if query_w is None else (query_w.contiguous(), query_b),
+    )  # fmt: skip
 
 
 @mlp_project.shapes
 def _(x, parameters, query_w, query_b, act, activated, norms, dropouts, w, g, c):
     querys = [] if query_w is None else [query_w]
     return [x[0].new_empty(x[0].shape[0], t.shape[0]) for t in (*w, *querys)]
+
+
+def project(
+    x: Streams,
+    layers: Sequence[Layer],
+    parameters: Sequence[mlps.Parameters],
+    w: Streams,
+    g: Streams,
+    c: Streams,
+    query: tuple[Tensor, Tensor | None] | None = None,
+) -> list[Tensor]:
+    """``x wᵀ + h gᵀ + c`` per stream, h what the hidden layers make of x, and the query's product if there is one."""
+    (layer, *more), (p, *_) = layers, parameters
+    if not (more or layer.norm or layer.dropout or layer.act == "prelu"):
+        (M, K), H = x[0].shape, p.w[0].shape[0]
+        widths = [t.shape[0] for t in (*w, *([] if query is None else query[:1]))]
+        tiles = one_launch.choose(M, K, H, widths, layer.act, x[0].dtype, target_of(x[0].device))
+        if tiles is not None:
+            return one_launch.hidden_and_projection(x, p.w, p.b, layer.act, w, g, c, tiles=tiles, query=query)
+    state, _ = mlps.hidden_layers(x, layers, parameters, save=False, query=query)
+    projected = linear_kernel.linear(x, w, c, z=state.stacked, g=g)
+    return [*projected, *([] if state.query is None else [state.query])]
 
 
 class _MLPs(torch.autograd.Function):
