@@ -102,12 +102,19 @@ def norm_alone(M: int, N: int, K: int, above: int, dtype: torch.dtype, target: T
 
 
 def by_best(
-    kind: str, M: int, N: int, K: int, target: Target, operations: float = cost.EPILOGUE, most_splits: int = 1
+    kind: str,
+    M: int,
+    N: int,
+    K: int,
+    target: Target,
+    operations: float = cost.EPILOGUE,
+    most_splits: int = 1,
+    after: int = 0,
 ) -> float:
-    """How long a product takes by whoever is faster, without passes over memory that the library's may need."""
+    """How long a product takes by whoever is faster; after the library's, a launch moves so many elements, if any."""
     product = (N, K, M) if kind == "gradient" else (M, N, K)
-    ours = _kernel(kind, M, N, K, target, operations, most_splits)
-    return min(ours, by_library([product] * 2, target) + CALL)
+    theirs = by_library([product] * 2, target) + passes(after, after > 0, target) + CALL * (1 + (after > 0))
+    return min(_kernel(kind, M, N, K, target, operations, most_splits), theirs)
 
 
 def _kernel(

@@ -216,7 +216,7 @@ def _by_model(M: int, K: int, H: int, act: str, target: Target) -> Tiles | None:
     if M == 0:
         return None
     operations = cost.epilogue(act, derived=False)
-    layer = by_best("light layer", M, H, K, target, operations)
+    layer = by_best("light layer", M, H, K, target, operations, after=0 if act == "relu" else 4 * M * H)
     apart = layer + by_best("linear", M, K, K + H, target, most_splits=MOST_SPLITS)
 
     def seconds(tiles: Tiles) -> float:
