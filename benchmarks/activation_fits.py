@@ -13,6 +13,12 @@ import numpy as np
 
 _POINTS, _ROUNDS = 900, 3000
 
+_AT_0 = float(np.float32(math.sqrt(1.193)))
+"""Of the root of what approximates sinh(x)/x, which is its square less ``_AT_0² - 1``, so that it is 1 at 0 in fp32.
+
+1.193 is in whole thousandths. The largest error is as small here as anywhere near, the usual one smaller.
+"""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -61,11 +67,12 @@ def fits() -> list[Fit]:
     phi = np.vectorize(math.erfc)(b / math.sqrt(2.0)) / 2
     x = 9.0 * unit
     sinh = np.sinh(x) / x
+    root = np.sqrt(sinh + _AT_0**2 - 1.0)
     return [
         # Relative to Φ(-b) while that is above 0.1, to 0.1 beyond.
         Fit("_normal_tail", b, (np.log2(phi) + 1.0) / b, phi * math.log(2.0) * b / np.maximum(phi, 0.1), 7),
-        # Relative to tanh, which hardly changes with sinh where that is large.
-        Fit("_sinh", x * x, sinh, 1.0 / (sinh * np.cosh(x) ** 2), 5, 1.0),
+        # See _AT_0. Relative to tanh, which hardly changes with sinh where that is large.
+        Fit("_tanh", x * x, root, 2.0 * root / (sinh * np.cosh(x) ** 2), 3, _AT_0),
         Fit("_log1p_of_exp_minus_abs", unit, np.log1p(unit) / unit, unit / np.log1p(unit), 8, 1.0),
         Fit("_expm1", -0.5 * unit, np.expm1(-0.5 * unit) / (-0.5 * unit), -0.5 * unit / np.expm1(-0.5 * unit), 5, 1.0),
     ]

@@ -20,7 +20,7 @@ CACHE = Path(__file__).parents[2] / ".benchmarks" / "triton"
 _OPTIONAL = {
     "pre_ptr": "pre", "query_w_ptr": "query", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "query",
     "scale_ptr": "scale", "index_ptr": "index", "table_ptr": "table", "stats_ptr": "norm",
-    "vectors_ptr": "finishes a norm",
+    "vectors_ptr": "finishes a norm", "u_ptr": "u",
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ _WIDTH, _TOKENS = 640, 4096
 _NARROW, _MANY_TOKENS = 320, 16384
 """Where a weight gradient has several parts on every target that gets every kernel."""
 
-_OPTIONAL = ("z_ptr", "dq_ptr", "vectors_ptr")
+_OPTIONAL = ("z_ptr", "dq_ptr", "vectors_ptr", "g_ptr", "u_ptr")
 
 
 def sample() -> list[Configuration]:

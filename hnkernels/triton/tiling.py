@@ -11,7 +11,7 @@ instead; see ``autotune.py``.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from hnkernels.triton import cost
+from hnkernels.triton.cards import CARDS
 from hnkernels.triton.target import Target
 
 PRODUCTS = ("forward", "backward", "gradient")
@@ -74,6 +75,8 @@ class Rows:
     warps: int = 4
 
 
+_HALF = (torch.float16, torch.bfloat16)
+
 _SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
 
 
@@ -106,7 +109,7 @@ _SPLIT_ROWS, _SPLIT_DEPTH = 512, 1024
 """With more rows there are enough programs; with less depth there is not enough to share."""
 
 _WORTH_A_LAUNCH = 1.05
-"""So many times as fast is a sum in parts to be, for the launch that adds them up; a model may err by less."""
+"""So many times as fast is what takes another launch to be, as a sum in parts does; a model may err by less."""
 
 _forced: ContextVar[Tiles | None] = ContextVar("forced", default=None)
 
@@ -199,7 +202,7 @@ def heuristic(product: str, M: int, N: int, K: int, dtype: torch.dtype, target: 
     """
     if target.backend == "interpreter":
         return Tiles(32, 64, 64)  # few programs; tests of the tiling force smaller ones
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in _HALF:
         return Tiles(64, 64, 32, warps=4, stages=2)
     wide = 128 if N % 128 == 0 or N > 1024 else 64
     many = -(-M // 128) * -(-N // wide) * 2 >= target.processors
@@ -248,6 +251,11 @@ def _beside_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     return replace(tiles, block_n=64 if narrow else tiles.block_n, warps=8)
 
 
+def _before_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
+    """A product with low-rank factors comes after it, whose operands a thread has no registers for in four warps."""
+    return replace(tiles, warps=8) if target.backend == "cuda" and tiles.block_m == 128 else tiles
+
+
 def _through_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     """One of its dimensions is a rank: few rows, for there are few programs else."""
     scarce = target.backend == "hip" and not str(target.arch).startswith("gfx9")  # registers
@@ -255,8 +263,9 @@ def _through_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
 
 
 def _to_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
-    """Its columns are the ranks."""
-    return replace(_through_ranks(tiles, block_r, target), block_n=block_r)
+    """Its columns are the ranks. With many of them 120 spills in four warps."""
+    tiles = replace(_through_ranks(tiles, block_r, target), block_n=block_r)
+    return replace(tiles, warps=8) if target.arch == 120 and block_r > 32 and tiles.block_m > 16 else tiles
 
 
 def _from_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
@@ -292,6 +301,7 @@ KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
     "gradient": ("gradient", _as_product),
     "normalising gradient": ("gradient", _normalising),
     "lowrank forward": ("forward", _beside_ranks),
+    "lowrank expand": ("forward", _before_ranks),
     "lowrank add": ("forward", _through_ranks),
     "lowrank shrink": ("forward", _to_ranks),
     "lowrank input gradient": ("backward", _from_ranks),
@@ -303,6 +313,46 @@ KINDS: dict[str, tuple[str, Callable[[Tiles, int, Target], Tiles]]] = {
 The less there is in an epilogue, the larger its tiles may be before a thread runs out of registers: dropout takes most;
 light are those without prelu, without a LayerNorm on both sides of a layer, without a second output of a gradient.
 """
+
+
+def ranks_pay_a_launch(
+    samples: int,
+    tokens: int,
+    d: int,
+    widths: Sequence[int],
+    block_r: int,
+    dtype: torch.dtype,
+    beside: Tiles,
+    expand: Tiles,
+    shrink: Tiles,
+    target: Target,
+) -> bool:
+    """Whether linears with low-rank weights take less time by the model where a launch of its own makes u = x Aᵀ, and
+    the one that makes x Wᵀ reads it, than where every tile of columns has u made beside it.
+
+    Shape: x [samples, tokens, d], W [n, d] for every n of the widths, u [samples, tokens, block_r] each.
+
+    Args:
+        beside, expand, shrink: the tiles of a launch with both, of x Wᵀ, and of x Aᵀ.
+    """
+    if target.backend == "interpreter":
+        return block_r > 16  # so that the tests meet both
+    if dtype not in _HALF or target.name not in CARDS:
+        return False  # the model is one of half precision
+
+    def seconds(tiles: Tiles, columns: Sequence[int], ranks: int, moved: int) -> float:
+        blocks = samples * -(-tokens // tiles.block_m) * sum(-(-n // tiles.block_n) for n in columns)
+        work = cost.Work(
+            blocks, -(-d // tiles.block_k), tiles.block_m, tiles.block_n + ranks, tiles.block_k, tiles.warps,
+            tiles.stages, fitting("linear", tiles, target),
+        )  # fmt: skip
+        return cost.FIRST_LOAD + max(cost.seconds_of_processors(work, target), cost.moving(moved, target))
+
+    x, y, u = (samples * tokens * n for n in (d, sum(widths), 2 * len(widths) * block_r))  # u in fp32
+    weights = d * sum(widths)
+    together = cost.LAUNCH + seconds(beside, widths, block_r, x + weights + y)
+    apart = seconds(shrink, [block_r] * len(widths), 0, x + u) + seconds(expand, widths, 0, x + u + weights + y)
+    return together >= _WORTH_A_LAUNCH * (2 * cost.LAUNCH + apart)
 
 
 def row_tiles(kind: str, R: int, C: int, target: Target) -> Rows:

@@ -12,9 +12,10 @@ from torch.utils.checkpoint import checkpoint
 import reference
 from hnkernels.triton.launch import recording
 from hnkernels.triton.ops.lowrank import lowrank_add, lowrank_linears
+from hnkernels.triton.target import TARGETS, planned_for
 from hnkernels.triton.tiling import Tiles, forced
 from tests.accuracy import check, check_half
-from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE
+from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, relative_error
 
 QKV = ((24, 21, 40), (4, 4, 4))
 FEW_MORE = ((8, 9, 16, 5), (1, 3, 2, 2))
@@ -126,6 +127,13 @@ CALLS = {
     "one slice without bias": {"slices": ((7,), (3,)), "bias": False},
     "two slices of other ranks": {"slices": ((33, 12), (1, 17))},
     "rank 64": {"slices": ((66, 70), (64, 64)), "d": 65},
+    "rank 33, some scales zero": {"slices": ((66, 70, 9), (33, 5, 20)), "scales": (0.0, 1.5, 0.0)},
+    "rank 33, an index for many slices": {
+        "samples": 4,
+        "sets": 3,
+        "index": (2, 0, 0, 2),
+        "slices": ((66, 24, 9, 33), (33, 3, 16, 20)),
+    },
     "rank 16, even": {"slices": ((64, 64), (16, 16)), "d": 64, "tokens": 32},
     "many slices": {"slices": MANY},
     "many slices, even": {"slices": ((64,) * 4, (16,) * 4), "d": 64, "tokens": 32, "bias": False},
@@ -317,6 +325,39 @@ def meta_bytes(add: bool, rank: int) -> tuple[int, int]:
     with recording() as backward:
         torch.autograd.grad(y, [x, *a, *b, scale], [torch.empty_like(t) for t in y])
     return tuple(sum(t.bytes_read + t.bytes_written for t in launches) for launches in (forward, backward))
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "tokens", "width", "kernels"),
+    [
+        ("sm_89", 64, 1024, 640, ["shrink", "forward"]),
+        ("sm_80", 64, 1024, 1280, ["shrink", "forward"]),
+        ("sm_90", 64, 1024, 1280, ["shrink", "forward"]),
+        ("gfx942", 64, 1024, 1280, ["shrink", "forward"]),
+        ("sm_90", 4, 4096, 320, ["forward"]),
+        ("sm_80", 4, 4096, 320, ["forward"]),
+        ("sm_80", 64, 77, 320, ["forward"]),
+    ],
+)
+def test_ranks_have_a_launch_of_their_own_where_the_model_says_that_it_pays(name, rank, tokens, width, kernels):
+    size = {"dtype": torch.float16, "device": "meta"}
+    x, w = torch.empty(4, tokens, width, **size), [torch.empty(width, width, **size) for _ in "qkv"]
+    a, b = ([torch.empty(4, *shape, **size) for _ in "qkv"] for shape in ((rank, width), (width, rank)))
+    with planned_for(TARGETS[name]), recording() as launches:
+        lowrank_linears(x, w, [None] * 3, a, b, [None] * 3)
+    assert [launch.kernel for launch in launches] == [f"lowrank_{kernel}_kernel" for kernel in kernels]
+    once = tokens * 4 * 3 * (width * width + 2 * rank * width)
+    assert sum(launch.flops for launch in launches) == 2 * once
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ranks_of_a_launch_of_their_own_give_the_same_values(dtype, monkeypatch):
+    results = []
+    for apart in (False, True):
+        monkeypatch.setattr("hnkernels.triton.kernels.lowrank_linear.ranks_pay_a_launch", lambda *_, a=apart: a)
+        torch.manual_seed(0)
+        results.append(Call(tokens=40, d=70, slices=((66, 70), (9, 20)), dtype=dtype).ours())
+    assert all(relative_error(a, b) <= 0.1 * torch.finfo(dtype).eps for a, b in zip(*results, strict=True))
 
 
 def test_bytes_beyond_the_linears():

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from hnkernels import hyper_context, hyper_kv
+from hnkernels.triton.compiling import xcds
+from hnkernels.triton.kernels.lowrank_arguments import LowRank
+from hnkernels.triton.kernels.lowrank_linear import lowrank_linear
+from hnkernels.triton.kernels.tiles import on_one_xcd, tile_of
 from hnkernels.triton.ops.grouped import run_grouped_linear
 from hnkernels.triton.ops.linear import run_linear
 from hnkernels.triton.tiling import Tiles, forced
@@ -191,3 +199,60 @@ def test_the_two_streams_do_not_meet(options):
         k, v = hyper_kv(x, *mlps, w, w)
     assert v.isnan().any()
     assert relative_error(k, reference_of(mlps[0])(x.double()) @ w.double().T) <= FORWARD_TOLERANCE
+
+
+@triton.jit
+def _count_visits_kernel(visits_ptr, M, N, GROUP_M: tl.constexpr):
+    tile_m, tile_n = tile_of(tl.program_id(0), M, N, 1, 1, GROUP_M)
+    tl.atomic_add(visits_ptr + tile_m * N + tile_n, 1)
+
+
+@triton.jit
+def _renumber_kernel(out_ptr, programs, XCDS: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.arange(0, BLOCK)
+    tl.store(out_ptr + index, on_one_xcd(index, programs, XCDS), mask=index < programs)
+
+
+@pytest.fixture
+def eight_xcds(monkeypatch):
+    monkeypatch.setattr("hnkernels.triton.kernels.tiles.xcds", lambda: 8)
+
+
+@pytest.mark.parametrize(("M", "N"), [(1, 1), (7, 1), (1, 8), (3, 3), (9, 7), (8, 8), (5, 13), (20, 15), (40, 25)])
+@pytest.mark.parametrize("group_m", [1, 8])
+def test_every_tile_is_visited_once_on_eight_xcds(eight_xcds, M, N, group_m):
+    visits = torch.zeros(M, N, dtype=torch.int32)
+    _count_visits_kernel[(M * N,)](visits, M, N, group_m)
+    assert (visits == 1).all()
+
+
+@pytest.mark.parametrize("programs", [*range(1, 66), 300, 303, 1000, 1023])
+def test_an_xcd_has_neighbouring_tiles(programs):
+    numbers = torch.empty(programs, dtype=torch.int32)
+    _renumber_kernel[(1,)](numbers, programs, 8, 1024)
+    in_turn = torch.cat([numbers[xcd::8] for xcd in range(8)])
+    assert torch.equal(in_turn, torch.arange(programs, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("tiles", [SMALL[0], SPLIT[0]], ids=str)
+def test_eight_xcds_give_the_same_bits(options, tiles, request):
+    call = Call.make(dim=19, shape=(37,), n=(21, 35, 18), train=False, **options)
+    x = torch.randn(3, 21, 37)
+    slices = LowRank(x, [torch.randn(3, 4, 37)] * 2, [torch.randn(3, n, 4) for n in (41, 20)], None, None)
+
+    def results() -> list[Tensor]:
+        low = lowrank_linear(slices, [torch.ones(n, 37) for n in slices.widths], [None, None])
+        return [*call.ours(), *call.results(), *low]
+
+    with forced(tiles):
+        plain = results()
+        request.getfixturevalue("eight_xcds")
+        assert all(torch.equal(a, b) for a, b in zip(results(), plain, strict=True))
+
+
+@pytest.mark.parametrize(("arch", "count"), [("gfx942", 8), ("gfx90a", 1), ("gfx1100", 1), ("sm90", 1)])
+def test_only_an_mi300x_has_several_xcds(arch, count):
+    builder = SimpleNamespace(options=SimpleNamespace(arch=arch))
+    assert xcds(_semantic=SimpleNamespace(builder=builder)) == count
+    assert xcds(_builder=builder) == count  # as Triton 3.2 calls it
+    assert xcds() == 1  # as the interpreter does

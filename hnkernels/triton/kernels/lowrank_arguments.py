@@ -77,6 +77,11 @@ class LowRank:
         d = self.x.shape[2]
         return [r * (d + n) for n, r in zip(self.widths, self.ranks, strict=True)]
 
+    def through_ranks(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Memory for [S, T, r_p] of every slice, one after another."""
+        samples, tokens, _ = self.x.shape
+        return self.x.new_empty(samples * tokens * sum(self.ranks), dtype=dtype)
+
     def arguments(self) -> dict[str, Any]:
         """Those that every kernel has."""
         return {

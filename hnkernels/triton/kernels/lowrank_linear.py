@@ -13,6 +13,7 @@ from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
 from hnkernels.triton.kernels.arguments import product
 from hnkernels.triton.kernels.lowrank_arguments import LowRank, kept_table, outputs
+from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink_tiles, lowrank_shrink_x
 from hnkernels.triton.kernels.lowrank_slices import (
     AT_A,
     AT_B,
@@ -24,6 +25,7 @@ from hnkernels.triton.kernels.lowrank_slices import (
     out_of,
     pick,
     rank_of,
+    ranks_before,
     scale_of,
     set_of,
     tensor_of,
@@ -32,6 +34,7 @@ from hnkernels.triton.kernels.lowrank_slices import (
 from hnkernels.triton.kernels.tiles import multiply, tile_of
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
+from hnkernels.triton.tiling import Tiles, ranks_pay_a_launch
 
 
 @triton.jit
@@ -90,7 +93,7 @@ def lowrank_forward_kernel(
     bias_0_ptr,  # [N_p], or None for all
     bias_1_ptr,
     bias_2_ptr,
-    a_0_ptr,  # [G, r_p, K]
+    a_0_ptr,  # [G, r_p, K], without u
     a_1_ptr,
     a_2_ptr,
     b_0_ptr,  # [G, N_p, r_p]
@@ -98,6 +101,7 @@ def lowrank_forward_kernel(
     b_2_ptr,
     scale_ptr,  # [slices, S], or None
     index_ptr,  # [S] int64, or None
+    u_ptr,  # [S, T, r_p] fp32: x a_pᵀ, the slices one after another, where a launch before has made it; or None
     out_0_ptr,  # [S, T, N_p]; with a table flat, the slices one after another
     out_1_ptr,
     out_2_ptr,
@@ -128,7 +132,7 @@ def lowrank_forward_kernel(
     BLOCK_R: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """``out_p[s] = x[s] w_pᵀ + bias_p + scale_p[s]·(x[s] a_p[i]ᵀ) b_p[i]ᵀ``.
+    """``out_p[s] = x[s] w_pᵀ + bias_p + scale_p[s]·(x[s] a_p[i]ᵀ) b_p[i]ᵀ``, the parentheses read where there is a u.
 
     The tiles of all slices lie side by side in the grid: those that run together share their rows of x.
     """
@@ -144,7 +148,6 @@ def lowrank_forward_kernel(
     else:
         slice_index, tile_n = tl.load(tiles_ptr + 2 * column), tl.load(tiles_ptr + 2 * column + 1)
     w_ptr = tensor_of(slice_index, table_ptr, AT_W, x_ptr, w_0_ptr, w_1_ptr, w_2_ptr)
-    a_ptr = tensor_of(slice_index, table_ptr, AT_A, x_ptr, a_0_ptr, a_1_ptr, a_2_ptr)
     b_ptr = tensor_of(slice_index, table_ptr, AT_B, x_ptr, b_0_ptr, b_1_ptr, b_2_ptr)
     out_ptr = out_of(slice_index, table_ptr, out_0_ptr, out_1_ptr, out_2_ptr, samples, T, ALIGNED)
     N = width_of(slice_index, table_ptr, N_0, N_1, N_2, ALIGNED)
@@ -158,16 +161,25 @@ def lowrank_forward_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     depth = K
     if scale_ptr is not None:
-        # One of the two products has no steps. A branch instead would take the shared memory of both.
-        plain = tl.where(scale == 0, K, 0)
-        acc = multiply(acc, x_ptr, w_ptr, rows, cols, T, N, plain, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
-        depth = K - plain
+        depth = tl.where(scale == 0, 0, K)
     u = tl.zeros((BLOCK_M, BLOCK_R), ACC)
-    acc, u = multiply_both(
-        acc, u, x_ptr, w_ptr, a_ptr + set_index * (r * K), rows, cols, ranks, T, N, r, K, depth, stride_xm, BLOCK_K,
-        EVEN, PRECISION,
-    )  # fmt: skip
+    if u_ptr is not None:
+        acc = multiply(acc, x_ptr, w_ptr, rows, cols, T, N, K, stride_xm, K, False, BLOCK_K, EVEN, PRECISION)
+    else:
+        if scale_ptr is not None:
+            # One of the two products has no steps. A branch instead would take the shared memory of both.
+            acc = multiply(
+                acc, x_ptr, w_ptr, rows, cols, T, N, K - depth, stride_xm, K, False, BLOCK_K, EVEN, PRECISION
+            )
+        a_ptr = tensor_of(slice_index, table_ptr, AT_A, x_ptr, a_0_ptr, a_1_ptr, a_2_ptr) + set_index * (r * K)
+        acc, u = multiply_both(
+            acc, u, x_ptr, w_ptr, a_ptr, rows, cols, ranks, T, N, r, K, depth, stride_xm, BLOCK_K, EVEN, PRECISION
+        )  # fmt: skip
     if depth > 0:
+        if u_ptr is not None:
+            start = ranks_before(slice_index, table_ptr, r_0, r_1, MULTIPLE) * samples * T
+            u_at = u_ptr + start + (sample.to(tl.int64) * T + rows[:, None]) * r + ranks[None, :]
+            u = tl.load(u_at, mask=(rows < T)[:, None] & (ranks < r)[None, :], other=0.0)
         b = expansion(b_ptr + set_index * N * r, cols, ranks, N, r)
         acc = dot(convert(u * scale, dtype), b, acc, PRECISION)
     if table_ptr is None:
@@ -184,11 +196,25 @@ def lowrank_forward_kernel(
 
 
 def lowrank_linear(slices: LowRank, w: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """``lowrank_forward_kernel``: w [n_p, d], bias [n_p] → [S, T, n_p] for every slice, or flat with a table."""
+    """``lowrank_forward_kernel``: w [n_p, d], bias [n_p] → [S, T, n_p] for every slice, or flat with a table.
+
+    By the model of what tiles cost, x a_pᵀ is a launch of its own where the columns have so many tiles that it pays.
+    """
     x = slices.x
     samples, tokens, d = x.shape
     target = target_of(x.device)
-    tiles = choose("lowrank forward", slices.rows, max(slices.widths), d, x.dtype, target, slices.block_r)
+
+    def tiles_of(kind: str) -> Tiles:
+        return choose(kind, slices.rows, max(slices.widths), d, x.dtype, target, slices.block_r)
+
+    tiles, expand = tiles_of("lowrank forward"), tiles_of("lowrank expand")
+    shrink = lowrank_shrink_tiles(slices, d)
+    ranks_first = ranks_pay_a_launch(
+        samples, tokens, d, slices.widths, slices.block_r, x.dtype, tiles, expand, shrink, target
+    )  # fmt: skip
+    table, u = slices.table(w=w, bias=biases, keep=True), None
+    if ranks_first:
+        tiles, u = expand, lowrank_shrink_x(slices, table)
     per_slice = [triton.cdiv(n, tiles.block_n) for n in slices.widths]
     tile_table = None
     if slices.tabled:
@@ -196,17 +222,19 @@ def lowrank_linear(slices: LowRank, w: Sequence[Tensor], biases: Sequence[Tensor
         tile_table = kept_table(places, x.device, torch.int32)
     elif any(t is not None for t in biases):  # a bias on some only is rare: the others' is 0
         biases = [x.new_zeros(n) if t is None else t for t, n in zip(biases, slices.widths, strict=True)]
+    a = slices.a if u is None else (None,)
+    elements = slices.elements if u is None else [t.numel() // max(slices.sets, 1) for t in slices.b]
     outs, out_arguments = outputs(slices)
     launch(
         lowrank_forward_kernel,
         (samples * triton.cdiv(tokens, tiles.block_m) * sum(per_slice),),
         tiles=tiles,
-        flops=2 * samples * tokens * (d * sum(slices.widths) + sum(slices.elements)),
+        flops=2 * samples * tokens * (d * sum(slices.widths) + sum(elements)),
         steps=triton.cdiv(d, tiles.block_k),
         writes=("out_0_ptr", "out_1_ptr", "out_2_ptr"),
-        addressed=slices.addressed(w, biases, slices.a, slices.b),
-        x_ptr=x, **slices.pointers("w", w), **slices.pointers("bias", biases), **slices.pointers("a", slices.a),
-        **slices.pointers("b", slices.b), **out_arguments, table_ptr=slices.table(w=w, bias=biases, keep=True),
+        addressed=slices.addressed(w, biases, a, slices.b),
+        x_ptr=x, **slices.pointers("w", w), **slices.pointers("bias", biases), **slices.pointers("a", a),
+        **slices.pointers("b", slices.b), **out_arguments, table_ptr=table, u_ptr=u,
         tiles_ptr=tile_table, **slices.arguments(), **slices.sets_arguments(), K=d, tiles_n=sum(per_slice),
         stride_xs=x.stride(0), stride_xm=x.stride(1), BLOCK_R=slices.block_r, **slices.alignment(),
         **product(x.dtype), EVEN=d % tiles.block_k == 0,

@@ -6,6 +6,19 @@ import triton
 import triton.language as tl
 
 from hnkernels.triton._compat import convert, dot
+from hnkernels.triton.compiling import xcds
+
+
+@triton.jit
+def on_one_xcd(index, programs, XCDS: tl.constexpr):
+    """Renumbers programs, which a device deals out to its XCDs in turn, so that those of one XCD are neighbours: they
+    share operands in an L2 cache of their own.
+
+    The index is that along axis 0 of a grid, or in a part of it, wherever it begins: programs whose indices leave the
+    same remainder are on the same XCD, and it makes no difference on which.
+    """
+    xcd = index % XCDS
+    return xcd * (programs // XCDS) + tl.minimum(xcd, programs % XCDS) + index // XCDS
 
 
 @triton.jit
@@ -13,6 +26,9 @@ def tile_of(index, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: 
     """Program index → (tile row, tile column), in groups of GROUP_M tile rows: neighbours share operands in L2."""
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
+    XCDS: tl.constexpr = xcds()
+    if XCDS > 1:
+        index = on_one_xcd(index, tiles_m * tiles_n, XCDS)
     per_group = GROUP_M * tiles_n
     group = index // per_group
     first = group * GROUP_M
