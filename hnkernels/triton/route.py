@@ -89,6 +89,7 @@ def norm_alone(M: int, N: int, K: int, above: int, dtype: torch.dtype, target: T
         return asked == "vendor"
     if dtype not in HALF or not proven(target.name):
         return False
+    M, N, K, above = _rounded(M), int(N), int(K), int(above)  # numbers, where PyTorch traces with symbols
     folded = [
         ("layer", M, N, K), ("layer", M, above, N), ("backward", M, N, above), ("normalising gradient", M, above, N)
     ]  # fmt: skip
@@ -99,6 +100,14 @@ def norm_alone(M: int, N: int, K: int, above: int, dtype: torch.dtype, target: T
     together = sum(_kernel(*shape, target) for shape in folded) + passes(2 * N * above, 1, target)
     alone = sum(by_best(*shape, target) for shape in apart) + passes(2 * 6 * M * N, 2, target) + CALL
     return WORTH * alone < together
+
+
+def _rounded(rows: int) -> int:
+    """The next power of two, by comparisons: a compiled model whose rows vary then has a variant for each of them."""
+    power = 1
+    while power < rows:
+        power *= 2
+    return power
 
 
 def by_best(

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import hnkernels as hn
 from hnkernels.ops import derived, fused
@@ -304,3 +305,21 @@ def test_what_is_not_an_mlp_is_refused():
     call = Call()
     with pytest.raises(ValueError, match="mlp_k must be a HypernetworkMLP or a sequence of them, not Linear"):
         hn.hyper_kv(call.x, [torch.nn.Linear(WIDTH, WIDTH)], [], call.w["k"], call.w["v"])
+
+
+def test_rows_that_pytorch_knows_by_a_symbol_alone_decide_by_their_magnitude():
+    net = hn.Hypernetwork((WIDTH,), layer_norm=True).half().train()
+    structure = fused._structure(net[WIDTH][0])
+    parameters = [p.detach() for mlp in net[WIDTH] for p in fused._parameters(mlp)]
+
+    def forward(x: torch.Tensor, *parameters: torch.Tensor) -> list[torch.Tensor]:
+        return torch.ops.hnkernels.mlp_forward(
+            [x], [], list(parameters), [], None, None, None, *structure, [1.0, 1.0], None, torch.float16, True
+        )  # fmt: skip
+
+    x = torch.randn(20 * WIDTH, WIDTH).half()
+    graph = make_fx(forward, tracing_mode="symbolic")(x, *parameters)
+    rows = {str(guard.expr) for guard in graph.shape_env.guards}
+    assert not any(guard.startswith("Eq(") and str(20 * WIDTH) in guard for guard in rows), rows
+    for more in (x, torch.cat([x, x[:5]])):
+        assert [t.shape for t in graph(more, *parameters)] == [t.shape for t in forward(more, *parameters)]
