@@ -1,7 +1,8 @@
 """Opt-in: tiles by measurement on the device at hand, kept on disk.
 
-``HNKERNELS_AUTOTUNE=1`` times the candidates once per kind of product, shape, dtype and device, on scratch tensors,
-and keeps the fastest in ``HNKERNELS_CACHE`` (default ``~/.cache/hnkernels``). Never while a CUDA graph is captured.
+``HNKERNELS_AUTOTUNE=1`` times the candidates once per kind of product, shape, dtype and device, on scratch tensors, and
+the vendor's library beside them. What is fastest, and how fast both are, is kept in ``HNKERNELS_CACHE`` (default
+``~/.cache/hnkernels``). Never while a CUDA graph is captured.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,18 +20,27 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from hnkernels.triton import tiling
 from hnkernels.triton.launch import tracing
-from hnkernels.triton.target import Target, target_of
+from hnkernels.triton.target import Target, forced_route, target_of
 from hnkernels.triton.tiling import Tiles
 
 Timer = Callable[[Callable[[], object]], float]
-"""Runs a launch some times and returns the time of one."""
+"""Runs a launch some times and returns the time of one, in seconds."""
 
 Runner = Callable[[Tensor, Tensor], object]
 """Launches a product of its kind: of x and weight, or of the gradient da and h."""
 
 _runners: dict[str, Runner] = {}
 
-_known: dict[Path, dict[str, Tiles]] = {}
+
+class Measured(NamedTuple):
+    """What was found out about a product: our fastest tiles, and what they and the vendor's library take, in seconds."""
+
+    tiles: Tiles
+    kernel: float
+    library: float
+
+
+_known: dict[Path, dict[str, Measured]] = {}
 
 
 def enabled() -> bool:
@@ -42,17 +53,16 @@ def cache_file() -> Path:
     return Path(os.environ.get("HNKERNELS_CACHE", Path.home() / ".cache" / "hnkernels")) / "tiles.json"
 
 
-def kept(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Tiles | None:
-    """The tiles measured for this product, now or earlier; ``None`` where measuring is not wanted or not possible."""
+def kept(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> Measured | None:
+    """What was measured for this product, now or earlier; ``None`` where measuring is not wanted or not possible."""
     if not enabled() or target.backend == "interpreter" or not torch.cuda.is_available():
         return None
     if target != target_of(torch.device("cuda", torch.cuda.current_device())):
         return None  # planned for another device
-    key = _key(kind, M, N, K, dtype, target)
-    tiles = _load().get(key)
-    if tiles is None and not torch.cuda.is_current_stream_capturing():
-        tiles = tune(kind, M, N, K, dtype, target, _do_bench)
-    return tiles
+    measured = _load().get(_key(kind, M, N, K, dtype, target))
+    if measured is None and not torch.cuda.is_current_stream_capturing():
+        measured = tune(kind, M, N, K, dtype, target, _do_bench)
+    return measured
 
 
 def runs(kind: str) -> Callable[[Runner], Runner]:
@@ -74,9 +84,10 @@ def choose(
     """
     product, fit = tiling.KINDS[kind]
     half = dtype in (torch.float16, torch.bfloat16)
+    measured = None if tiling.forced_tiles() else kept(product, M, N, K, dtype, target)
     tiles = (
         tiling.forced_tiles()
-        or kept(product, M, N, K, dtype, target)
+        or (measured.tiles if measured else None)
         or (tiling.by_model(kind, M, N, K, target, splits) if half else None)
         or tiling.heuristic(product, M, N, K, dtype, target)
     )  # fmt: skip
@@ -92,7 +103,7 @@ def candidates(product: str, target: Target) -> Sequence[Tiles]:
     return shared or tiling.candidates(product, target)
 
 
-def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, timer: Timer) -> Tiles:
+def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, timer: Timer) -> Measured:
     """Times the candidates and keeps the fastest. One that does not compile or fit is passed over.
 
     Raises:
@@ -106,17 +117,19 @@ def tune(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target, 
         other = torch.empty(shape, device=device, dtype=dtype).normal_(generator=generator)
         times: dict[Tiles, float] = {}
         for tiles in candidates(kind, target):
-            with tiling.forced(tiles):
+            with tiling.forced(tiles), forced_route("kernels"):
                 try:
                     times[tiles] = timer(lambda: _runners[kind](x, other))
                 except Exception as fault:  # out of registers or shared memory: each backend says it in its own way
                     last = fault
-    if not times:
-        raise RuntimeError(f"no tiling runs {kind} {M}x{N}x{K} in {dtype} on {target.name}") from last
+        if not times:
+            raise RuntimeError(f"no tiling runs {kind} {M}x{N}x{K} in {dtype} on {target.name}") from last
+        with forced_route("vendor"):
+            library = timer(lambda: _runners[kind](x, other))
     best = min(times, key=times.__getitem__)
-    _load()[_key(kind, M, N, K, dtype, target)] = best
+    measured = _load()[_key(kind, M, N, K, dtype, target)] = Measured(best, times[best], library)
     _save()
-    return best
+    return measured
 
 
 def _key(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> str:
@@ -127,16 +140,19 @@ def _key(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) 
 def _do_bench(run: Callable[[], object]) -> float:
     from triton.testing import do_bench
 
-    return do_bench(run, return_mode="median")
+    return 1e-3 * do_bench(run, return_mode="median")
 
 
-def _load() -> dict[str, Tiles]:
+def _load() -> dict[str, Measured]:
     file = cache_file()
     if file not in _known:
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))
-            _known[file] = {key: Tiles(**row) for key, row in rows.items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours: measure again
+            _known[file] = {
+                key: Measured(Tiles(**row["tiles"]), float(row["kernel"]), float(row["library"]))
+                for key, row in rows.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):  # none yet, or not ours: measure again
             _known[file] = {}
     return _known[file]
 
@@ -144,7 +160,8 @@ def _load() -> dict[str, Tiles]:
 def _save() -> None:
     file = cache_file()
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({key: asdict(tiles) for key, tiles in _load().items()}, indent=1, sort_keys=True)
+    rows = {key: {**m._asdict(), "tiles": asdict(m.tiles)} for key, m in _load().items()}
+    text = json.dumps(rows, indent=1, sort_keys=True)
     temporary = file.with_suffix(f".{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)

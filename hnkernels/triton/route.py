@@ -1,8 +1,8 @@
 """Who computes a product: one of our kernels, or the vendor's library with what follows in a launch of its own.
 
 By the model of ``cost.py``, product by product: the library where it saves a twentieth, all launches and passes over
-memory included, and the time that the host needs for more calls. ``HNKERNELS_ROUTE``, read once, forces one of both:
-``kernels``, or ``vendor`` wherever the library can.
+memory included, and the time that the host needs for more calls; what autotune has timed, by that. ``HNKERNELS_ROUTE``,
+read once, forces one of both: ``kernels``, or ``vendor`` wherever the library can.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 
 from hnkernels.triton import cost
+from hnkernels.triton.autotune import kept
 from hnkernels.triton.target import Target, asked_route
-from hnkernels.triton.tiling import Tiles, by_model, modelled, proven
+from hnkernels.triton.tiling import KINDS, Tiles, by_model, modelled, proven
 
 ROUTES = ("auto", "kernels", "vendor")
 
@@ -74,11 +75,15 @@ def route(
         return Route(asked == "vendor", f"HNKERNELS_ROUTE={asked}")
     if dtype not in HALF or kind not in proven(target.name):
         return Route(False)
-    operations = cost.epilogue(act, "backward" in kind)
-    ours = by_kernel(kind, M, N, K, target, tiles, operations, beside)
-    theirs = by_library(products, target) + passes(moved, launches, target)
+    ours = by_kernel(kind, M, N, K, target, tiles, cost.epilogue(act, "backward" in kind), beside)
+    theirs, how = by_library(products, target), "modelled"
+    measured = None if kind == "input gradient" else kept(KINDS[kind][0], M, N, K, dtype, target)
+    if measured is not None:  # without an epilogue
+        ours += measured.kernel - by_kernel(kind, M, N, K, target, tiles)
+        theirs, how = measured.library, "measured"
+    theirs += passes(moved, launches, target)
     calls = CALL * (len(products) + launches - 1)
-    return Route(WORTH * theirs + calls < ours, f"kernel {ours * 1e6:.1f} µs, library {theirs * 1e6:.1f}, modelled")
+    return Route(WORTH * theirs + calls < ours, f"kernel {ours * 1e6:.1f} µs, library {theirs * 1e6:.1f}, {how}")
 
 
 def norm_alone(M: int, N: int, K: int, above: int, dtype: torch.dtype, target: Target) -> bool:
