@@ -33,7 +33,7 @@ _runners: dict[str, Runner] = {}
 
 
 class Measured(NamedTuple):
-    """What was found out about a product: our fastest tiles, and what they and the vendor's library take, in seconds."""
+    """What was found out about a product: our fastest tiles, and how many seconds they take, and the library."""
 
     tiles: Tiles
     kernel: float
