@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.activations import activate
 from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, tl_dtype
 from hnkernels.triton.kernels.dropout import dropout_scale
@@ -61,6 +62,7 @@ def norm_forward_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """``out = [residual + m·] dropout(LN(act(a)))``, BLOCK_R rows a program."""
+    wait_for_launches_before()
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     stream = tl.program_id(1)
     g_ptr, b_ptr, out_ptr = g_k_ptr, b_k_ptr, out_k_ptr
@@ -153,6 +155,7 @@ def norm_vectors_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The two vectors that a LayerNorm folds into the linear after it."""
+    wait_for_launches_before()
     stream = tl.program_id(1)
     w_ptr, bias_ptr, g_ptr, b_ptr = w_k_ptr, bias_k_ptr, g_k_ptr, b_k_ptr
     if stream == 1:
