@@ -23,6 +23,8 @@ _OPTIONAL = {
     "vectors_ptr": "finishes a norm", "u_ptr": "u",
 }  # fmt: skip
 
+_OPTIONS = ("num_warps", "num_stages", "launch_pdl")
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -34,7 +36,7 @@ class Configuration:
         signature: Triton's type of every argument.
         constants: the arguments that are compiled in.
         attributes: what is known of the others, such as divisibility by 16.
-        options: warps and stages.
+        options: warps, stages, and whether it may be set up while another kernel runs.
         origin: the first launch that was found to need it; no part of its identity.
     """
 
@@ -119,7 +121,7 @@ def configuration(call: Call, target: Target, origin: str = "") -> Configuration
     signature = tuple((name, s[0]) for name, s in zip(names, specialization, strict=True))
     constants = tuple(((i,), bound[name]) for i, (name, kind) in enumerate(signature) if kind == "constexpr")
     attributes = tuple(((i,), s[1]) for i, s in enumerate(specialization) if s[0] != "constexpr" and s[1])
-    options = {name: call.arguments[name] for name in ("num_warps", "num_stages") if name in call.arguments}
+    options = {name: call.arguments[name] for name in _OPTIONS if name in call.arguments}
     defaults = backend.parse_options({})
     return Configuration(
         kernel,
@@ -127,7 +129,7 @@ def configuration(call: Call, target: Target, origin: str = "") -> Configuration
         signature,
         constants,
         attributes,
-        tuple((name, options.get(name, getattr(defaults, name))) for name in ("num_warps", "num_stages")),
+        tuple((n, options.get(n, getattr(defaults, n))) for n in _OPTIONS if hasattr(defaults, n)),
         origin,
     )
 

@@ -64,11 +64,20 @@ def read(kernel: Any) -> MachineCode:
 
 def outside_loops(kernel: Any) -> int:
     """The instructions of a kernel outside its innermost loops that multiply: what comes before and its epilogue."""
-    if "amdgcn" in kernel.asm:
-        (code, labels), matrix_of = _parse_amd(kernel.asm["amdgcn"]), _amd_matrix
-    else:
-        (code, labels), matrix_of = _parse_sass(_disassembled(kernel, "nvdisasm", "-ndf", "-c")), _sass_matrix
+    code, labels = _instructions(kernel)
+    matrix_of = _amd_matrix if "amdgcn" in kernel.asm else _sass_matrix
     return len(code) - len(set().union(*_innermost(code, labels, matrix_of)))
+
+
+def instructions(kernel: Any) -> list[str]:
+    """The names of a kernel's instructions as they follow one another."""
+    return [instruction.name for instruction in _instructions(kernel)[0]]
+
+
+def _instructions(kernel: Any) -> tuple[list[Instruction], dict[str, int]]:
+    if "amdgcn" in kernel.asm:
+        return _parse_amd(kernel.asm["amdgcn"])
+    return _parse_sass(_disassembled(kernel, "nvdisasm", "-ndf", "-c"))
 
 
 def disassembler() -> Path:

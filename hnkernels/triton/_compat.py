@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language import semantic
 
 from hnkernels.triton.target import interpreting
 
@@ -23,6 +24,9 @@ _CONSTANT_OPERANDS = tl.constexpr(not _TRITON_3_2)
 
 QUERY_COMES_ALONG = not _TRITON_3_2
 """Whether the compiler gets through the kernel in which ``to_q`` comes along; that of Triton 3.2 ends the process."""
+
+DEPENDENT_LAUNCHES = hasattr(getattr(semantic, "TritonSemantic", None), "grid_dependency_wait")
+"""Whether the compiler knows programmatic dependent launch as an operation that no load passes: Triton 3.9."""
 
 
 @triton.jit

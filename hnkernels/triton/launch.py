@@ -15,7 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from hnkernels.triton._compat import DEPENDENT_LAUNCHES
 from hnkernels.triton.cost import Chain
+from hnkernels.triton.target import target_of
 from hnkernels.triton.tiling import Tiles
 
 
@@ -158,6 +160,9 @@ def launch(
     read = [t for name, t in arguments.items() if isinstance(t, Tensor) and name not in writes]
     if tiles is not None:
         arguments.update(tiles.arguments())
+    device = written[0].device
+    if DEPENDENT_LAUNCHES and target_of(device).launches_dependents:
+        arguments["launch_pdl"] = True  # what kernels begin with looks at it
     call = Call(kernel, arguments)
     entry = Launch(
         _name(kernel), programs, tiles, flops, unique_bytes([*read, *addressed]), unique_bytes(written), steps,
@@ -168,7 +173,6 @@ def launch(
         trace.add(entry, call, grid)
         return
     note([entry], [call])
-    device = written[0].device
     if device.type != "meta":
         with on(device):
             kernel[grid](**arguments)

@@ -41,6 +41,15 @@ class Target:
         return self.backend == "hip" and not str(self.arch).startswith("gfx9")
 
     @property
+    def launches_dependents(self) -> bool:
+        """Whether a kernel is set up while the one before it runs: programmatic dependent launch.
+
+        Not where there is tensor memory. One that waits already holds its part of it, and another library's kernel that
+        signals before it has taken its own might wait for that in turn.
+        """
+        return self.backend == "cuda" and int(self.arch) // 10 in (9, 12)
+
+    @property
     def name(self) -> str:
         """``"sm_90"``, ``"gfx942"`` …"""
         return f"sm_{self.arch}" if self.backend == "cuda" else str(self.arch or self.backend)

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import hnkernels as hn
 from hnkernels.ops import derived, fused
 from hnkernels.triton import bound, direct
+from hnkernels.triton._compat import DEPENDENT_LAUNCHES
 from hnkernels.triton.kernels import arguments
 from hnkernels.triton.launch import recording
 from hnkernels.triton.testing import pretend_device
@@ -50,6 +51,20 @@ def test_no_rows_and_one_on_a_device(options, dtype, rows):
     torch.autograd.backward((k, v), (torch.ones_like(k), torch.ones_like(v)))
     assert k.shape == v.shape == (rows, 8)
     assert x.grad.shape == x.shape
+
+
+def test_direct_launches_may_be_set_up_early(monkeypatch):
+    entry, early = direct.entry, []
+
+    def noted(kernel):
+        early.append(getattr(kernel.metadata, "launch_pdl", False))
+        return entry(kernel)
+
+    monkeypatch.setattr(direct, "entry", noted)
+    net, x, w = hn.Hypernetwork((1280,)).eval(), torch.randn(23, 1280), torch.randn(8, 1280)
+    with torch.no_grad():
+        hn.hyper_kv(x, *net[1280], w, w, backend="triton")
+    assert set(early) == {DEPENDENT_LAUNCHES}
 
 
 def test_what_is_returned_cannot_be_mistaken_for_a_result():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product, table_on
 from hnkernels.triton.kernels.sums import sum_rows
 from hnkernels.triton.kernels.tiles import multiply, tile_of
@@ -42,6 +43,7 @@ def grouped_linear_kernel(
     GROUP_M: tl.constexpr,
 ):
     """``out_g = x wᵀ_g + b_g`` for many projections of one context, each of the K or the V stream."""
+    wait_for_launches_before()
     dtype = x_k_ptr.dtype.element_ty
     tiles_n = tl.num_programs(0) // tl.cdiv(M, BLOCK_M)
     tile_m, tile = tile_of(tl.program_id(0), M, tiles_n * BLOCK_N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -89,6 +91,7 @@ def grouped_input_gradient_kernel(
     GROUP_M: tl.constexpr,
 ):
     """``dx_s = Σ dp_g w_g`` over the groups g of stream s, in the order of the table; with SPLIT parts of it."""
+    wait_for_launches_before()
     stream = tl.program_id(1)
     dtype = dp_0_ptr.dtype.element_ty
     dx_ptr = dx_k_ptr

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hnkernels.triton import cost
 from hnkernels.triton._compat import convert, dot
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.activations import activate
 from hnkernels.triton.kernels.arguments import Streams, product
 from hnkernels.triton.launch import launch
@@ -78,6 +79,7 @@ def hidden_and_projection_kernel(
 
     320 is no power of two: x and the result are a left part of BLOCK_N columns and a right one of BLOCK_N / 4.
     """
+    wait_for_launches_before()
     stream = tl.program_id(1)
     x_ptr, stride_xm, w1_ptr, b1_ptr, w_ptr, g_ptr = x_k_ptr, stride_xk, w1_k_ptr, b1_k_ptr, w_k_ptr, g_k_ptr
     c_ptr, out_ptr, N, hidden = c_k_ptr, out_k_ptr, N_k, H

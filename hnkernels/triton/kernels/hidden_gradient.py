@@ -10,6 +10,7 @@ from torch import Tensor
 from hnkernels.triton import vendor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.activations import activate, derivative
 from hnkernels.triton.kernels.arguments import Dropout, LayerGradient, Streams, product
 from hnkernels.triton.kernels.dropout import dropout_scale
@@ -55,6 +56,7 @@ def hidden_gradient_kernel(
 
     Without FUSED a LayerNorm or prelu's slope comes between, and a row kernel goes on from dh.
     """
+    wait_for_launches_before()
     stream = tl.program_id(1)
     da_ptr, w_ptr, stride_dm, scale = da_k_ptr, w_k_ptr, stride_dk, scale_k
     if stream == 1:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hnkernels.triton import vendor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product
 from hnkernels.triton.kernels.sums import sum_rows
 from hnkernels.triton.kernels.tiles import multiply, part_of, tile_of
@@ -50,6 +51,7 @@ def input_gradient_kernel(
 
     With SPLIT parts of it, to be added up.
     """
+    wait_for_launches_before()
     tile_m, tile_n = tile_of(tl.program_id(0), M, D, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -23,6 +23,7 @@ from torch import Tensor
 from hnkernels.triton import vendor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.activations import activate
 from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, product
 from hnkernels.triton.kernels.dropout import dropout_scale
@@ -119,6 +120,7 @@ def mlp_layer_forward_kernel(
     GROUP_M: tl.constexpr,
 ):
     """``out = [residual + m·] dropout(act(x wᵀ + b)) [∘γ]``; with a query, stream 2 is ``x query_wᵀ + query_b``."""
+    wait_for_launches_before()
     stream = tl.program_id(1)
     x_ptr, w_ptr, b_ptr, stride_xm = x_k_ptr, w_k_ptr, b_k_ptr, stride_xk
     out_ptr = out_k_ptr

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.activations import activate, derivative
 from hnkernels.triton.kernels.arguments import EPS, Dropout, LayerGradient, Streams, acc_dtype, tl_dtype
 from hnkernels.triton.kernels.dropout import dropout_scale
@@ -65,6 +66,7 @@ def layer_output_backward_kernel(
 
         dβ = Σ g      dγ = Σ g∘ẑ      t = g∘γ      dz = rstd·(t − mean(t) − ẑ·mean(t∘ẑ))      da = dz∘act'(a)
     """
+    wait_for_launches_before()
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     stream = tl.program_id(1)

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.activations import activate
 from hnkernels.triton.kernels.arguments import EPS, Dropout, Streams, acc_dtype, tl_dtype
 from hnkernels.triton.kernels.dropout import dropout_scale
@@ -62,6 +63,7 @@ def layer_output_forward_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """``out = [residual + m·] dropout([LN] act(a))``, BLOCK_R rows a program."""
+    wait_for_launches_before()
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     stream = tl.program_id(1)
     out_ptr = out_k_ptr

@@ -10,6 +10,7 @@ from torch import Tensor
 from hnkernels.triton import vendor
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose, runs
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product
 from hnkernels.triton.kernels.sums import sum_rows
 from hnkernels.triton.kernels.tiles import multiply, part_of, tile_of
@@ -55,6 +56,7 @@ def linear_streams_kernel(
 
     The second product is the MLP's last linear inside the projection: ``W_p (x + m·W₂z) = W_p x + (m·W_p W₂) z``.
     """
+    wait_for_launches_before()
     stream = tl.program_id(1)
     x_ptr, w_ptr, out_ptr, N, K, stride_xm = x_k_ptr, w_k_ptr, out_k_ptr, N_k, K_k, stride_xk
     if stream == 1:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import product
 from hnkernels.triton.kernels.lowrank_arguments import LowRank, outputs
 from hnkernels.triton.kernels.lowrank_slices import (
@@ -72,6 +73,7 @@ def lowrank_add_kernel(
     GROUP_M: tl.constexpr,
 ):
     """``out_p[s] = base_p[s] + scale_p[s]·(x[s] a_p[i]ᵀ) b_p[i]ᵀ``. A program goes through all columns of its rows."""
+    wait_for_launches_before()
     dtype = x_ptr.dtype.element_ty
     tiles_m = tl.cdiv(T, BLOCK_M)
     sample, slice_index = tl.program_id(0) // tiles_m, tl.program_id(1)

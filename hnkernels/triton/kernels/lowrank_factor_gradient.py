@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import acc_dtype, product, tl_dtype
 from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
@@ -71,6 +72,7 @@ def lowrank_factor_gradient_kernel(
 
     With scale 0 there is no part of da and db: the sum leaves it out.
     """
+    wait_for_launches_before()
     part = tl.program_id(0) // tiles_n
     sample, split = part // splits, part % splits
     slice_index, kind = tl.program_id(1) // 3, tl.program_id(1) % 3
@@ -239,6 +241,7 @@ def lowrank_sum_kernel(
 
     Programs after those of the sets add up dscale.
     """
+    wait_for_launches_before()
     slice_index = tl.program_id(1)
     set_index = tl.program_id(0) // blocks
     cols = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import product
 from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
@@ -69,6 +70,7 @@ def lowrank_input_gradient_kernel(
     GROUP_M: tl.constexpr,
 ):
     """``dx = Σ_p scale_p·g_p a_p [+ Σ_p dy_p w_p]`` over the slices in their order; so their loops do not spill."""
+    wait_for_launches_before()
     dtype = dx_ptr.dtype.element_ty
     per_sample = tl.cdiv(T, BLOCK_M) * tl.cdiv(D, BLOCK_N)
     sample = tl.program_id(0) // per_sample

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert, dot
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import product
 from hnkernels.triton.kernels.lowrank_arguments import LowRank, kept_table, outputs
 from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink_tiles, lowrank_shrink_x
@@ -136,6 +137,7 @@ def lowrank_forward_kernel(
 
     The tiles of all slices lie side by side in the grid: those that run together share their rows of x.
     """
+    wait_for_launches_before()
     dtype = x_ptr.dtype.element_ty
     per_sample = tl.cdiv(T, BLOCK_M) * tiles_n
     sample = tl.program_id(0) // per_sample

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import acc_dtype, product
 from hnkernels.triton.kernels.lowrank_arguments import LowRank
 from hnkernels.triton.kernels.lowrank_slices import (
@@ -72,6 +73,7 @@ def lowrank_shrink_kernel(
     GROUP_M: tl.constexpr,
 ):
     """``g_p[s] = dy_p[s] b_p[i]`` and ``u_p[s] = x[s] a_p[i]ᵀ``; where both are wanted, by programs of their own."""
+    wait_for_launches_before()
     tiles_m = tl.cdiv(T, BLOCK_M)
     sample, tile_m = tl.program_id(0) // tiles_m, tl.program_id(0) % tiles_m
     slice_index, of_b = tl.program_id(1), tl.program_id(1) >= 0

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hnkernels.triton._compat import convert
 from hnkernels.triton.autotune import choose
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.activations import activate, derivative
 from hnkernels.triton.kernels.arguments import LayerGradient, Streams, acc_dtype, product
 from hnkernels.triton.kernels.tiles import multiply, quarters, tile_of
@@ -76,6 +77,7 @@ def normed_gradient_kernel(
     GROUP_M: tl.constexpr,
 ):
     """``da = act'(a)∘dz`` with the formulas above, K and V in one launch."""
+    wait_for_launches_before()
     stream = tl.program_id(1)
     da_ptr, w_ptr, g_ptr = da_k_ptr, w_k_ptr, g_k_ptr
     if stream == 1:
@@ -176,6 +178,7 @@ def normed_weight_gradient_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The gradients behind a LayerNorm of what several splits of the tokens have: U and db are added up in order."""
+    wait_for_launches_before()
     stream = tl.program_id(1)
     w_ptr, g_ptr, b_ptr, weight_at, bias_at = w_k_ptr, g_k_ptr, b_k_ptr, 0 * weight_v, bias_k
     if stream == 1:

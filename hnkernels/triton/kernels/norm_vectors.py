@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, tl_dtype
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
@@ -32,6 +33,7 @@ def norm_vectors_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The two vectors that a LayerNorm folds into the linear after it."""
+    wait_for_launches_before()
     stream = tl.program_id(1)
     w_ptr, bias_ptr, g_ptr, b_ptr = w_k_ptr, bias_k_ptr, g_k_ptr, b_k_ptr
     if stream == 1:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hnkernels.triton._compat import convert
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import acc_dtype, tl_dtype
 from hnkernels.triton.launch import launch
 from hnkernels.triton.target import target_of
@@ -67,6 +68,7 @@ def sum_rows_kernel(
     BLOCK_P_3: tl.constexpr,
 ):
     """Up to three sums over rows side by side."""
+    wait_for_launches_before()
     block = tl.program_id(0)
     if block < blocks_1:
         add_up(parts_1_ptr, out_1_ptr, R_1, P_1, stride_1, block, ACC, BLOCK_R, BLOCK_P)

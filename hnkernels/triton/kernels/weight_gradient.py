@@ -16,6 +16,7 @@ from torch import Tensor
 from hnkernels.triton import vendor
 from hnkernels.triton._compat import add_columns, convert, dot
 from hnkernels.triton.autotune import choose, runs
+from hnkernels.triton.compiling import wait_for_launches_before
 from hnkernels.triton.kernels.arguments import Streams, acc_dtype, product, tl_dtype
 from hnkernels.triton.kernels.norm_backward import normed_tile, normed_weight_gradient_kernel
 from hnkernels.triton.kernels.sums import sum_rows
@@ -109,6 +110,7 @@ def weight_gradient_kernel(
     db is made beside the first columns of dw only. With vectors dw is what ``normed_tile`` makes of dw and db: h is ẑ,
     and all tokens are in the one split.
     """
+    wait_for_launches_before()
     stream = tl.program_id(1)
     split = tl.program_id(2)
     da_ptr, h_ptr, N, stride_dm, stride_hm, scale = da_k_ptr, h_k_ptr, N_k, stride_dk, stride_hk, scale_k
