@@ -165,8 +165,9 @@ def test_tiles_by_model_are_no_slower_than_by_rule_and_no_faster_than_the_roofli
     for row in choices.rows():
         found.setdefault((row.target, row.mode, row.shape), []).append(row.value)
     assert len(found) == len(GPUS) * len(choices.SHAPES) * 6
-    for by_rule, by_model, by_roofline in found.values():
+    for by_rule, by_model, by_library, by_roofline in found.values():
         assert by_roofline <= by_model <= by_rule
+        assert by_roofline < by_library
     assert len(choices.table(choices.rows())) == 4 + len(found)
 
 
