@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench gpu-report bench-compare counts compile-report report clean
+.PHONY: demo test lint bench gpu-check gpu-report bench-compare counts compile-report report clean
 
 demo: .venv/.demo
 	$(BIN)/hnkernels demo
@@ -21,7 +21,11 @@ lint: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
 
-# The same on a GPU.
+# Is everything right on this GPU, and how fast? Eight minutes, with the Python at hand; nothing is downloaded.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
+
+# The benchmarks on a GPU, all of them.
 gpu-report: .venv/.dev
 	$(BIN)/python -m benchmarks --device cuda
 

@@ -120,7 +120,9 @@ def configuration(call: Call, target: Target, origin: str = "") -> Configuration
     names = [p.name for p in kernel.params]
     signature = tuple((name, s[0]) for name, s in zip(names, specialization, strict=True))
     constants = tuple(((i,), bound[name]) for i, (name, kind) in enumerate(signature) if kind == "constexpr")
-    attributes = tuple(((i,), s[1]) for i, s in enumerate(specialization) if s[0] != "constexpr" and s[1])
+    # With an empty one for each constant: so Triton writes it too, whose cache then has the kernel when it is launched.
+    known = ["" if s[0] == "constexpr" else s[1] for s in specialization]
+    attributes = tuple(((i,), text) for i, text in enumerate(known) if isinstance(text, str))
     options = {name: call.arguments[name] for name in _OPTIONS if name in call.arguments}
     defaults = backend.parse_options({})
     return Configuration(

@@ -61,7 +61,7 @@ def kept(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) 
         return None  # planned for another device
     measured = _load().get(_key(kind, M, N, K, dtype, target))
     if measured is None and not torch.cuda.is_current_stream_capturing():
-        measured = tune(kind, M, N, K, dtype, target, _do_bench)
+        measured = tune(kind, M, N, K, dtype, target, median_seconds)
     return measured
 
 
@@ -137,7 +137,8 @@ def _key(kind: str, M: int, N: int, K: int, dtype: torch.dtype, target: Target) 
     return f"{kind} {1 << max(M - 1, 0).bit_length()}x{N}x{K} {dtype} {target.name}x{target.processors}"
 
 
-def _do_bench(run: Callable[[], object]) -> float:
+def median_seconds(run: Callable[[], object]) -> float:
+    """The timer for a GPU: with its cache emptied before each run."""
     from triton.testing import do_bench
 
     return 1e-3 * do_bench(run, return_mode="median")

@@ -16,8 +16,8 @@ _XCDS = {"gfx942": 8}
 def xcds(_semantic: Any = None, _builder: Any = None) -> tl.constexpr:
     """Over how many dies with an L2 cache each the device spreads neighbouring programs: the XCDs of an MI300X, else 1.
 
-    The compiler is told the architecture alone. An MI300A, or a part of a partitioned MI300X, has fewer of them, and
-    only loses what the order of programs is to gain.
+    The compiler is told the architecture alone. An MI300A, or a part of a partitioned MI300X, has fewer of them: every
+    tile is computed there too, but neighbours may then run further apart than without this.
     """
     return tl.constexpr(_XCDS.get(getattr(_options(_semantic, _builder), "arch", ""), 1))
 
