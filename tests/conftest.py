@@ -1,4 +1,11 @@
-"""What every test starts from: the same seed and one thread, so that a failure is the same on every machine."""
+"""What every test starts from: the same seed and one thread, so that a failure is the same on every machine.
+
+Tests that are marked ``on_device`` make their tensors on the default device. ``pytest --device cuda``, or
+``HNKERNELS_TEST_DEVICE=cuda``, makes that a GPU and runs them alone: all others say nothing about a device.
+"""
+
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +23,48 @@ settings.register_profile(
     "hnkernels", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("hnkernels")
+
+_TRITON = Path(__file__).parent / "triton"
+_COMPILED, _GPU = _TRITON / "test_compiled.py", _TRITON / "test_gpu.py"
+
+
+def pytest_addoption(parser):
+    default = os.environ.get("HNKERNELS_TEST_DEVICE", "cpu")
+    parser.addoption("--device", default=default, help="cpu (the default), or cuda: the tests of a device, on a GPU")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "on_device: makes its tensors on the default device, to run on a GPU too")
+    device = config.getoption("--device")
+    if device not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"--device {device!r} is unknown; accepted are cpu and cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: PyTorch finds no CUDA or ROCm device here")
+    if device == "cuda" and interpreting():
+        raise pytest.UsageError("--device cuda: TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors")
+    if device == "cuda":  # deterministic algorithms, which fill memory that nobody wrote, ask it of cuBLAS
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The kernels run in the interpreter or on a GPU; they are compiled without either, and some tests need a GPU."""
+    if collection_path.parent != _TRITON or not collection_path.name.startswith("test_"):
+        return None
+    if config.getoption("--device") != "cpu":
+        return collection_path == _COMPILED
+    return collection_path == _GPU or (collection_path == _COMPILED) == interpreting()
+
+
+@pytest.fixture(autouse=True)
+def _default_device(request):
+    device = request.config.getoption("--device")
+    if device == "cpu":  # not even a mode that says so: calls of functions are counted
+        yield
+        return
+    if request.node.get_closest_marker("on_device") is None:
+        pytest.skip("says nothing about a device")
+    with torch.device(device):
+        yield
 
 
 @pytest.fixture(autouse=True)

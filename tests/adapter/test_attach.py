@@ -25,6 +25,8 @@ from tests.models import (
     tiny_unet,
 )
 
+pytestmark = pytest.mark.on_device
+
 # A UNet has some fifty layers one after another; each adds its rounding to fp32's forward tolerance.
 
 
@@ -432,7 +434,7 @@ def test_autocast_gives_the_web_uis_result_under_autocast(unet, x, text, dtype):
     eager = copy.deepcopy(unet)
     eager.set_attn_processor(WebUIProcessor([net], dtype=torch.float32))
     hn.attach(unet, net)
-    with torch.autocast("cpu", dtype), torch.no_grad():
+    with torch.autocast(torch.get_default_device().type, dtype), torch.no_grad():
         actual, plain = denoise(unet, x, text), denoise(eager, x, text)
     # Most of the error is the UNet's own, and 128 numbers are few: 1.5 where the operation alone is held to 1.2.
     assert relative_error(actual, exact) <= 1.5 * relative_error(plain, exact)

@@ -19,6 +19,8 @@ from tests.models import (
     tiny_unet,
 )
 
+pytestmark = pytest.mark.on_device
+
 
 @pytest.fixture(params=["eval", "train", "dropout"])
 def net(request):

@@ -18,6 +18,8 @@ from hnkernels import hyper_context, hyper_kv, hyper_qkv
 from tests.accuracy import Call, check_fp32, check_half
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, make_mlp, reference_of, relative_error
 
+pytestmark = pytest.mark.on_device
+
 SMOOTH = ("gelu", "silu", "mish", "tanh", "softplus")
 DETERMINISTIC = [
     "celu",
@@ -142,7 +144,7 @@ def test_autocast_is_eagers_autocast(dtype, norm, context_dtype):
 
     class Autocast(Call):
         def ours(self) -> tuple[Tensor, ...]:
-            with torch.autocast("cpu", dtype):
+            with torch.autocast(torch.get_default_device().type, dtype):
                 return super().ours()
 
     def make() -> Call:
@@ -152,7 +154,7 @@ def test_autocast_is_eagers_autocast(dtype, norm, context_dtype):
         return case
 
     def eager(case: Call) -> list[Tensor]:
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(torch.get_default_device().type, dtype):
             return case.expected(torch.float32, context_dtype)
 
     case = make()
@@ -465,7 +467,7 @@ class TestRefusals:
             ({"context": torch.tensor(1.0)}, r"not torch.float32 \[\]"),
             ({"context": torch.ones(2, 9)}, r"mlp_k is for contexts of width 8, .* torch.float32 \[2, 9\], width 9"),
             ({"context": torch.ones(2, 8, dtype=torch.float64)}, "w_k is torch.float32 and the context torch.float64"),
-            ({"context": torch.ones(2, 8, device="meta")}, "mlp_k is on cpu, the context on meta"),
+            ({"context": torch.ones(2, 8, device="meta")}, "mlp_k is on (cpu|cuda:0), the context on meta"),
             ({"w_k": torch.ones(6, 9)}, r"w_k must be \[n, 8\] for a context of width 8, not \[6, 9\]"),
             ({"w_v": torch.ones(8, 7)}, r"w_v must be \[n, 8\] .* not \[8, 7\]; it looks transposed"),
             ({"w_k": torch.ones(8)}, r"w_k must be \[n, 8\] .* not \[8\]"),
@@ -475,8 +477,8 @@ class TestRefusals:
             ({"b_v": 0.0}, "b_v must be a tensor, not float"),
             ({"w_v": torch.ones(7, 8).half()}, "w_v is torch.float16 and the context torch.float32; cast one of them"),
             ({"b_v": torch.ones(7).double()}, "b_v is torch.float64 and the context torch.float32"),
-            ({"w_k": torch.ones(6, 8, device="meta")}, "w_k is on meta, the context on cpu"),
-            ({"b_k": torch.ones(6, device="meta")}, "b_k is on meta, the context on cpu"),
+            ({"w_k": torch.ones(6, 8, device="meta")}, "w_k is on meta, the context on (cpu|cuda:0)"),
+            ({"b_k": torch.ones(6, device="meta")}, "b_k is on meta, the context on (cpu|cuda:0)"),
             ({"mlp_k": torch.nn.Linear(8, 8)}, "mlp_k must be a HypernetworkMLP or a sequence of them, not Linear"),
             ({"mlp_v": [torch.nn.Linear(8, 8)]}, "mlp_v must be a HypernetworkMLP .* not Linear"),
             ({"mlp_v": None}, "mlp_v must be a HypernetworkMLP .* not NoneType"),

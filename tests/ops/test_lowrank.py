@@ -11,6 +11,8 @@ import reference
 from hnkernels import lowrank_add, lowrank_linear, lowrank_linears
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, relative_error
 
+pytestmark = pytest.mark.on_device
+
 TOLERANCE = {torch.float32: (FORWARD_TOLERANCE, GRADIENT_TOLERANCE), torch.float64: (1e-14, 1e-13)}
 
 
@@ -193,7 +195,7 @@ def test_layouts_that_are_not_contiguous():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_fp32_master_factors_and_autocast(dtype):
     case = Case()
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(torch.get_default_device().type, dtype):
         y, *gradients = case.results()
     assert y.dtype == dtype
     assert all(g.dtype == torch.float32 for g in gradients)
@@ -236,7 +238,7 @@ def tensors(**changes):
         ({"x": torch.ones(4, 5, 11)}, r"not \[4, 5, 11\] and \[9, 12\]"),
         ({"x": torch.ones(5, 5, 12)}, "a batch of 5 is not a multiple of the 2 sets of factors; give an index"),
         ({"weight": torch.ones(9, 12).double()}, "weight is torch.float64 and x torch.float32; cast one"),
-        ({"weight": torch.ones(9, 12, device="meta")}, "weight is on meta, x on cpu"),
+        ({"weight": torch.ones(9, 12, device="meta")}, "weight is on meta, x on (cpu|cuda:0)"),
         ({"bias": torch.ones(8)}, r"bias must be \[9\] like the weight, not \[8\]"),
         ({"a": torch.ones(3, 12)}, r"a must be \[G, r, 12\] and b \[G, 9, r\], not \[3, 12\] and \[2, 9, 3\]"),
         ({"b": torch.ones(2, 9, 4)}, r"not \[2, 3, 12\] and \[2, 9, 4\]"),
@@ -246,7 +248,7 @@ def tensors(**changes):
         ({"scale": torch.ones(3)}, r"scale must be a number, \[4\] or \[2\], not torch.float32 \[3\]"),
         ({"scale": "1"}, "scale must be a number"),
         ({"scale": True}, "scale must be a number"),
-        ({"scale": torch.ones(4, device="meta")}, "scale is on meta, x on cpu"),
+        ({"scale": torch.ones(4, device="meta")}, "scale is on meta, x on (cpu|cuda:0)"),
         ({"index": torch.ones(4)}, r"index must be \[4\] integers below 2, not torch.float32 \[4\]"),
         ({"index": torch.tensor([0, 1])}, r"index must be \[4\] integers"),
         ({"index": torch.tensor([0, 1, 2, 0])}, "index must be .* below 2"),

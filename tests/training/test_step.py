@@ -9,6 +9,8 @@ import hnkernels as hn
 from hnkernels.training.step import frozen
 from tests.training.nets import make_batch, make_net, make_unet
 
+pytestmark = pytest.mark.on_device
+
 
 def parameters(module):
     return {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -82,14 +84,14 @@ def test_mixed_precision_comes_close_to_full(precision):
     norms = []
     for option in ("no", precision):
         net = make_net()
-        scaler = torch.amp.GradScaler("cpu") if option == "fp16" else None
+        scaler = torch.amp.GradScaler(torch.get_default_device().type) if option == "fp16" else None
         norms.append(step(net, make_unet(), make_batch(), mixed_precision=option, scaler=scaler)["grad_norm"])
     assert norms[1] == pytest.approx(norms[0], rel=0.1)  # 8 bits of mantissa through a UNet; unscaled, not 65536 times
 
 
 def test_the_gradient_is_unscaled_before_it_is_clipped():
     net = make_net()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(torch.get_default_device().type, init_scale=1024.0)
     step(net, make_unet(), make_batch(), mixed_precision="fp16", scaler=scaler, gradient_clip=1e-3)
     assert torch.cat([p.grad.flatten() for p in net.parameters()]).norm() <= 1e-3 * (1 + 1e-4)
 

@@ -1,17 +1,7 @@
 """All but one of these run in Triton's interpreter: ``TRITON_INTERPRET=1 python -m pytest tests/triton``."""
 
-from pathlib import Path
-
 import pytest
 import torch
-
-from hnkernels.triton.support import interpreting
-
-_COMPILED = "test_compiled.py"  # runs without the interpreter, whose kernels cannot be compiled
-
-collect_ignore = [
-    file.name for file in Path(__file__).parent.glob("test_*.py") if (file.name == _COMPILED) == interpreting()
-]
 
 
 @pytest.fixture(autouse=True)

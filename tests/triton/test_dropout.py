@@ -19,6 +19,8 @@ from hnkernels.triton.tiling import Tiles, forced
 from tests.accuracy import Call
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, make_mlp, reference_of, relative_error
 
+pytestmark = pytest.mark.on_device
+
 P = 0.3
 NETS = [
     {"activation": "relu", "dropout_structure": (0, P, 0)},

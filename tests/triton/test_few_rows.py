@@ -10,6 +10,8 @@ from hnkernels.triton import mlps
 from hnkernels.triton.mlps import Layer, Parameters
 from tests.accuracy import Call, check_fp32, check_half
 
+pytestmark = pytest.mark.on_device
+
 NETS = [
     {"activation": "relu"},
     {"activation": "gelu", "activate_output": True},

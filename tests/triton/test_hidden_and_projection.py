@@ -25,6 +25,8 @@ from hnkernels.triton.tiling import Tiles, forced
 from tests.accuracy import ABSOLUTE_FLOOR, RATIO, Call
 from tests.models import FORWARD_TOLERANCE, make_mlp, relative_error
 
+pytestmark = pytest.mark.on_device
+
 A100, H100 = TARGETS["sm_80"], TARGETS["sm_90"]
 KERNEL = "hidden_and_projection_kernel"
 ACTIVATIONS = ["relu", "silu", "gelu"]

@@ -17,6 +17,8 @@ from hnkernels.triton.tiling import Tiles, forced
 from tests.accuracy import check, check_half
 from tests.models import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, relative_error
 
+pytestmark = pytest.mark.on_device
+
 QKV = ((24, 21, 40), (4, 4, 4))
 FEW_MORE = ((8, 9, 16, 5), (1, 3, 2, 2))
 MANY = ((16, 24, 9, 33), (1, 3, 16, 2))

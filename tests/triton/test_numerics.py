@@ -7,6 +7,8 @@ import torch
 
 from tests.accuracy import Call, check_half
 
+pytestmark = pytest.mark.on_device
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("activation", "last"), [("relu", False), ("silu", False), ("gelu", True)])

@@ -12,6 +12,8 @@ from hnkernels.triton.launch import recording
 from hnkernels.triton.ops.mlp import Structure  # and registers torch.ops.hnkernels
 from tests.models import GRADIENT_TOLERANCE, make_mlp, relative_error
 
+pytestmark = pytest.mark.on_device
+
 ROWS, WIDTH, OUT = 5, 8, 6
 
 
@@ -157,7 +159,7 @@ def test_vmap_and_forward_mode_are_refused_not_wrong():
 def test_chains_of_different_lengths_come_out_in_autocasts_dtype(lengths):
     mlps_k, mlps_v = ([make_mlp(WIDTH) for _ in range(length)] for length in lengths)
     x, w = torch.randn(ROWS, WIDTH), torch.randn(OUT, WIDTH)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         kv = hyper_kv(x, mlps_k, mlps_v, w, w, backend="triton")
     assert [t.dtype for t in kv] == [torch.bfloat16] * 2
 

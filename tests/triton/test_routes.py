@@ -18,6 +18,8 @@ from tests.triton.cases import CASES, Case
 from tests.triton.test_dropout import NETS, name_of
 from tests.triton.test_dropout import test_forward_and_gradients_are_the_references_with_that_mask as check_dropout
 
+pytestmark = pytest.mark.on_device
+
 
 @pytest.fixture
 def by_vendor():
@@ -47,7 +49,7 @@ def networks(width: int = 16, **options) -> tuple:
 def step(mlps, x, w, dtype=None):
     """K and V and all gradients."""
     parameters = [p for mlp in mlps for p in mlp.parameters()]
-    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+    with torch.autocast(torch.get_default_device().type, dtype, enabled=dtype is not None):
         results = hyper_kv(x, *mlps, *w, backend="triton")
     given = [torch.ones_like(t) for t in results]
     return [*results, *torch.autograd.grad(results, [x, *parameters], given)]

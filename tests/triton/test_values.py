@@ -10,6 +10,8 @@ import torch
 from tests.accuracy import check_fp32, check_half
 from tests.triton.cases import CASES, VALUES, Case, all_pairs, pairs_of
 
+pytestmark = pytest.mark.on_device
+
 
 def test_the_cases_meet_every_pair_of_values():
     met = {pair for case in CASES for pair in pairs_of(dataclasses.asdict(case))}

@@ -15,6 +15,8 @@ from hnkernels.triton.tiling import Tiles, forced, splits
 from tests.accuracy import Call, check_fp32, check_half
 from tests.models import GRADIENT_TOLERANCE, relative_error
 
+pytestmark = pytest.mark.on_device
+
 TILES = [None, Tiles(16, 16, 16, group_m=2), Tiles(16, 64, 32), Tiles(32, 16, 64, group_m=1)]
 NETS = {
     "output serves": {"activation": "relu"},
@@ -44,7 +46,7 @@ def test_those_behind_a_layer_norm(parts, tiles, streams):
     plain = [[draw(*size) for _ in range(streams)] for size in ((m, 5), (m, 11))]
     shapes = [[(5, 11)] * streams, [(n, k)] * streams, [(5, 11)] * streams]
     with forced(tiles) if tiles else forced(Tiles(32, 64, 64)), recording() as launches:
-        gradients = WeightGradients(shapes, m, torch.float64, torch.device("cpu"), normed=[1])
+        gradients = WeightGradients(shapes, m, torch.float64, torch.get_default_device(), normed=[1])
         for index in (2, 0):
             assert gradients.add(index, tuple(plain[0]), tuple(plain[1]), (1.0, 0.5)) is None
         vectors = gradients.add(1, tuple(da), tuple(h), norm=NormInFront(tuple(w), tuple(gamma), tuple(beta)))
