@@ -1,7 +1,11 @@
 """Importing the package."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import hnkernels
 
 BLOCKED = "import sys; sys.modules.update(dict.fromkeys({names!r})); "
 
@@ -33,3 +37,19 @@ def test_the_command_line_says_what_it_needs():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install 'hnkernels[cli]'" in done.stderr
+
+
+def test_the_package_imports_nothing_that_a_wheel_does_not_contain():
+    package = Path(hnkernels.__file__).parent
+    imported = {
+        name.split(".")[0]
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for name in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import)
+            else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level
+            else []
+        )
+    }  # fmt: skip
+    assert not imported & {"benchmarks", "tests", "reference"}
+    assert (package / "py.typed").exists()

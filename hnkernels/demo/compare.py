@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from hnkernels.adapter.layers import find_attention
 from hnkernels.network.hypernetwork import Hypernetwork
+from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.training import TrainingConfig, read_image_folder, train_hypernetwork
 from hnkernels.training.encoding import PipelineData
 from hnkernels.training.losses import denoising_loss
@@ -17,34 +23,27 @@ from hnkernels.training.step import make_noise_scheduler
 _ROUNDS = 8
 
 
-def compare_with_a1111_way(net: Hypernetwork, pipeline: Any, folder: Path, batch_size: int) -> dict[str, float | None]:
-    """Optimiser steps per second of both, interleaved in this process, medians.
+def compare_with_a1111_way(net: Hypernetwork, pipeline: Any, folder: Path, batch_size: int) -> dict[str, float]:
+    """Optimiser steps per second of both, in turn in this process, medians.
 
-    The other side calls the ``reference`` modules in front of every attention layer and leaves the base model
-    unfrozen. Both sides see the same batch.
+    The other side calls plain modules in front of every attention layer and leaves the base model unfrozen. Both sides
+    see the same batch.
 
     Returns:
-        ``iterations_per_second``, ``iterations_per_second_a1111_way`` and ``speedup``; each ``None`` where the
-        ``reference`` folder of the repository is not at hand, as in an installed wheel.
+        ``iterations_per_second``, ``iterations_per_second_a1111_way`` and ``speedup``.
     """
-    names = ("iterations_per_second", "iterations_per_second_a1111_way", "speedup")
-    try:
-        from benchmarks.baseline import patch, reference_net
-        from benchmarks.timing import interleave
-    except ModuleNotFoundError:
-        return dict.fromkeys(names)
     examples = read_image_folder(folder)[:batch_size]
     data = PipelineData(pipeline, examples, TrainingConfig(), net.provenance.name)
     batch = data.batch(range(len(examples)), torch.Generator().manual_seed(0))
     unet, scheduler = pipeline.unet, make_noise_scheduler(pipeline)
     ours = copy.deepcopy(net).train()
     our_optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-5)
-    theirs = reference_net(ours)
-    their_optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-5)
+    theirs = {size: [_Plain(copy.deepcopy(mlp).train()) for mlp in net[size]] for size in net}
+    their_optimizer = torch.optim.AdamW([p for pair in theirs.values() for m in pair for p in m.parameters()], lr=1e-5)
 
     def a1111() -> None:
         unet.requires_grad_(True)
-        undo = patch(unet, theirs)
+        undo = _patch(unet, theirs)
         their_optimizer.zero_grad(set_to_none=True)
         denoising_loss(unet, scheduler, batch, None).backward()
         their_optimizer.step()
@@ -55,7 +54,38 @@ def compare_with_a1111_way(net: Hypernetwork, pipeline: Any, folder: Path, batch
     def hnkernels() -> None:
         train_hypernetwork(ours, unet, batch, our_optimizer, noise_scheduler=scheduler, gradient_clip=1.0)
 
-    comparison = interleave({"a1111": [a1111], "hnkernels": [hnkernels]}, seconds=0, least=_ROUNDS)
-    speedup = comparison.median("a1111") / comparison.median("hnkernels")
-    figures = (1 / comparison.median("hnkernels"), 1 / comparison.median("a1111"), speedup)
-    return {name: round(figure, 3) for name, figure in zip(names, figures, strict=True)}
+    seconds: dict[Callable[[], None], list[float]] = {a1111: [], hnkernels: []}
+    for turn in range(_ROUNDS + 1):
+        for step in (a1111, hnkernels) if turn % 2 else (hnkernels, a1111):
+            started = time.perf_counter()
+            step()
+            seconds[step].append(time.perf_counter() - started)
+    first, second = (statistics.median(seconds[step][1:]) for step in (hnkernels, a1111))  # the first round warms up
+    figures = {"iterations_per_second": 1 / first, "iterations_per_second_a1111_way": 1 / second}
+    return {name: round(figure, 3) for name, figure in {**figures, "speedup": second / first}.items()}
+
+
+class _Plain(nn.Module):
+    """``x + f(x)`` by the sub-layers of an MLP, one after the other, in training mode."""
+
+    def __init__(self, mlp: HypernetworkMLP):
+        super().__init__()
+        self.linear = mlp.linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x)
+
+
+def _patch(unet: nn.Module, mlps: Mapping[int, Sequence[nn.Module]]) -> Callable[[], None]:
+    """Puts the modules for K and V in front of every ``to_k`` and ``to_v``; returns what takes them out again."""
+    handles = []
+    for spec in find_attention(unet):
+        for name, mlp in zip(("to_k", "to_v"), mlps.get(spec.width, ()), strict=False):
+            projection = spec.module.get_submodule(name)
+            handles.append(projection.register_forward_pre_hook(lambda _, args, mlp=mlp: mlp(args[0])))
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return undo

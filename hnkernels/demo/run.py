@@ -140,6 +140,6 @@ def _table(summary: dict[str, Any]) -> Table:
         table.add_row(name, *(f"{summary[key][when]:.2f}" for when in ("before", "after")))
     training = summary["training"]
     rates = [training["iterations_per_second_a1111_way"], training["iterations_per_second"]]
-    table.add_row("training steps per second: A1111 way, ours", *(f"{r:.2f}" if r else "–" for r in rates))
+    table.add_row("training steps per second: A1111 way, ours", *(f"{rate:.2f}" for rate in rates))
     table.add_row("wall time, seconds", "", f"{summary['seconds']:.0f}")
     return table
