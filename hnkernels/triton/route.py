@@ -15,7 +15,7 @@ import torch
 from hnkernels.triton import cost
 from hnkernels.triton.autotune import kept
 from hnkernels.triton.target import Target, asked_route
-from hnkernels.triton.tiling import KINDS, Tiles, by_model, modelled, proven
+from hnkernels.triton.tiling import KINDS, Tiles, by_model, heuristic, modelled, proven
 
 ROUTES = ("auto", "kernels", "vendor")
 
@@ -134,9 +134,9 @@ def by_best(
 def _kernel(
     kind: str, M: int, N: int, K: int, target: Target, operations: float = cost.EPILOGUE, most_splits: int = 1
 ) -> float:
-    tiles = by_model(kind, M, N, K, target, most_splits)
-    assert tiles is not None  # every kind has some for every target that any kind has some for
-    return by_kernel(kind, M, N, K, target, tiles, operations)
+    product, fit = KINDS[kind]
+    tiles = by_model(kind, M, N, K, target, most_splits) or heuristic(product, M, N, K, torch.float16, target)
+    return by_kernel(kind, M, N, K, target, fit(tiles, 0, target), operations)
 
 
 def by_kernel(

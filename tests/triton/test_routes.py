@@ -139,6 +139,15 @@ def test_a_layer_norm_stands_alone_where_the_library_multiplies():
     assert "norm_vectors_kernel" not in large
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("tokens", [77, 4096])
+def test_every_target_has_a_way(target, training, tokens):
+    # Also where no tiles are proven for some kind of kernel: then a rule of thumb has some.
+    for options in ({"activation": "silu"}, {"activation": "gelu", "layer_norm": True}):
+        assert kernels(640, tokens, target, training, **options)
+
+
 @pytest.mark.parametrize("options", [{"activation": "silu"}, {"activation": "relu", "layer_norm": True}], ids=str)
 @pytest.mark.parametrize("training", [False, True])
 def test_both_routes_count_the_same_products(options, training):
