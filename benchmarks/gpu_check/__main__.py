@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from benchmarks.gpu_check import comparisons, correctness, machine, prediction, report, tuning
 from benchmarks.gpu_check.clock import Clock
 from benchmarks.gpu_check.journal import FIGURE, SKIPPED, Finding, Journal
@@ -44,7 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{fault}; or rehearse without a GPU: TRITON_INTERPRET=1", file=sys.stderr)
         return 2
     journal = Journal(options.out, partial(report.write, folder=options.out, ended=False))
-    session = Session(place, clock, journal)
+    wait = torch.cuda.synchronize if place.kind == "cuda" else (lambda: None)
+    session = Session(place, clock, journal, wait)
     if not session.rehearsed:
         _warm(session)
     session.run("machine", 1.0, machine.tasks())

@@ -111,6 +111,19 @@ def test_a_task_that_fails_is_a_finding_and_not_the_end(tmp_path):
     assert session.journal.findings[1].note == "AssertionError: {'gradient of w': 1.7}"
 
 
+def test_after_a_fault_of_the_gpu_nothing_is_taken_for_wrong(tmp_path):
+    def wait() -> None:
+        if session.journal.findings:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    session = Session(Place("cuda", "fp16"), Clock(100), Journal(tmp_path), wait)
+    tasks = [(name, lambda _, name=name: [Finding("right", name, RIGHT)]) for name in ("first", "second")]
+    session.run("right", 1.0, tasks)
+    assert [f.outcome for f in session.journal.findings] == [RIGHT, WRONG, SKIPPED]
+    assert "illegal memory access" in session.journal.findings[1].note
+    assert session.journal.findings[2].note == "the GPU has stopped at first"
+
+
 def test_without_a_gpu_it_says_what_to_do(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.gpu_check.__main__.interpreting", lambda: False)
     assert main(["--out", str(tmp_path / "none")]) == 2
