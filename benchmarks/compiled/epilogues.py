@@ -18,7 +18,7 @@ from hnkernels.network.activations import ACTIVATIONS
 from hnkernels.triton.kernels.hidden_gradient import hidden_gradient
 from hnkernels.triton.kernels.layer_forward import layer_forward
 from hnkernels.triton.launch import Call, capturing
-from hnkernels.triton.target import TARGETS, planned_for
+from hnkernels.triton.target import TARGETS, forced_route, planned_for
 from hnkernels.triton.tiling import Tiles, forced
 
 TARGET = TARGETS["sm_90"]
@@ -40,7 +40,7 @@ def _calls(act: str) -> list[Call]:
 
     x, w = pair(_ROWS, _WIDTH), pair(_WIDTH, _WIDTH)
     a = torch.empty(2, _ROWS, _WIDTH, dtype=torch.float16, device="meta")
-    with planned_for(TARGET), forced(TILES), capturing() as captured:
+    with planned_for(TARGET), forced(TILES), forced_route("kernels"), capturing() as captured:
         layer_forward(x, w, pair(_WIDTH), act)
         for with_h in (False, True):
             hidden_gradient(x, w, act=act, a=a, fused=True, with_h=with_h)

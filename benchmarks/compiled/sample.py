@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.compiled.cases import CASES, RANKS, SPLIT, calls, grouped_calls, lowrank_calls, one_launch_calls
 from benchmarks.compiled.compilation import Configuration, distinct
-from hnkernels.triton.target import TARGETS
+from hnkernels.triton.target import TARGETS, forced_route
 from hnkernels.triton.tiling import candidates, forced
 
 EVERY_KERNEL = ("sm_80", "sm_90", "gfx942")
@@ -24,6 +24,7 @@ _NARROW, _MANY_TOKENS = 320, 16384
 _OPTIONAL = ("z_ptr", "dq_ptr", "vectors_ptr", "g_ptr", "u_ptr")
 
 
+@forced_route("kernels")
 def sample() -> list[Configuration]:
     """One form of every kernel per target, another one on each; every way to multiply. The dtypes alternate."""
     chosen = []
