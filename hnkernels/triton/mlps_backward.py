@@ -208,7 +208,10 @@ class _Descent:
         )  # fmt: skip
 
     def _wants_bias(self, index: int) -> bool:
-        return self.gradients is not None and self.gradients.by_vendor(index)
+        """Whether Σ da is to come along. Beside a LayerNorm's sums and a mask a thread has no registers for it."""
+        layer = self.layers[index]
+        crowded = layer.norm and layer.dropout > 0
+        return self.gradients is not None and self.gradients.by_vendor(index) and not crowded
 
     def _constant_part(self, index: int) -> Tensor | None:
         """W β + b of this layer's product, if it finishes a LayerNorm: what its kept pre-activations are without."""
