@@ -144,7 +144,7 @@ def markdown(rows: Sequence[Row]) -> list[str]:
     import triton
 
     faulty = sum(bool(r.faults) for r in rows)
-    dtypes = " and ".join(sorted({r.dtype for r in rows} - {"fp32"}))
+    dtypes = ", ".join(_dtypes(rows))
     lines = [
         f"Compiled with Triton {triton.__version__}, not measured: {len(rows)} kernels, of {dtypes} (sums in fp32),"
         f" {faulty} with faults. Lowest"
@@ -167,6 +167,16 @@ def markdown(rows: Sequence[Row]) -> list[str]:
             f" {sum(bool(r.faults) for r in group)} |"
         )
     return lines
+
+
+def _dtypes(rows: Sequence[Row]) -> list[str]:
+    """Those compiled, each with its targets where it is not all of them."""
+    everywhere = {r.target for r in rows}
+    found = []
+    for dtype in sorted({r.dtype for r in rows} - {"fp32"}, reverse=True):
+        targets = [name for name in TARGETS if name in {r.target for r in rows if r.dtype == dtype}]
+        found.append(dtype if set(targets) == everywhere else f"{dtype} on {' and '.join(targets)} alone")
+    return found
 
 
 def _range(values: Iterable[int]) -> str:
