@@ -45,7 +45,11 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as fault:
         print(f"{fault}; or rehearse without a GPU: TRITON_INTERPRET=1", file=sys.stderr)
         return 2
-    journal = Journal(options.out, partial(report.write, folder=options.out, ended=False))
+    try:
+        journal = Journal(options.out, partial(report.write, folder=options.out, ended=False))
+    except OSError as fault:
+        print(f"--out {options.out}: {fault.strerror}; give a folder that can be written to", file=sys.stderr)
+        return 2
     wait = torch.cuda.synchronize if place.kind == "cuda" else (lambda: None)
     session = Session(place, clock, journal, wait)
     if not session.rehearsed:

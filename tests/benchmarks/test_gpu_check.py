@@ -129,6 +129,10 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path, capsys, monkeypatch):
     assert main(["--out", str(tmp_path / "none")]) == 2
     assert "TRITON_INTERPRET=1" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setattr("benchmarks.gpu_check.__main__.interpreting", lambda: True)
+    assert main(["--out", str(tmp_path / "a file")]) == 2
+    assert "give a folder that can be written to" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["--minutes", "0"])
     assert "--minutes must be positive, not 0" in capsys.readouterr().err
