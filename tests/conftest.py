@@ -1,7 +1,7 @@
 """What every test starts from: the same seed and one thread, so that a failure is the same on every machine.
 
 Tests that are marked ``on_device`` make their tensors on the default device. ``pytest --device cuda``, or
-``HNKERNELS_TEST_DEVICE=cuda``, makes that a GPU and runs them alone: all others say nothing about a device.
+``HNKERNELS_TEST_DEVICE=cuda``, makes that a GPU and runs them alone: all others have their tensors on the CPU.
 """
 
 import os
@@ -62,7 +62,7 @@ def _default_device(request):
         yield
         return
     if request.node.get_closest_marker("on_device") is None:
-        pytest.skip("says nothing about a device")
+        pytest.skip("is not marked on_device: its tensors are on the CPU")
     with torch.device(device):
         yield
 

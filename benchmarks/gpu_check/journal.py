@@ -36,7 +36,7 @@ class Journal:
     """Findings in a folder: ``findings.csv``, and whatever ``after`` makes of them each time.
 
     Args:
-        folder: made if it does not exist. What an earlier check has left there is begun anew.
+        folder: made if it does not exist. What an earlier check has left there is overwritten.
         after: called with all findings after each.
     """
 

@@ -1,4 +1,4 @@
-"""The page that a check leaves: ``gpu-check.md``, one file to read and to send. Written anew after every finding."""
+"""The page that a check leaves: ``gpu-check.md``, one file to read and to send. Rewritten after every finding."""
 
 from __future__ import annotations
 

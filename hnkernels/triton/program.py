@@ -67,7 +67,7 @@ class Program:
         if recorded():
             note(self.launches, self.calls)
         if self._operates and torch.is_grad_enabled():
-            with torch.no_grad():  # PyTorch's operations are no other steps than launches
+            with torch.no_grad():  # operations are steps like launches, and record nothing
                 return self._run(inputs)
         return self._run(inputs)
 

@@ -15,17 +15,12 @@ import torch
 from hnkernels.triton import cost
 from hnkernels.triton.autotune import kept
 from hnkernels.triton.target import Target, asked_route
-from hnkernels.triton.tiling import KINDS, Tiles, by_model, heuristic, modelled, proven
+from hnkernels.triton.tiling import HALF, KINDS, WORTH_A_LAUNCH, Tiles, by_model, heuristic, modelled, proven
 
 ROUTES = ("auto", "kernels", "vendor")
 
-WORTH = 1.05
-"""So many times as fast is the library to be; a model may err by less."""
-
 CALL = 2e-6
 """Seconds that a launch more is charged besides its cost on the card: the host makes it, and may not be ahead."""
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Route(NamedTuple):
@@ -83,7 +78,9 @@ def route(
         theirs, how = measured.library, "measured"
     theirs += passes(moved, launches, target)
     calls = CALL * (len(products) + launches - 1)
-    return Route(WORTH * theirs + calls < ours, f"kernel {ours * 1e6:.1f} µs, library {theirs * 1e6:.1f}, {how}")
+    return Route(
+        WORTH_A_LAUNCH * theirs + calls < ours, f"kernel {ours * 1e6:.1f} µs, library {theirs * 1e6:.1f}, {how}"
+    )
 
 
 def norm_alone(M: int, N: int, K: int, above: int, dtype: torch.dtype, target: Target) -> bool:
@@ -104,7 +101,7 @@ def norm_alone(M: int, N: int, K: int, above: int, dtype: torch.dtype, target: T
     ]  # fmt: skip
     together = sum(_kernel(*shape, target) for shape in folded) + passes(2 * N * above, 1, target)
     alone = sum(by_best(*shape, target) for shape in apart) + passes(2 * 6 * M * N, 2, target) + CALL
-    return WORTH * alone < together
+    return WORTH_A_LAUNCH * alone < together
 
 
 def _rounded(rows: int) -> int:

@@ -75,7 +75,7 @@ class Rows:
     warps: int = 4
 
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 _SMALL_SHARED = (86, 89, 120)  # 99 KB a program, where 80 has 163 and 90 and 100 have 227
 
@@ -108,7 +108,7 @@ MOST_SPLITS = 4
 _SPLIT_ROWS, _SPLIT_DEPTH = 512, 1024
 """With more rows there are enough programs; with less depth there is not enough to share."""
 
-_WORTH_A_LAUNCH = 1.05
+WORTH_A_LAUNCH = 1.05
 """So many times as fast is what takes another launch to be, as a sum in parts does; a model may err by less."""
 
 _forced: ContextVar[Tiles | None] = ContextVar("forced", default=None)
@@ -175,7 +175,7 @@ def modelled(
     work = cost.Work(programs * parts, steps, *blocks, tiles.warps, tiles.stages, fit, operations)
     moved = operands + results * (1 if parts == 1 else 2 * parts)  # operands from memory, results there; parts in fp32
     product = max(cost.seconds_of_processors(work, target), cost.moving(streams * moved + beside, target))
-    return product if parts == 1 else _WORTH_A_LAUNCH * (product + cost.adding_up(streams * results, parts, target))
+    return product if parts == 1 else WORTH_A_LAUNCH * (product + cost.adding_up(streams * results, parts, target))
 
 
 @lru_cache(4096)
@@ -202,7 +202,7 @@ def heuristic(product: str, M: int, N: int, K: int, dtype: torch.dtype, target: 
     """
     if target.backend == "interpreter":
         return Tiles(32, 64, 64)  # few programs; tests of the tiling force smaller ones
-    if dtype not in _HALF:
+    if dtype not in HALF:
         return Tiles(64, 64, 32, warps=4, stages=2)
     wide = 128 if N % 128 == 0 or N > 1024 else 64
     many = -(-M // 128) * -(-N // wide) * 2 >= target.processors
@@ -337,7 +337,7 @@ def ranks_pay_a_launch(
     """
     if target.backend == "interpreter":
         return block_r > 16  # so that the tests meet both
-    if dtype not in _HALF or target.name not in CARDS:
+    if dtype not in HALF or target.name not in CARDS:
         return False  # the model is one of half precision
 
     def seconds(tiles: Tiles, columns: Sequence[int], ranks: int, moved: int) -> float:
@@ -352,7 +352,7 @@ def ranks_pay_a_launch(
     weights = d * sum(widths)
     together = cost.LAUNCH + seconds(beside, widths, block_r, x + weights + y)
     apart = seconds(shrink, [block_r] * len(widths), 0, x + u) + seconds(expand, widths, 0, x + u + weights + y)
-    return together >= _WORTH_A_LAUNCH * (2 * cost.LAUNCH + apart)
+    return together >= WORTH_A_LAUNCH * (2 * cost.LAUNCH + apart)
 
 
 def row_tiles(kind: str, R: int, C: int, target: Target) -> Rows:

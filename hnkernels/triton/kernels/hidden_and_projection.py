@@ -25,7 +25,7 @@ from hnkernels.triton.kernels.arguments import Streams, product
 from hnkernels.triton.launch import launch
 from hnkernels.triton.route import by_best, wanted
 from hnkernels.triton.target import Target
-from hnkernels.triton.tiling import MOST_SPLITS, Tiles, forced_tiles
+from hnkernels.triton.tiling import HALF, MOST_SPLITS, Tiles, forced_tiles
 
 TARGET = "sm_90"
 
@@ -207,7 +207,7 @@ def choose(M: int, K: int, H: int, widths: Sequence[int], act: str, dtype: torch
     forced = forced_tiles()
     if forced is not None:
         return forced if forced in TILES and max(K, *widths) <= columns(forced) else None
-    if dtype not in (torch.float16, torch.bfloat16) or not all(_even(K, H, widths, tiles) for tiles in TILES):
+    if dtype not in HALF or not all(_even(K, H, widths, tiles) for tiles in TILES):
         return None  # masks would take registers that the compiler then spills
     return _by_model(M, K, H, act, target) if target.name == TARGET else None
 
