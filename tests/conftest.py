@@ -1,9 +1,12 @@
 """What every test starts from: the same seed and one thread, so that a failure is the same on every machine.
 
+A test that needs a package which is not installed, and which the library does without, is skipped.
+
 Tests that are marked ``on_device`` make their tensors on the default device. ``pytest --device cuda``, or
 ``HNKERNELS_TEST_DEVICE=cuda``, makes that a GPU and runs them alone: all others have their tensors on the CPU.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -23,6 +26,12 @@ settings.register_profile(
     "hnkernels", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("hnkernels")
+
+OPTIONAL = (
+    *("diffusers", "transformers", "accelerate", "peft", "torchao", "tensorboard"),
+    *("typer", "rich", "tqdm", "PIL", "matplotlib", "sklearn", "pytest_benchmark", "triton"),
+)
+"""Packages that tests import and that need not be there."""
 
 _TRITON = Path(__file__).parent / "triton"
 _COMPILED, _GPU = _TRITON / "test_compiled.py", _TRITON / "test_gpu.py"
@@ -53,6 +62,45 @@ def pytest_ignore_collect(collection_path, config):
     if config.getoption("--device") != "cpu":
         return collection_path == _COMPILED
     return collection_path == _GPU or (collection_path == _COMPILED) == interpreting()
+
+
+def _lacking(error):
+    """Why there is no test to run, if it is for want of an optional package."""
+    while error is not None:
+        package = (getattr(error, "name", None) or "").split(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package in OPTIONAL and not importlib.util.find_spec(package):
+            return f"needs {package}, which is not installed"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    reason = report.failed and _lacking(report.call.excinfo.value)
+    if reason:
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {reason}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    return (yield from _skipping_what_lacks())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    return (yield from _skipping_what_lacks())
+
+
+def _skipping_what_lacks():
+    try:
+        return (yield)
+    except ImportError as error:
+        reason = _lacking(error)
+        if not reason:
+            raise
+    pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

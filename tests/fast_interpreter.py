@@ -14,15 +14,16 @@ def _builtins(package: object) -> list[str]:
     return [name for name in dir(package) if tl.core.is_builtin(getattr(package, name))]
 
 
-def _patch_builtin(package, builder, scope) -> None:
+def _patch_builtin(package, builder, *scope) -> None:
     for name in _builtins(package):
         member = getattr(package, name)
         if tl.core.is_builtin(member):  # an outer call may have replaced it already
-            interpreter._patch_attr(package, name, member, builder, scope)
+            interpreter._patch_attr(package, name, member, builder, *scope)
 
 
 def install() -> None:
     """Puts it in place for this process."""
-    for package in (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base):
+    packages = [tl, tl.core, tl.math, tl.tensor, getattr(tl.core, "tensor_descriptor_base", tl.tensor)]
+    for package in packages:
         _builtins(package)  # while nothing is replaced yet
     interpreter._patch_builtin = _patch_builtin

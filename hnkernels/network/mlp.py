@@ -193,17 +193,17 @@ class HypernetworkMLP(nn.Module):
 
     def layers(self) -> list[Layer]:
         """The sub-layers grouped by linear, in order."""
-        layers: list[Layer] = []
+        groups: list[dict[str, Any]] = []
         for module in self.linear:
             if isinstance(module, nn.Linear):
-                layers.append(Layer(module, None, None, 0.0))
+                groups.append({"linear": module, "activation": None, "norm": None, "dropout": 0.0})
             elif isinstance(module, nn.LayerNorm):
-                layers[-1] = layers[-1]._replace(norm=module)
+                groups[-1]["norm"] = module
             elif isinstance(module, nn.Dropout):
-                layers[-1] = layers[-1]._replace(dropout=module.p)
+                groups[-1]["dropout"] = module.p
             else:
-                layers[-1] = layers[-1]._replace(activation=module)
-        return layers
+                groups[-1]["activation"] = module
+        return [Layer(**group) for group in groups]
 
     def prepared(self) -> Prepared:
         """Its modules as flat lists, made once and again whenever a module is another one."""

@@ -183,7 +183,7 @@ def _run_portable(
     samples, sets = x.shape[0], slices[0].a.shape[0]
     each = samples // max(sets, 1)  # samples that a set serves, without an index
     if index is not None:
-        slices = [s._replace(a=s.a[index], b=s.b[index]) for s in slices]
+        slices = [Slice(s.base, s.weight, s.bias, s.a[index], s.b[index], s.scale) for s in slices]
         sets, each = samples, 1
     # The samples of one set are as good as one sample with all their tokens.
     shape = (sets, each * math.prod(x.shape[1:-1]))

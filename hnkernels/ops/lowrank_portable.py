@@ -33,8 +33,20 @@ class Slice(NamedTuple):
 
 def lowrank_linears(x: Tensor, slices: Sequence[Slice]) -> tuple[Tensor, ...]:
     """Every slice's y. Shape: x [S, T, d] → [S, T, n] each."""
+    if torch.compiler.is_compiling():
+        return tuple(_plain(x, s) for s in slices)
     runs = _acting([s.scale for s in slices], x.shape[0])
     return _LowRank.apply(runs, x, *(t for s in slices for t in s))
+
+
+def _plain(x: Tensor, s: Slice) -> Tensor:
+    """One slice's y, as PyTorch's compiler is to see it: it derives and fuses by itself. (Of an autograd Function some
+    versions make gradients that are zero, without a word: 2.11.)"""
+    y = s.base
+    if y is None:
+        assert s.weight is not None
+        y = F.linear(x, s.weight, s.bias)
+    return y + torch.bmm(_scaled(torch.bmm(x, s.a.mT), s.scale, (0, x.shape[0])), s.b.mT)
 
 
 def _acting(scales: Sequence[Tensor | None], samples: int) -> tuple[tuple[int, int], ...]:
@@ -44,7 +56,7 @@ def _acting(scales: Sequence[Tensor | None], samples: int) -> tuple[tuple[int, i
     """
     acts = [False] * samples
     for scale in scales:
-        if scale is None or scale.device.type != "cpu" or scale.requires_grad or torch.compiler.is_compiling():
+        if scale is None or scale.device.type != "cpu" or scale.requires_grad:
             return ((0, samples),)
         for sample, values in enumerate(scale.detach().tolist()):
             acts[sample] = acts[sample] or any(values)
@@ -189,8 +201,8 @@ def _worth_merging(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
     """
     n, d = weight.shape
     tokens = x.shape[1] // (1 if scale is None else max(scale.shape[1], 1))
-    known = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return known and x.dtype in (torch.float32, torch.float64) and tokens * (d + 2 * n) >= 4 * n * d
+    exact = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return exact and tokens * (d + 2 * n) >= 4 * n * d
 
 
 def _merged(s: Slice, source: Tensor, target: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:

@@ -3,7 +3,8 @@ compile them, all in one place.
 
 Under ``TRITON_INTERPRET=1`` (Triton 3.9) ``tl.dot`` multiplies the bit patterns of bf16 operands, and a conversion to
 bf16 cuts bits off instead of rounding. The compiler of Triton 3.2 ends the process on sm_90 where an operand of a
-product is a constant. Kernels call ``dot``, ``convert`` and ``add_columns`` of this module and know nothing of it.
+product is a constant. Kernels call ``dot``, ``convert`` and ``add_columns`` of this module and know nothing of it. What
+the interpreters of earlier versions lack is put in where they run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,26 @@ QUERY_COMES_ALONG = not _TRITON_3_2
 
 DEPENDENT_LAUNCHES = hasattr(getattr(semantic, "TritonSemantic", None), "grid_dependency_wait")
 """Whether the compiler knows programmatic dependent launch as an operation that no load passes: Triton 3.9."""
+
+
+def _mend_interpreter() -> None:
+    """Up to Triton 3.8: constants in bf16, and the bound of a loop as an integer with NumPy from 2.4 on."""
+    from triton.runtime import interpreter
+
+    builder, patch = interpreter.InterpreterBuilder, interpreter._patch_lang_tensor
+    if hasattr(builder, "get_bf16"):
+        return
+    builder.get_bf16 = lambda self, value: self.create_fp_trunc(self.get_fp32(value), tl.bfloat16)
+
+    def patched(tensor, *scope):
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patched
+
+
+if INTERPRETED:
+    _mend_interpreter()
 
 
 @triton.jit

@@ -28,7 +28,10 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 def why_not(context: Tensor, mlps: Sequence[HypernetworkMLP]) -> str | None:
     """Why the kernels cannot run for this context and these MLPs; ``None`` if they can."""
-    return _device_fault(context.device) or _dtype_fault(context) or next(filter(None, map(mlp_fault, mlps)), None)
+    reason = _device_fault(context.device) or _dtype_fault(context)
+    for mlp in mlps:
+        reason = reason or mlp_fault(mlp)
+    return reason
 
 
 def check_backend(backend: str) -> None:

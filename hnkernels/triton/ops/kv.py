@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hnkernels.triton.kernels.weight_gradient import WeightGradients
-from hnkernels.triton.ops.linear import linear, linear_weight_gradient
+from hnkernels.triton.ops.linear import gradient_pieces, linear, linear_weight_gradient
 from hnkernels.triton.ops.mlp import Cuts, Structure, mlp_backward, mlp_forward
 from hnkernels.triton.ops.registry import once
 from hnkernels.triton.program import Planned, Program, signature
@@ -125,7 +124,8 @@ class _KV(torch.autograd.Function):
         results = backward.run([*dy, *tensors])
         d: list[Tensor | None] = [None] * len(needed)
         if trained:
-            d[end:at] = _pieces(results.pop(0), w, biases)
+            dw, db = gradient_pieces(results.pop(0), w, biases)
+            d[end:at] = [*dw, *db]
         if needs[0]:
             d[0] = results.pop(0)
         if needs[1]:
@@ -135,16 +135,9 @@ class _KV(torch.autograd.Function):
             d[1:end] = cuts.of(results[: cuts.count])
             results = results[cuts.count :]
         if needs[2]:
-            d[at:] = _pieces(results[0], query_w, True)[: len(d) - at]
+            dw, db = gradient_pieces(results[0], query_w, True)
+            d[at:] = [*dw, *db][: len(d) - at]
         return (None,) * 7 + once(d, *dy, *tensors)
-
-
-def _pieces(flat: Tensor, w: Sequence[Tensor], biases: bool) -> list[Tensor]:
-    """dw, then db, of the projections."""
-    (starts,), _ = WeightGradients.layout([[(t.shape[0], t.shape[1]) for t in w]], biases)
-    dw = [flat[at : at + t.numel()].view(t.shape) for at, t in zip(starts, w, strict=False)]
-    db = [flat[at : at + t.shape[0]] for at, t in zip(starts[len(w) :], w, strict=True)] if biases else []
-    return [*dw, *db]
 
 
 def run_kv(

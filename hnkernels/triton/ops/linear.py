@@ -40,6 +40,14 @@ def _(dy, x, biases):
     return dy[0].new_empty(WeightGradients.layout([shapes], biases)[1])
 
 
+def gradient_pieces(flat: Tensor, w: Sequence[Tensor], biases: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """dw and db (none without biases) of what ``linear_weight_gradient`` returns for these weights."""
+    (starts,), _ = WeightGradients.layout([[(t.shape[0], t.shape[1]) for t in w]], biases)
+    dw = [flat[at : at + t.numel()].view(t.shape) for at, t in zip(starts[: len(w)], w, strict=True)]
+    db = [flat[at : at + t.shape[0]] for at, t in zip(starts[len(w) :], w, strict=True)] if biases else []
+    return dw, db
+
+
 class _Linear(torch.autograd.Function):
     """``x wᵀ + b`` per stream. Tensors: x (one, or one per stream), the weights, then the biases (all or none)."""
 
@@ -63,15 +71,11 @@ class _Linear(torch.autograd.Function):
             dx = linear(dy, w, [], True)
             if count < streams:
                 dx = [dx[0] + dx[1]]
-        dw: list[Tensor | None] = [None] * streams
-        db: list[Tensor | None] = [None] * ctx.biases
+        of_weights: list[Tensor | None] = [None] * (streams + ctx.biases)
         if ctx.trained:
-            flat = linear_weight_gradient(dy, x, ctx.biases > 0)
-            starts = WeightGradients.layout([[t.shape for t in w]], ctx.biases > 0)[0][0]
-            dw = [flat[at : at + t.numel()].view(t.shape) for at, t in zip(starts, w, strict=False)]
-            if ctx.biases:
-                db = [flat[at : at + t.shape[0]] for at, t in zip(starts[streams:], w, strict=True)]
-        return (None, None, *once((*dx, *dw, *db), *dy, *w, *x))
+            dw, db = gradient_pieces(linear_weight_gradient(dy, x, ctx.biases > 0), w, ctx.biases > 0)
+            of_weights = [*dw, *db]
+        return (None, None, *once((*dx, *of_weights), *dy, *w, *x))
 
 
 def run_linear(x: Sequence[Tensor], w: Sequence[Tensor], b: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:

@@ -17,8 +17,7 @@ from hnkernels.triton.kernels.lowrank_arguments import POINTERS, LowRank
 from hnkernels.triton.kernels.lowrank_factor_gradient import lowrank_factor_gradients, lowrank_sums
 from hnkernels.triton.kernels.lowrank_input_gradient import lowrank_input_gradient
 from hnkernels.triton.kernels.lowrank_shrink import lowrank_shrink
-from hnkernels.triton.kernels.weight_gradient import WeightGradients
-from hnkernels.triton.ops.linear import linear_weight_gradient
+from hnkernels.triton.ops.linear import gradient_pieces, linear_weight_gradient
 from hnkernels.triton.ops.registry import aligned, contiguous, once, operator, with_rows
 
 
@@ -269,11 +268,7 @@ def _weight_gradients(dy, x, w, biases):
     for first in range(0, len(w), 2):
         pair = w[first : first + 2]
         upstream = [t.reshape(-1, t.shape[-1]) for t in dy[first : first + 2]]
-        flat = linear_weight_gradient(upstream, [rows], biases)
-        starts = WeightGradients.layout([[t.shape for t in pair]], biases)[0][0]
-        dw += [flat[at : at + t.numel()].view(t.shape) for at, t in zip(starts, pair, strict=False)]
-        sums = starts[len(pair) :]
-        d_bias += (
-            [flat[at : at + t.shape[0]] for at, t in zip(sums, pair, strict=True)] if biases else [None] * len(pair)
-        )
+        pieces, sums = gradient_pieces(linear_weight_gradient(upstream, [rows], biases), pair, biases)
+        dw += pieces
+        d_bias += sums if biases else [None] * len(pair)
     return dw, d_bias
