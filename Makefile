@@ -2,15 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench gpu-check gpu-report bench-compare counts compile-report report clean
+.PHONY: demo test test-versions lint bench gpu-check gpu-report bench-compare counts compile-report report clean
 
-demo: .venv/.demo
+demo: .venv/.train
 	$(BIN)/hnkernels demo
 
 # The second run takes the CPU tensors through the Triton kernels, in Triton's interpreter.
 test: .venv/.dev
 	$(BIN)/python -m pytest -n auto
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/triton tests/ops/test_hyper.py tests/ops/test_lowrank.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/triton tests/ops
+
+# The tests with the oldest and the newest Python, PyTorch, Triton and diffusers: an environment each, a few gigabytes.
+# ENVIRONMENTS="oldest bare" chooses.
+test-versions: .venv/.dev
+	$(BIN)/python -m tests.versions $(ENVIRONMENTS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -53,6 +58,6 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.demo .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.train .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
 	touch $@

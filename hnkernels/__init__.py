@@ -77,7 +77,11 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'hnkernels' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        message = f"hnkernels.{name} needs {error.name}; install it with: pip install 'hnkernels[train]'"
+        raise ModuleNotFoundError(message, name=error.name) from error
     globals()[name] = value
     return value
 

@@ -333,5 +333,5 @@ def main() -> None:
         errors.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except ImportError as error:
-        errors.print(f"[red]error:[/red] {error}; install what this needs with: pip install 'hnkernels\\[demo]'")
+        errors.print(f"[red]error:[/red] {error}; install what this needs with: pip install 'hnkernels\\[train]'")
         sys.exit(1)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import hnkernels
 
 BLOCKED = "import sys; sys.modules.update(dict.fromkeys({names!r})); "
@@ -29,7 +31,15 @@ def test_the_core_works_without_triton_diffusers_and_the_extras():
 
 
 def test_every_public_name_is_there():
+    pytest.importorskip("tqdm", reason="the trainer shows its progress with it")
     assert run("import hnkernels as hn; print(all(hasattr(hn, n) for n in hn.__all__))").strip() == "True"
+
+
+def test_a_name_says_what_it_needs():
+    code = BLOCKED.format(names=["tqdm", "tqdm.auto"]) + "import hnkernels; hnkernels.HypernetworkTrainer"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    message = "hnkernels.HypernetworkTrainer needs tqdm.auto; install it with: pip install 'hnkernels[train]'"
+    assert message in done.stderr
 
 
 def test_the_command_line_says_what_it_needs():

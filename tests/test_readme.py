@@ -5,6 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests import versions
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -34,3 +36,21 @@ def test_the_commands_exist():
     used = re.findall(r"^hnkernels ([\w-]+)", shell, flags=re.MULTILINE)
     assert used
     assert set(used) <= commands
+
+
+def test_the_map_names_what_there_is():
+    rows = README.read_text(encoding="utf-8").split("## Where things are")[1].split("|")
+    named = {path for row in rows for path in re.findall(r"`([\w/]+(?:/|\.py))`", row) if "/" in path}
+    assert all((README.parent / path).exists() for path in named)
+    folders = {f"hnkernels/{file.parent.name}/" for file in (README.parent / "hnkernels").glob("*/__init__.py")}
+    assert folders <= named
+
+
+def test_the_table_of_versions_is_what_is_written_down():
+    text = README.read_text(encoding="utf-8")
+    assert versions.readme(text) == text
+    assert {r.environment for r in versions.recorded()} == {e.name for e in versions.ENVIRONMENTS}
+
+
+def test_the_oldest_versions_are_those_that_are_accepted():
+    assert {"torch==2.6", "triton==3.2", "safetensors==0.4.5", "diffusers==0.36"} <= set(versions.oldest())

@@ -10,6 +10,7 @@ from typing import Any
 
 from triton.backends.compiler import GPUTarget
 
+from hnkernels.triton.direct import VERSION
 from hnkernels.triton.launch import Call
 from hnkernels.triton.target import Target
 
@@ -110,9 +111,16 @@ def gpu_target(target: Target) -> GPUTarget:
 
 
 def configuration(call: Call, target: Target, origin: str = "") -> Configuration:
-    """What the compiler gets for a launch, by the specialisation that Triton itself uses when it launches."""
+    """What the compiler gets for a launch, by the specialisation that Triton itself uses when it launches.
+
+    Raises:
+        RuntimeError: Triton is older than 3.3, and specialises in another way.
+    """
     from triton.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
+
+    if VERSION < (3, 3):
+        raise RuntimeError("kernels are compiled without a launch from Triton 3.3 on; this one is older")
 
     kernel, backend = call.kernel, make_backend(gpu_target(target))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -120,8 +128,8 @@ def configuration(call: Call, target: Target, origin: str = "") -> Configuration
     names = [p.name for p in kernel.params]
     signature = tuple((name, s[0]) for name, s in zip(names, specialization, strict=True))
     constants = tuple(((i,), bound[name]) for i, (name, kind) in enumerate(signature) if kind == "constexpr")
-    # With an empty one for each constant: so Triton writes it too, whose cache then has the kernel when it is launched.
-    known = ["" if s[0] == "constexpr" else s[1] for s in specialization]
+    # From 3.7 on with an empty one for each constant: so Triton's cache has the kernel when it is launched.
+    known = ["" if s[0] == "constexpr" and VERSION >= (3, 7) else s[1] for s in specialization]
     attributes = tuple(((i,), text) for i, text in enumerate(known) if isinstance(text, str))
     options = {name: call.arguments[name] for name in _OPTIONS if name in call.arguments}
     defaults = backend.parse_options({})

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
@@ -214,6 +215,7 @@ def train(out: Path, seed: int, recipe: Recipe) -> None:
     pipeline.save_pretrained(out)
     # transformers loads a model in the dtype its config names, diffusers in fp32: all of it is to load as fp32.
     _set_json(out / "text_encoder" / "config.json", dtype="float32")
+    _name_as_before(out / "text_encoder" / "model.safetensors")
     record = {"seed": seed, "threads": torch.get_num_threads(), "torch": torch.__version__, "recipe": vars(recipe)}
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -221,6 +223,15 @@ def train(out: Path, seed: int, recipe: Recipe) -> None:
 def _set_json(file: Path, **values: object) -> None:
     content = json.loads(file.read_text(encoding="utf-8")) | values
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _name_as_before(file: Path, prefix: str = "text_model.") -> None:
+    """Gives the text encoder's tensors the names that every version of transformers loads.
+
+    Version 5 has none of the prefix when it saves, and takes both; before it, weights without are drawn anew.
+    """
+    tensors = {f"{prefix}{name.removeprefix(prefix)}": tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def _step(loss: Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule: LambdaLR) -> None:

@@ -252,7 +252,7 @@ def parameter_gradients(
                 continue
             at, n = first + s * per_stream, b.numel()
             if layer.act == "prelu":
-                slope = at + 2 * n * layer.norm
+                slope = at + (2 * n if layer.norm else 0)
                 gradients.append(vectors[slope : slope + 1])
             if layer.norm:
                 gradients += [vectors[at : at + n], vectors[at + n : at + 2 * n]]
@@ -276,7 +276,7 @@ def vector_offsets(layers: Sequence[Layer], parameters: Sequence[Parameters]) ->
     """Where each layer's sums begin (γ, β, slope; stream by stream), how many a stream has, and how many there are."""
     offsets, end = [], 0
     for layer, p in zip(layers, parameters, strict=True):
-        per_stream = 2 * p.b[0].shape[0] * layer.norm + (layer.act == "prelu")
+        per_stream = (2 * p.b[0].shape[0] if layer.norm else 0) + (1 if layer.act == "prelu" else 0)
         offsets.append((end, per_stream))
         end += len(p.w) * per_stream
     return offsets, end

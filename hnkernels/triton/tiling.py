@@ -271,7 +271,8 @@ def _to_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
 def _from_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     """Its depth is the ranks, of every slice. Wide tiles read g, whose rows are short, fewer times."""
     if block_r > 16:
-        return replace(_through_ranks(tiles, block_r, target), block_n=128, warps=4)
+        warps = 8 if str(target.arch).startswith("gfx9") else 4
+        return replace(_through_ranks(tiles, block_r, target), block_n=128, warps=warps)
     rows = 64 if target.arch == 90 else 32  # wgmma takes no fewer
     return replace(tiles, block_m=min(tiles.block_m, rows), block_n=256, warps=4)
 
@@ -279,7 +280,8 @@ def _from_ranks(tiles: Tiles, block_r: int, target: Target) -> Tiles:
 def _from_ranks_and_base(tiles: Tiles, block_r: int, target: Target) -> Tiles:
     """The gradient through the linears comes in too."""
     tiles = _beside_ranks(tiles, block_r, target)
-    if (tiles.block_m, tiles.block_n) == (128, 64):  # the slices' pointers take registers
+    # The slices' pointers take registers, and so do operands, but where they stay in shared memory.
+    if tiles.block_m == 128 and (tiles.block_n == 64 or (target.backend == "cuda" and target.arch not in (90, 100))):
         return replace(tiles, block_k=32, stages=4)
     return tiles
 

@@ -21,6 +21,9 @@ from tests.models import (
     randomise,
     relative_error,
 )
+from tests.tried import compiles_models
+
+pytestmark = compiles_models
 
 STRENGTHS = (1.0, 0.5, -0.3, 0.0)
 

@@ -57,7 +57,12 @@ def by_leaves(unet, folder):
 def group_offload(unet, folder, **options):
     # To disk, since between one CPU and itself nothing would be offloaded.
     cpu = torch.device("cpu")
-    apply_group_offloading(unet, cpu, cpu, offload_to_disk_path=str(folder), **options)
+    try:
+        apply_group_offloading(unet, cpu, cpu, offload_to_disk_path=str(folder), **options)
+    except RuntimeError as error:
+        if "Cannot access accelerator device" not in str(error):
+            raise
+        pytest.skip("this PyTorch is made for accelerators, which diffusers asks for, and there is none")
     assert any(p.isnan().any() for p in unet.parameters())
 
 

@@ -19,6 +19,7 @@ from benchmarks.gpu_check.session import Session
 from benchmarks.place import Place
 from hnkernels import Hypernetwork, explain
 from hnkernels.triton.target import TARGETS
+from tests.tried import compiles_beforehand
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "benchmarks.gpu_check"]
@@ -150,6 +151,7 @@ def test_predictions_add_up_by_kernel():
     assert all(1e-7 < s < 1e-2 for s in seconds.values())
 
 
+@compiles_beforehand
 def test_kernels_compiled_beforehand_are_those_that_a_launch_asks_for(tmp_path):
     script = """
 import os, sys, torch, hnkernels as hn

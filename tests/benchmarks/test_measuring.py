@@ -121,6 +121,7 @@ def test_all_providers_agree_at_the_smallest_shapes(name, monkeypatch):
 
 
 def test_the_command_refuses_what_it_does_not_know():
+    pytest.importorskip("tqdm", reason="the benchmarks show their progress with it")
     for arguments, message in (
         (["nonsense"], "unknown: nonsense"),
         (["--device", "tpu"], "device 'tpu' is unknown; accepted are cpu and cuda"),
@@ -139,6 +140,7 @@ def test_a_gpu_report_without_a_gpu_says_what_to_do():
 
 
 def test_pytest_shows_the_same_figures(tmp_path):
+    pytest.importorskip("pytest_benchmark")
     command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:xdist", "-p", "no:cacheprovider",
                "-k", "affine and 768", "-rs", f"--benchmark-json={tmp_path / 'out.json'}"]  # fmt: skip
     # A worker of pytest-xdist says so to all that it starts, and pytest-benchmark switches itself off there.

@@ -8,6 +8,7 @@ from benchmarks.accounting import figures
 from benchmarks.limits import choices, tables
 from benchmarks.report import documents
 from benchmarks.rows import Row, read
+from tests.tried import counted
 
 ANY = documents.RESULTS / documents.ANY
 
@@ -17,10 +18,12 @@ def figures_of(rows: list[Row]) -> list[Row]:
     return [replace(row, versions="") for row in rows if row.provider != "compile"]
 
 
+@counted
 def test_what_is_counted_is_what_the_tree_does():
     assert figures_of(read(ANY / "counted.csv")) == figures_of(figures.count(compiled=False)), "run `make counts`"
 
 
+@counted
 def test_what_is_modelled_is_made_of_what_the_tree_does():
     modelled = [row for case in tables.chosen() for row in tables.model(case, compiled=False)]
     read_from_code = [

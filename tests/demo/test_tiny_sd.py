@@ -36,6 +36,11 @@ def test_it_is_at_most_six_megabytes_of_fp16():
             assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}  # noqa: SIM118
 
 
+def test_every_version_of_transformers_finds_the_weights_of_the_text_encoder():
+    with safe_open(TINY_SD / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(key.startswith("text_model.") for key in file.keys())  # noqa: SIM118
+
+
 def test_it_loads_without_a_network():
     code = (
         "import socket; socket.socket.connect = None\n"

@@ -21,6 +21,7 @@ from tests.models import (
     relative_error,
     tiny_unet,
 )
+from tests.tried import compiles_models
 
 LAYERS = 7  # of self-attention, and as many of cross-attention
 
@@ -94,6 +95,7 @@ def test_a_training_step_gives_the_portable_backends_gradients(monkeypatch, chec
     assert relative_error(ours, theirs) <= 10 * GRADIENT_TOLERANCE  # two fp32 results, through a whole UNet
 
 
+@compiles_models
 @pytest.mark.parametrize("training", [False, True])
 def test_the_whole_unet_compiles_as_one_graph(unet, training):
     net, x, text = make_net(activation="silu"), noise(), prompt()

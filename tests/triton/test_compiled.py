@@ -29,6 +29,7 @@ from hnkernels.triton.compiling import xcds
 from hnkernels.triton.launch import Call
 from hnkernels.triton.target import TARGETS, planned_for, target_of
 from hnkernels.triton.tiling import proven
+from tests.tried import compiles_beforehand, counted
 
 KERNELS = {
     "mlp_layer_forward_kernel",
@@ -65,6 +66,8 @@ GOOD = MachineCode(128, 0, 0, 65536, "HGMMA", 0.04, 16)
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> list[dict[str, str]]:
     """The figures of the sample. Compiled in a process of its own, for interpreted kernels cannot be compiled."""
+    if compiles_beforehand.args[0]:
+        pytest.skip(compiles_beforehand.kwargs["reason"])
     folder = tmp_path_factory.mktemp("compiled")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.compiled", "--sample", "--out", str(folder)]
@@ -79,6 +82,7 @@ def test_no_kernel_of_the_sample_has_a_fault(rows):
     assert [r for r in rows if r["faults"]] == []
 
 
+@counted
 def test_as_many_programs_fit_as_the_model_counts_on(rows):
     counted = 0
     for r in map(Row.of, rows):
@@ -113,6 +117,7 @@ def _xcds_kernel(out_ptr):
     tl.store(out_ptr, xcds())
 
 
+@compiles_beforehand
 @pytest.mark.parametrize("name", TARGETS)
 def test_kernels_know_the_xcds_of_what_they_are_compiled_for(name):
     call = Call(_xcds_kernel, {"out_ptr": torch.empty(1, dtype=torch.int32, device="meta")})
@@ -250,6 +255,7 @@ def instructions() -> dict[str, tuple[int, ...]]:
     return {act: tuple(map(int, counts)) for act, *counts in csv.reader(done.stdout.splitlines()[1:])}
 
 
+@counted
 @pytest.mark.parametrize("act", EPILOGUES)
 def test_epilogues_are_short(instructions, act):
     value, derivative, _ = instructions[act]

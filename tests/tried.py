@@ -1,0 +1,33 @@
+"""What holds with some versions only of what the library is built on, as marks for the tests of it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+_PINNED = dict(
+    line.strip().split("==")
+    for line in (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if "==" in line
+)
+
+
+def _release(package: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in version(package).split("+")[0].split(".")[:2])
+    except ImportError:
+        return ()
+
+
+counted = pytest.mark.skipif(
+    any(_release(name) != tuple(map(int, _PINNED[name].split(".")[:2])) for name in ("torch", "triton")),
+    reason="counts what the versions of constraints.txt make of it; others compile and decompose in another way",
+)
+compiles_beforehand = pytest.mark.skipif(
+    _release("triton") < (3, 3), reason="kernels are compiled without a launch from Triton 3.3 on"
+)
+compiles_models = pytest.mark.skipif(
+    _release("torch") < (2, 7), reason="the compiler of PyTorch 2.6 does not trace an instance's forward"
+)
