@@ -49,7 +49,7 @@ def test_the_map_names_what_there_is():
 def test_the_table_of_versions_is_what_is_written_down():
     text = README.read_text(encoding="utf-8")
     assert versions.readme(text) == text
-    assert {r.environment for r in versions.recorded()} == {e.name for e in versions.ENVIRONMENTS}
+    assert {r.environment for r in versions.recorded()} <= {e.name for e in versions.ENVIRONMENTS}
 
 
 def test_the_oldest_versions_are_those_that_are_accepted():

@@ -11,6 +11,7 @@ from torch import Tensor
 from hnkernels.network.activations import ACTIVATIONS
 from hnkernels.triton.kernels.activations import activate, derivative
 from tests.models import relative_error
+from tests.tried import earlier
 
 NAMES = [row.name for row in ACTIVATIONS.values() if row.device is not None]
 KINKS = (-3.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 3.0, 6.0)
@@ -64,6 +65,8 @@ def test_no_value_strays_where_the_pieces_meet(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kinks_have_torchs_subgradients(name):
+    if name in ("hardswish", "swish") and earlier("torch", (2, 8)):
+        pytest.skip("PyTorch 2.6 and 2.7 have other subgradients there")
     x = torch.tensor(KINKS)
     for mine, theirs in zip(ours(name, x), torchs(name, x), strict=True):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-6, atol=1e-7)  # a few roundings in fp32
