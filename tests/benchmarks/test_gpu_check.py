@@ -19,7 +19,7 @@ from benchmarks.gpu_check.session import Session
 from benchmarks.place import Place
 from hnkernels import Hypernetwork, explain
 from hnkernels.triton.target import TARGETS
-from tests.tried import compiles_beforehand
+from tests.marks import compiles_beforehand
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "benchmarks.gpu_check"]

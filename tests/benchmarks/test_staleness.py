@@ -8,7 +8,7 @@ from benchmarks.accounting import figures
 from benchmarks.limits import choices, tables
 from benchmarks.report import documents
 from benchmarks.rows import Row, read
-from tests.tried import counted
+from tests.marks import counted
 
 ANY = documents.RESULTS / documents.ANY
 

@@ -206,7 +206,7 @@ def test_fp32_master_factors_and_autocast(dtype):
     assert relative_error(y, half.expected()[0]) <= (2e-3 if dtype == torch.float16 else 2e-2)  # some roundings
 
 
-def test_checkpointing_compilation_and_a_retained_graph():
+def test_checkpointing_and_a_retained_graph():
     case = Case()
     plain = case.results()
     inputs = list(case.inputs().values())
@@ -214,10 +214,6 @@ def test_checkpointing_compilation_and_a_retained_graph():
     for _ in range(2):
         again = [y, *torch.autograd.grad(y, inputs, case.upstream, retain_graph=True)]
         assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))
-    compiled = torch.compile(lowrank_linear, fullgraph=True, backend="aot_eager")
-    y = compiled(case.x, case.weight, case.a, case.b, case.scale, case.bias)
-    for ours, theirs in zip([y, *torch.autograd.grad(y, inputs, case.upstream)], plain, strict=True):
-        assert relative_error(ours, theirs) <= GRADIENT_TOLERANCE
 
 
 def tensors(**changes):

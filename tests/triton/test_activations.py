@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hnkernels.network.activations import ACTIVATIONS
 from hnkernels.triton.kernels.activations import activate, derivative
+from tests.marks import earlier
 from tests.models import relative_error
-from tests.tried import earlier
 
 NAMES = [row.name for row in ACTIVATIONS.values() if row.device is not None]
 KINKS = (-3.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 3.0, 6.0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import hnkernels as hn
 from hnkernels.triton.launch import recording
+from tests.marks import compiles_models
 from tests.models import (
     GRADIENT_TOLERANCE,
     WebUIProcessor,
@@ -21,7 +22,6 @@ from tests.models import (
     relative_error,
     tiny_unet,
 )
-from tests.tried import compiles_models
 
 LAYERS = 7  # of self-attention, and as many of cross-attention
 

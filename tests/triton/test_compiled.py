@@ -29,7 +29,7 @@ from hnkernels.triton.compiling import xcds
 from hnkernels.triton.launch import Call
 from hnkernels.triton.target import TARGETS, planned_for, target_of
 from hnkernels.triton.tiling import proven
-from tests.tried import compiles_beforehand, counted
+from tests.marks import compiles_beforehand, counted
 
 KERNELS = {
     "mlp_layer_forward_kernel",

@@ -10,8 +10,8 @@ from hnkernels import hyper_kv, hyper_qkv
 from hnkernels.triton.kernels import arguments
 from hnkernels.triton.launch import recording
 from hnkernels.triton.ops.mlp import Structure  # and registers torch.ops.hnkernels
+from tests.marks import earlier
 from tests.models import GRADIENT_TOLERANCE, make_mlp, relative_error
-from tests.tried import earlier
 
 pytestmark = pytest.mark.on_device
 

@@ -1,4 +1,4 @@
-"""What holds with some versions only of what the library is built on, as marks for the tests of it."""
+"""Marks for tests of what holds with some versions only of PyTorch and Triton."""
 
 from __future__ import annotations
 
