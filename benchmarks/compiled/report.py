@@ -175,7 +175,7 @@ def _dtypes(rows: Sequence[Row]) -> list[str]:
     found = []
     for dtype in sorted({r.dtype for r in rows} - {"fp32"}, reverse=True):
         targets = [name for name in TARGETS if name in {r.target for r in rows if r.dtype == dtype}]
-        found.append(dtype if set(targets) == everywhere else f"{dtype} on {' and '.join(targets)} alone")
+        found.append(dtype if set(targets) == everywhere else f"{dtype} ({', '.join(targets)} alone)")
     return found
 
 
