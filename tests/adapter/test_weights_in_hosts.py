@@ -16,6 +16,7 @@ from tests.adapter.test_attach import fingerprint
 from tests.adapter.test_compile import Compilations, by_blocks, compilations_without, small_unet, whole
 from tests.adapter.test_lora import LoRA
 from tests.adapter.test_weights import make_generator, written_in
+from tests.marks import compiles_models
 from tests.models import UNET_TOLERANCE, denoise, make_net, noise, prompt, randomise, relative_error
 
 HOSTS = {**CROSS_ATTENTION, **JOINT_ATTENTION}
@@ -144,6 +145,7 @@ def test_model_weights_that_are_there_during_a_call_only(unet, gen, x, text, ord
         assert relative_error(denoise(unet, x, text), base) < UNET_TOLERANCE
 
 
+@compiles_models
 class TestCompiled:
     @pytest.fixture(autouse=True)
     def _nothing_compiled(self):

@@ -16,6 +16,7 @@ from hnkernels.triton.cost import FIRST_LOAD, LATER_LOAD, LAUNCH, Work, seconds_
 from hnkernels.triton.launch import Launch
 from hnkernels.triton.target import TARGETS
 from hnkernels.triton.tiling import Tiles
+from tests.marks import compiles_beforehand
 
 RELU = Network("relu")
 ROUND = Gpu("round", "sm_80", 10, 100.0, 10.0, 1.0, None, {})
@@ -95,6 +96,7 @@ def test_an_unknown_gpu_is_refused_with_those_that_are_known():
         gpu_named("V100")
 
 
+@compiles_beforehand
 def test_the_reading_of_a_launch_is_what_was_compiled(monkeypatch):
     line = {"registers": "128", "shared_bytes": "49152", "matrix_percent": "30"}
     monkeypatch.setattr(static, "_compiled", lambda: _Everything([line, {**line, "matrix_percent": "20"}]))
@@ -114,6 +116,7 @@ def test_the_reading_of_a_launch_is_what_was_compiled(monkeypatch):
     assert few.in_flight == 1 * 3 * (16 + 64) * 64 * 2
 
 
+@compiles_beforehand
 def test_a_gradients_tiles_are_those_that_its_steps_load(monkeypatch):
     line = {"registers": "255", "shared_bytes": "98304", "matrix_percent": "30"}
     monkeypatch.setattr(static, "_compiled", lambda: _Everything([line]))
@@ -198,6 +201,7 @@ def test_the_kernels_never_lose(network, width, tokens, n):
             assert ratio >= (LEAST if (width, tokens, n) in GRID else 1.0), (gpu.name, mode)
 
 
+@compiles_beforehand
 def test_what_has_not_been_compiled_is_said_so_and_never_guessed(monkeypatch):
     monkeypatch.setattr(static, "_compiled", dict)
     rows, lines = read(case(4096), "inference")
@@ -206,6 +210,7 @@ def test_what_has_not_been_compiled_is_said_so_and_never_guessed(monkeypatch):
     assert all("not compiled" in line for line in lines)
 
 
+@compiles_beforehand
 def test_the_committed_readings_serve_a_layer_without_layer_norm():
     rows, lines = read(case(4096), "inference")
     assert {row.target for row in rows} == set(GPUS)
