@@ -22,7 +22,7 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 _TRITON_3_2 = triton.__version__.startswith("3.2.")
 _CONSTANT_OPERANDS = tl.constexpr(not _TRITON_3_2)
-_NO_DOUBLES = tl.constexpr(INTERPRETED and _TRITON_3_2)
+_DOT_LACKS_DOUBLES = tl.constexpr(INTERPRETED and _TRITON_3_2)
 
 QUERY_COMES_ALONG = not _TRITON_3_2
 """Whether the compiler gets through the kernel in which ``to_q`` comes along; that of Triton 3.2 ends the process."""
@@ -57,7 +57,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     if _INTERPRETED:
         a = a.to(acc.dtype)
         b = b.to(acc.dtype)
-    if _NO_DOUBLES:  # for tl.dot
+    if _DOT_LACKS_DOUBLES:  # tl.dot takes no float64 in the interpreter of Triton 3.2
         if acc.dtype == tl.float64:
             return acc + tl.sum(a[:, :, None] * b[None, :, :], axis=1)
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
