@@ -28,7 +28,7 @@ def earlier(package: str, release: tuple[int, int]) -> bool:
 
 counted = pytest.mark.skipif(
     any(_release(name) != tuple(map(int, _PINNED[name].split(".")[:2])) for name in ("torch", "triton")),
-    reason="counts what the versions of constraints.txt make of it; others compile and decompose in another way",
+    reason="counts what the versions of constraints.txt make of it; others compile differently",
 )
 compiles_beforehand = pytest.mark.skipif(
     earlier("triton", (3, 3)), reason="kernels are compiled without a launch from Triton 3.3 on"

@@ -228,7 +228,8 @@ def _set_json(file: Path, **values: object) -> None:
 def _name_as_before(file: Path, prefix: str = "text_model.") -> None:
     """Gives the text encoder's tensors the names that every version of transformers loads.
 
-    Version 5 has none of the prefix when it saves, and takes both; before it, weights without are drawn anew.
+    Version 5 saves them without the prefix and loads both forms. Earlier versions do not find names without it, and
+    initialise those weights at random.
     """
     tensors = {f"{prefix}{name.removeprefix(prefix)}": tensor for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
