@@ -34,6 +34,6 @@ compiles_beforehand = pytest.mark.skipif(
     earlier("triton", (3, 3)), reason="kernels are compiled without a launch from Triton 3.3 on"
 )
 compiles_models = pytest.mark.skipif(
-    earlier("torch", (2, 11)),
-    reason="PyTorch 2.6 and 2.7 do not trace what stands in for an instance's forward; the next that was tried is 2.11",
+    earlier("torch", (2, 8)),
+    reason="PyTorch 2.6 and 2.7 cut the graph at a hypernetwork: tests/adapter/test_compiled_in_pieces.py",
 )

@@ -133,7 +133,7 @@ class Adapter(Handle):
         link = Link(
             mlp_k, mlp_v, 1.0 if mlp_k.training else k, 1.0 if mlp_v.training else v, self.parallel, self.fused
         )  # fmt: skip
-        return link if link.acts else None
+        return link if link.acts() else None
 
     def fuse(self) -> Adapter:
         """Computes an affine network inside the weights of ``to_k`` and ``to_v``: exact, and free at inference.

@@ -28,7 +28,6 @@ class Link(NamedTuple):
     parallel: bool = False
     fused: bool = False
 
-    @property
     def acts(self) -> bool:
         """Whether it changes anything."""
         return any(isinstance(s, Tensor) or (any(s) if isinstance(s, tuple) else s != 0) for s in (self.k, self.v))
@@ -36,7 +35,7 @@ class Link(NamedTuple):
     def part(self, index: int, count: int) -> Link:
         """The link as it is for one of ``count`` equal parts of the batch."""
         k, v = (s if parts(s) == 1 else s[index * parts(s) // count] for s in (self.k, self.v))  # type: ignore[index]
-        return self._replace(k=k, v=v)
+        return Link(self.mlp_k, self.mlp_v, k, v, self.parallel, self.fused)
 
     def stream(self, stream: str) -> tuple[HypernetworkMLP, Value | Tensor]:
         """The MLP of stream ``"k"`` or ``"v"`` with its strength."""
@@ -89,7 +88,7 @@ def acting(candidates: Iterable[tuple[Link | None, bool]]) -> Links:
         if not parallel:
             vacant = link is None
         elif link is not None and vacant:
-            link, vacant = link._replace(parallel=False), False
+            link, vacant = Link(link.mlp_k, link.mlp_v, link.k, link.v, False, link.fused), False
         if link is not None:
             links.append(link)
     return tuple(links)
@@ -115,7 +114,7 @@ def rewrite(x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
     segments: list[tuple[int, Links]] = []  # how many parts, and what acts there
     for index in range(count):
         parted = [link.part(index, count) for link in links]
-        here = acting([(link if link.acts else None, link.parallel) for link in parted])
+        here = acting([(link if link.acts() else None, link.parallel) for link in parted])
         traced = any(isinstance(s, Tensor) for link in here for s in (link.k, link.v))
         if segments and not traced and segments[-1][1] == here:
             segments[-1] = (segments[-1][0] + 1, here)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, is_autocast_enabled, is_grad_enabled, nn
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn.functional import linear
@@ -12,6 +13,14 @@ from hnkernels.adapter.call import Calls, version_of
 
 TAPPED = ("q", "k", "v", "out")
 """A tap's number is four times its layer's and the place of its stream here."""
+
+_ONE_GRAPH = torch.__version__ >= "2.8"  # a TorchVersion, which compares numbers
+"""Whether PyTorch's compiler traces a bound method that is an instance's forward."""
+
+
+@torch.compiler.disable
+def _leave_the_graph(why: str) -> None:
+    """Ends the compiled graph here; if it must be whole, PyTorch's error shows the line that says why it is not."""
 
 
 class Runs(Protocol):
@@ -50,11 +59,13 @@ class Tap:
         module.forward = self.forward
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if is_dynamo_compiling():
+            if not _ONE_GRAPH:
+                _leave_the_graph("a model with a hypernetwork is one graph (fullgraph=True) from PyTorch 2.8 on")
+            return self.inner(x, *args, **kwargs) if self.runs is None else self.runs.trace(self, x, args, kwargs)
         runs = self.runs
         if runs is None:
             return self.inner(x, *args, **kwargs)
-        if is_dynamo_compiling():
-            return runs.trace(self, x, args, kwargs)
         # What is ready is found before anything else is asked. The call's forward pre-hook has proven it.
         call = self.calls.current
         if call is not None and not args and not kwargs and is_grad_enabled() is call.grad:

@@ -16,7 +16,7 @@ from tests.adapter.test_attach import fingerprint
 from tests.adapter.test_compile import Compilations, by_blocks, compilations_without, small_unet, whole
 from tests.adapter.test_lora import LoRA
 from tests.adapter.test_weights import make_generator, written_in
-from tests.marks import compiles_models
+from tests.marks import compiles_models, earlier
 from tests.models import UNET_TOLERANCE, denoise, make_net, noise, prompt, randomise, relative_error
 
 HOSTS = {**CROSS_ATTENTION, **JOINT_ATTENTION}
@@ -177,7 +177,8 @@ class TestCompiled:
                     y.square().sum().backward()
             expected = denoise(written_in(pure, weights, strength=strength), x, text, t)
             assert relative_error(y, expected) < 2 * UNET_TOLERANCE
-        assert backend.count == compilations_without(compiled, grad)
+        if compiled is whole or not earlier("torch", (2, 11)):  # 2.8 compares hooks by number: once for each block
+            assert backend.count == compilations_without(compiled, grad)
 
     def test_guidance_and_scales_by_row(self, compiled):
         unet, backend = small_unet(compiled), Compilations()
