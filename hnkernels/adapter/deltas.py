@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hnkernels.adapter.layers import AdapterError
-from hnkernels.adapter.strength import Level, parts
+from hnkernels.adapter.strength import Level, Value, parts
 from hnkernels.ops.lowrank import lowrank_add, lowrank_linear, lowrank_linears, lowrank_runner
 from hnkernels.ops.portable import project
 
@@ -72,19 +72,24 @@ class WeightDelta:
         self.state: State | None = None
         self._rows: tuple[object, tuple] = (None, ())
 
+    @property
+    def strength(self) -> Value:
+        """How strong it is now."""
+        assert self.level is not None
+        return self.level.values[self.projection]
+
     def acting(self, replay: Replay | None = None) -> State | None:
         """The weights that act: those of now, or those of a recorded call that is computed once more."""
-        assert self.level is not None
         state = self.state if replay is None else replay.get(self)
         if state is None or not self.adapter.enabled:
             return None
         if torch.compiler.is_compiling():
             return state
-        value = self.level.values[self.projection]
+        value = self.strength
         return state if (any(value) if isinstance(value, tuple) else value != 0) else None
 
-    def rows(self, x: Tensor, state: State) -> Rows:
-        """The delta for x [S, ..., d] with these weights.
+    def rows(self, x: Tensor, state: State, strength: Value) -> Rows:
+        """The delta for x [S, ..., d] with these weights at this strength.
 
         Raises:
             AdapterError: the sets of weights cannot be told to the rows.
@@ -94,7 +99,6 @@ class WeightDelta:
         if torch.compiler.is_compiling():
             scale, index = _scale_and_index(state, self.level.tensors[self.projection], guided, x.shape[0])
             return Rows(state.a, state.b, scale, index, None)
-        strength = self.level.values[self.projection]
         recorded = state.a.requires_grad and torch.is_grad_enabled()
         key = (state.serial, strength, guided, x.shape[0], x.device, recorded)
         kept = self._rows  # read once: another thread may put others in their place
@@ -108,14 +112,15 @@ class WeightDelta:
 
 
 class ActingDelta(NamedTuple):
-    """A delta that acts, and its weights."""
+    """A delta that acts, its weights, and how strong they are."""
 
     delta: WeightDelta
     state: State
+    strength: Value
 
     def rows(self, x: Tensor) -> Rows:
         """For x [S, ..., d]."""
-        return self.delta.rows(x, self.state)
+        return self.delta.rows(x, self.state, self.strength)
 
 
 Deltas = tuple[ActingDelta, ...]

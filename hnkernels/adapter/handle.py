@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +15,25 @@ from hnkernels.adapter.contexts import CacheStats
 from hnkernels.adapter.host import Host
 from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AdapterError
+from hnkernels.adapter.pipelines import Groups, calling_groups, in_groups
 from hnkernels.adapter.strength import STREAMS, Level, Place, Strength, resolve
 from hnkernels.ops import derived, onednn
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
+
+
+@dataclass
+class _Rewind:
+    """The strength with which a schedule's next run begins, and the scheduler's steps in this one."""
+
+    scheduler: Any
+    timesteps: Any
+    strength: Strength
+
+    def due(self) -> bool:
+        """Whether the scheduler has begun another run: each has a new tensor of timesteps."""
+        return self.scheduler.timesteps is not self.timesteps
 
 
 class Handle(ABC):
@@ -41,6 +56,9 @@ class Handle(ABC):
         self._levels: dict[tuple, Level] = {}
         self._level_of: dict[int, Level] = {}  # by the number of the place, where it acts
         self._strength: Strength = strength
+        self._by_row = False
+        self._groups: Groups | None = None  # of the batches that come in, as the calling pipeline says
+        self._rewind: _Rewind | None = None
         self._resolve(strength)
 
     @property
@@ -67,16 +85,19 @@ class Handle(ABC):
     @strength.setter
     def strength(self, value: Strength) -> None:
         self._resolve(value)
+        self._rewind = None
 
     def _resolve(self, strength: Strength) -> None:
         """Finds out how strong it is at every place, and tells the host."""
         everywhere = resolve(strength, self._places, self._streams)  # raises before anything has changed
         self._strength = copy.deepcopy(strength)
+        self._by_row = any(isinstance(value, tuple) for place in everywhere for value in place.values.values())
         levels: dict[tuple, Level] = {}
         for resolved in everywhere:
             # Layers that the same entries speak of keep one level, whose tensors a compiled model holds on to.
             level = levels[resolved.origin] = self._levels.get(resolved.origin) or Level()
-            level.set(resolved.values, self._device())
+            values = {stream: in_groups(value, self._groups) for stream, value in resolved.values.items()}
+            level.set(values, self._device())
         self._levels = levels
         self._level_of = {i: levels[everywhere[i].origin] for i in self._reached()}
         if self._host is not None:
@@ -103,7 +124,14 @@ class Handle(ABC):
         """What of it, changed, changes what the model computes."""
 
     def situation(self) -> object:
-        """What else its effect depends on."""
+        """Follows the pipeline that is calling, before a call. Returns what else its effect depends on."""
+        if self._rewind is not None and self._rewind.due():
+            self.strength = self._rewind.strength
+        if self._by_row:
+            groups = None if torch.is_grad_enabled() else calling_groups()
+            if groups != self._groups:
+                self._groups = groups
+                self._resolve(self._strength)
         return None
 
     @abstractmethod
@@ -136,7 +164,8 @@ class Handle(ABC):
     def schedule(self, strengths: Sequence[Strength] | Callable[[float], Strength]) -> Callable[..., dict]:
         """Lets the strength follow the denoising steps: give the result to a pipeline as ``callback_on_step_end``.
 
-        The first step's strength is set at once, and again after the last step.
+        The first step's strength is set at once, again after the last step, and when the scheduler's next run begins,
+        should one end before its last step.
 
         Args:
             strengths: one per step, of which the last also serves all later steps; or a function of the progress, from
@@ -157,6 +186,9 @@ class Handle(ABC):
         def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
             steps = pipeline.num_timesteps
             self.strength = at(step + 1 if step + 1 < steps else 0, steps)
+            scheduler = getattr(pipeline, "scheduler", None)
+            if scheduler is not None and step + 1 < steps:
+                self._rewind = _Rewind(scheduler, scheduler.timesteps, at(0, steps))
             return tensors
 
         self.strength = at(0, 1)

@@ -172,9 +172,9 @@ class Host:
         x = context if context is not None else next(_tensors(args, kwargs), None)
         call = Call(shared.nothing, x).begin(shared.calls)
         with shared.contexts.lock:
-            goes_on = self._prover.prove(call, x, context, _value(self._timestep, args, kwargs))
-            call.plans = shared.plans_in(call.grad)
             situation = tuple([adapter.situation() for adapter in self.adapters])
+            goes_on = self._prover.prove(call, x, context, _value(self._timestep, args, kwargs))
+            call.plans = shared.plans_in(call.grad, self.layers)
             call.ready = call.plans.ready_in((situation, derived.epoch()))
             if not goes_on:
                 self._compiled = self._is_compiled()

@@ -51,6 +51,7 @@ class TappedLayer:
         self.prepared: tuple[Tensor, Tensor, Tensor] | None = None
         self.waiting: tuple[Tensor, dict[str, Tensor]] | None = None
         self.together = True
+        self.unrecorded = False
         self._paths: dict[str, str] = {}  # of what is tapped
         self._hooks: list[Any] = []
         self._hooked = False

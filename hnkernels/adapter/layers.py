@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 TARGETS = ("attn1", "attn2")
+
+TEMPORAL = "temporal"
+"""The kind of attention between frames, which video models have beside that of the picture. As in A1111 and ComfyUI, no
+hypernetwork acts there, whatever its width; generated weights may."""
+
+_BETWEEN_FRAMES = frozenset(
+    {"motion_module", "motion_modules", "temp_attentions", "temporal_transformer_blocks", "time_stack"}
+    | {"transformer_in", "image_latents_temporal_encoder"}
+)
+"""What encloses it, in diffusers, AnimateDiff and sgm."""
 
 PROTOCOL = "hypernetwork_projections"
 """Attribute by which an attention class of one's own names its query, key and value linears: ``("wq", "wk", "wv")``."""
@@ -27,7 +39,8 @@ class AttentionLayer:
 
     Attributes:
         name: its dotted path in the model; that of joint attention's text projections ends in ``.added``.
-        kind: ``"attn1"`` (self-attention) or ``"attn2"`` (cross-attention, or the text of joint attention).
+        kind: ``"attn1"`` (self-attention), ``"attn2"`` (cross-attention, or the text of joint attention), or
+            ``TEMPORAL``.
         width: last dimension of the context it receives, and so the key into a hypernetwork.
         projections: attribute names of its linears for "q" (where it sees the same context), "k" and "v".
     """
@@ -156,7 +169,7 @@ def accepted_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_reach(model: str, layers: Sequence[AttentionLayer], widths: Collection[int], targets: Sequence[str]) -> None:
-    """Refuses a hypernetwork that no attention layer has a context for.
+    """Refuses a hypernetwork that no attention layer has a context for, and warns of one that fits in part.
 
     Args:
         model: what has the layers, for the message.
@@ -173,6 +186,21 @@ def check_reach(model: str, layers: Sequence[AttentionLayer], widths: Collection
             f"{model} has attention contexts of the widths {sorted(there) or 'none'} in {', '.join(targets)}, "
             f"the hypernetwork is for {sorted(widths)}: it is for another model"
         )
+    nowhere = set(widths) - {layer.width for layer in layers if layer.kind != TEMPORAL}
+    if nowhere:
+        acts = _listed(layer for layer in layers if layer.kind in targets and layer.width in widths)
+        rest = _listed(layer for layer in layers if layer.kind in targets and layer.width not in widths)
+        warnings.warn(
+            f"the hypernetwork is for the widths {sorted(widths)}, of which {model} has none of {sorted(nowhere)}; it "
+            f"may be for another base model. It acts on {acts}" + (f", and not on {rest}" if rest else ""),
+            stacklevel=3,
+        )
+
+
+def _listed(layers: Iterable[AttentionLayer]) -> str:
+    """``attn1 of width 48 (7 layers), …``"""
+    counts = Counter((layer.kind, layer.width) for layer in layers)
+    return ", ".join(f"{kind} of width {width} ({count} layers)" for (kind, width), count in sorted(counts.items()))
 
 
 def _columns(state: Mapping[str, Tensor], key: str) -> int | None:
@@ -181,6 +209,8 @@ def _columns(state: Mapping[str, Tensor], key: str) -> int | None:
 
 
 def _kind(name: str, cross: bool | None, q_width: int, width: int) -> str:
+    if not _BETWEEN_FRAMES.isdisjoint(name.split(".")):
+        return TEMPORAL
     # What diffusers says of itself goes before the name: the attn2 of some transformers is a second self-attention.
     if cross is None:
         cross = width != q_width or name.rsplit(".", 1)[-1] == "attn2"

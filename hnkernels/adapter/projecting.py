@@ -34,6 +34,7 @@ class RunLayer(Layer, Protocol):
         prepared: a context with its K and V, for code that is compiled by itself.
         folds: by stream and folded links, the projection that they live in.
         watched: by stream, the weight whose content the call has proven.
+        unrecorded: whether a recorded call of the model has last computed it without recording.
     """
 
     name: str
@@ -44,6 +45,7 @@ class RunLayer(Layer, Protocol):
     prepared: tuple[Tensor, Tensor, Tensor] | None
     folds: dict[tuple[str, Links], Projection]
     watched: dict[str, Tensor]
+    unrecorded: bool
     peers: Sequence[RunLayer]
     fits: tuple[object, bool]
 

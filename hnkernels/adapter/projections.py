@@ -19,7 +19,7 @@ class Projection:
     Attributes:
         name: its dotted path in the model, such as ``"mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"``.
         attention: the name of the attention layer, as ``find_attention`` gives it.
-        kind: ``"attn1"`` or ``"attn2"``, the attention layer's.
+        kind: the attention layer's.
         projection: what it makes, one of ``PROJECTIONS``.
         out_features, in_features: the shape [n, d] of its weight.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hnkernels.adapter import deltas as with_deltas
-from hnkernels.adapter.call import Call, Waiting, autocast_dtype, version_of
+from hnkernels.adapter.call import Call, Waiting, autocast_dtype, in_backward, version_of
 from hnkernels.adapter.deltas import GroupedLinear, grouped_linears
 from hnkernels.adapter.links import Links, rewrite
 from hnkernels.adapter.plan import Plan
@@ -30,6 +30,10 @@ def tapped(layer: RunLayer, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, 
     call.reached[tap.number] = True
     if call.loose and not {other.number for other in layer.taps.values()} & {*call.waiting, *call.rewritten}:
         call.forget_waiting()  # of a layer that was interrupted
+    if call.grad and not call.loose:
+        layer.unrecorded = not torch.is_grad_enabled()
+    elif layer.unrecorded and call.grad and in_backward():
+        layer.shared.arrivals.expect(p for adapter in layer.shared.adapters for p in adapter.parameters())
     plan = plan_of(layer, call)
     stream = tap.stream
     deltas = plan.deltas.get(stream, ())

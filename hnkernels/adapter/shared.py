@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from hnkernels.adapter.arrival import Arrivals
 from hnkernels.adapter.call import Call, Calls, in_backward
 from hnkernels.adapter.contexts import ContextStore, SharedContext
 from hnkernels.adapter.deltas import Replay
-from hnkernels.adapter.plan import Plans
+from hnkernels.adapter.plan import Layer, Plans
 from hnkernels.adapter.trace import TracedContext
 
 
@@ -33,6 +35,7 @@ class Shared:
         self.tapped = 0  # and how many taps, when the model was last looked at
         self.plans: dict[bool, Plans] = {}  # by grad mode
         self.traced: TracedContext | None = None
+        self.arrivals = Arrivals()
         self.replay_entry: weakref.ref[SharedContext] | None = None
         self.replay_without_context: Replay | None = None
 
@@ -54,11 +57,13 @@ class Shared:
                 adapter.follow(x.device)
             call.device = x.device
 
-    def plans_in(self, grad: bool) -> Plans:
-        """The plans in this grad mode."""
+    def plans_in(self, grad: bool, layers: Sequence[Layer] = ()) -> Plans:
+        """The plans in this grad mode. Those of ``layers`` are made at once: another thread may change a strength."""
         plans = self.plans.get(grad)
         if plans is None:
             plans = self.plans[grad] = Plans(len(self.nothing))
+            for layer in layers:
+                plans.of(layer)
         return plans
 
     def replan(self) -> None:

@@ -32,7 +32,10 @@ class PerRow:
     """Different strengths within one batch: as many equal parts, in order, as there are values.
 
     Under classifier-free guidance a pipeline puts all unconditional rows before the conditional ones, so that
-    ``PerRow(0, 1)`` leaves the unconditional half to the base model.
+    ``PerRow(0, 1)`` leaves the unconditional half to the base model. While a diffusers pipeline runs, an even number of
+    values is for these two halves, whatever it does: without guidance the second half of the values is for all that
+    there is, and where other kinds of guidance add rows, each has the values of its prompt's half. (A model compiled
+    as a whole takes the values for equal parts of what comes in.)
     """
 
     def __init__(self, *values: float):

@@ -110,6 +110,7 @@ class WeightAdapter(Handle):
         return not torch.is_grad_enabled() and self._pipeline.guides()
 
     def situation(self) -> object:
+        super().situation()
         return None if self._weights is None else self.guided(self.guidance)
 
     def networks(self) -> Sequence[nn.Module]:

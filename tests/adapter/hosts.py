@@ -108,7 +108,10 @@ def by_hand(
 
 
 def kind_of(name: str, projection: str, layer: nn.Module) -> str:
-    """``attn1`` or ``attn2``: by what the projection takes in, which the layer's name does not always tell."""
+    """``attn1`` or ``attn2``, by what the projection takes in, which the layer's name does not always tell; or
+    ``temporal``, where no hypernetwork acts."""
+    if {"motion_modules", "temporal_transformer_blocks"} & {*name.split(".")}:
+        return "temporal"
     if projection.startswith("add_"):
         return "attn2"
     if getattr(layer, "add_k_proj", None) is not None:
@@ -502,8 +505,7 @@ CROSS_ATTENTION = {
     "animatediff": HostCase(
         _motion_unet,
         lambda: {**_unet_call(), "sample": torch.randn(1, 4, 2, 4, 4)},  # one film of two pictures
-        # Both layers of a motion module look at the picture alone, though the second is called attn2.
-        {("attn1", 8): 9, ("attn1", 16): 7, ("attn2", 12): 4},
+        _cross({8: 3, 16: 1}, (12, 4)),
     ),
     "stable video diffusion": HostCase(
         _video_unet,
@@ -513,7 +515,7 @@ CROSS_ATTENTION = {
             "encoder_hidden_states": torch.randn(1, 1, 12),
             "added_time_ids": torch.rand(1, 3),
         },
-        _cross({32: 6, 64: 2}, (12, 8)),
+        _cross({32: 3, 64: 1}, (12, 4)),
     ),
     "pixart": HostCase(_pixart, lambda: _image_call(12, added_cond_kwargs={}), {("attn1", 8): 2, ("attn2", 8): 2}),
     "hunyuan-dit": HostCase(_hunyuan_dit, _hunyuan_call, {("attn1", 8): 2, ("attn2", 16): 2}),

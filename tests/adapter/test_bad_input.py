@@ -29,6 +29,25 @@ def test_a_network_for_another_family_is_refused(unet):
     assert fingerprint(unet) == before
 
 
+def test_a_network_that_fits_in_part_says_where_it_acts(unet):
+    net = make_net((8, 320, 768))
+    said = (
+        r"for the widths \[8, 320, 768\], of which UNet2DConditionModel has none of \[320, 768\].* It acts on attn1 of "
+        r"width 8 \(3 layers\), and not on attn1 of width 16 \(\d layers\), attn2 of width 12 \(\d layers\)"
+    )
+    with pytest.warns(UserWarning, match=said) as warned:
+        adapter = hn.attach(unet, net)
+    assert warned[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"none of \[640\]"):
+        adapter.net = make_net((8, 640))
+
+
+def test_targets_that_leave_widths_out_are_no_reason_to_warn(unet, recwarn):
+    hn.attach(unet, make_net(), targets="attn2")
+    hn.attach(unet, make_net((8,)))
+    assert not recwarn
+
+
 def test_a_network_that_shares_some_widths_acts_there_and_says_where(unet, x, text):
     net = make_net((WIDTHS[0], 2048))
     expected = denoise(by_hand(unet, net), x, text)

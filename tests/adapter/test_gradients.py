@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import hnkernels as hn
+from tests.adapter.test_weights import make_generator
 from tests.models import (
     GRADIENT_TOLERANCE,
     TEXT_WIDTH,
@@ -113,6 +114,61 @@ def test_checkpointing_around_the_whole_model(unet, x, text, net):
         lambda: torch.utils.checkpoint.checkpoint(denoise, unet, x, text, use_reentrant=False).square().sum(),
     )
     assert_close(replayed, plain)
+
+
+class OwnCheckpoint(torch.autograd.Function):
+    """As the original repositories have it: gradients for the inputs and the block's own parameters, no others."""
+
+    @staticmethod
+    def forward(ctx, run, count, *args):
+        ctx.run, ctx.inputs, ctx.parameters = run, args[:count], args[count:]
+        with torch.no_grad():
+            return run(*ctx.inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs = [x.detach().requires_grad_() for x in ctx.inputs]
+        with torch.enable_grad():
+            y = ctx.run(*(x.view_as(x) for x in inputs))
+        return None, None, *torch.autograd.grad(y, [*inputs, *ctx.parameters], grad, allow_unused=True)
+
+
+def wrap_blocks(unet, wrapped):
+    """Has ``wrapped(forward, block, hidden, text)`` in the place of every transformer block's forward."""
+    for block in unet.modules():
+        if type(block).__name__ == "BasicTransformerBlock":
+            inner = block.forward
+            block.forward = lambda hidden, encoder_hidden_states=None, inner=inner, block=block, **_: wrapped(
+                lambda h, c: inner(h, encoder_hidden_states=c), block, hidden, encoder_hidden_states
+            )
+
+
+@pytest.mark.parametrize("kind", ["context", "weights"])
+def test_a_checkpoint_of_the_hosts_own_that_drops_gradients_is_an_error(unet, x, text, net, kind):
+    unet.requires_grad_(True)
+    wrap_blocks(unet, lambda run, block, h, c: OwnCheckpoint.apply(run, 2, h, c, *block.parameters()))
+    gen = make_generator(unet).float()
+    adapter = hn.attach(unet, net if kind == "context" else gen)
+    if kind == "weights":
+        adapter.weights = gen(["ink"])
+    for _ in range(2):
+        loss = denoise(unet, x, text).square().sum()
+        with pytest.raises(hn.AdapterError, match=r"no gradient has reached .* torch\.utils\.checkpoint"):
+            loss.backward()
+    assert not any(p._post_accumulate_grad_hooks for p in (net if kind == "context" else gen).parameters())
+    adapter.detach()
+    denoise(unet, x, text).square().sum().backward()
+
+
+def test_a_checkpoint_that_computes_once_more_in_a_pass_of_its_own(unet, x, text):
+    net = make_net(activation="relu")
+    unet.requires_grad_(True)
+    hn.attach(unet, net)
+    plain = gradients(net, lambda: denoise(unet, x, text).square().sum())
+    wrap_blocks(unet, lambda run, _, h, c: torch.utils.checkpoint.checkpoint(run, h, c, use_reentrant=True))
+    replayed = gradients(net, lambda: denoise(unet, x, text).square().sum())
+    flat = [torch.cat([g.flatten() for g in grads]) for grads in (replayed, plain)]
+    assert relative_error(*flat) < 1e-5
 
 
 def test_checkpointing_in_a_model_whose_prompt_argument_is_hidden(unet, x, text, net):

@@ -339,6 +339,41 @@ def test_threads_with_prompts_of_their_own(net, x, shared, grad):
     assert not failures
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("kind", ["context", "weights"])
+def test_a_call_has_one_strength_though_another_thread_changes_it(net, x, text, kind, grad):
+    unet = tiny_unet()
+    source = net if kind == "context" else make_generator(unet).float()(["ink"]).detach()
+    adapter = hn.attach(unet, source)
+    strengths, expected = (0.3, {"attn1": 0.9, "attn2": hn.PerRow(0, 1)}), []
+    with torch.set_grad_enabled(grad):
+        for adapter.strength in strengths:
+            expected.append(denoise(unet, x, text).detach())
+    assert relative_error(expected[0], expected[1]) > 100 * UNET_TOLERANCE
+    done, wrong = threading.Event(), []
+
+    def change():
+        while not done.wait(1e-4):
+            for adapter.strength in strengths:
+                pass
+
+    def work():
+        with torch.set_grad_enabled(grad):
+            for _ in range(20):
+                got = denoise(unet, x, text).detach()
+                if min(relative_error(got, y) for y in expected) > UNET_TOLERANCE:
+                    wrong.append(got)
+
+    changing, working = threading.Thread(target=change), [threading.Thread(target=work) for _ in range(2)]
+    for thread in (changing, *working):
+        thread.start()
+    for thread in working:
+        thread.join()
+    done.set()
+    changing.join()
+    assert not wrong
+
+
 def test_an_exception_inside_a_layer_ends_the_call(unet, net, adapter, x, text):
     with torch.no_grad():
         expected = denoise(unet, x, text)
