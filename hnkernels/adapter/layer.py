@@ -121,15 +121,16 @@ class TappedLayer:
     def refresh(self) -> None:
         """Taps the modules that are there now, and outside of what another tool has put around the taps.
 
-        LoRA and quantisation put other modules in their place, or wrap the forward of those that are there.
+        LoRA and quantisation put other modules in their place, wrap the forward of those that are there, or put back
+        the forward that they found before the taps.
         """
         for stream, tap in list(self.taps.items()):
             module = self.attention.get_submodule(self._paths[stream])
             if module is not tap.module:
                 tap.remove()
                 self._tap(stream, module)
-            elif tap.wrapped_by_another:
-                tap.runs = None
+            elif not tap.in_place:
+                tap.runs = None  # where another tool holds on to it, it passes everything through
                 self._tap(stream, module)
         if self._paths and self._signature() != self._verified:
             self._put_hooks()

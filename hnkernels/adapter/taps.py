@@ -54,7 +54,9 @@ class Tap:
         self.stream = stream
         self.number = number
         self.module = module
-        self.wrapped = module.__dict__.get("forward")  # another tool's instance forward, or None
+        wrapped = module.__dict__.get("forward")  # another tool's instance forward, or None
+        # Tools that take themselves off leave the class's own behind.
+        self.wrapped = None if getattr(wrapped, "__func__", None) is type(module).forward else wrapped
         # A bound method: PyTorch's compiler compares its function, and one compiled block can serve all its like.
         module.forward = self.forward
 
@@ -115,14 +117,6 @@ class Tap:
     def in_place(self) -> bool:
         """Whether the tap is what the module calls: neither wrapped by another tool nor thrown away by it."""
         return getattr(self.module.__dict__.get("forward"), "__self__", None) is self
-
-    @property
-    def wrapped_by_another(self) -> bool:
-        """Whether another tool has put its own forward over the tap, rather than the class's back in its place."""
-        forward = self.module.__dict__.get("forward")
-        if forward is None or self.in_place:
-            return False
-        return getattr(forward, "__func__", None) is not type(self.module).forward
 
     def remove(self) -> None:
         """Gives the module back as it was."""

@@ -159,14 +159,16 @@ def test_a_projection_wrapped_after_attaching(unet, x, text, adapter):
 
 
 @pytest.mark.parametrize("lost", [("to_k",), ("to_v",), ("to_k", "to_v")])
-def test_a_forward_that_another_tool_has_reset_is_an_error(unet, x, text, lost, adapter):
+def test_a_forward_that_another_tool_has_reset_is_tapped_again(unet, x, text, lost, adapter):
     # Accelerate's hooks, for one, put back the forward that they found before us.
+    before = denoise(unet, x, text)
     layer = next(iter(attention_layers(unet, "attn2").values()))
     for name in lost:
         module = getattr(layer, name)
         module.forward = types.MethodType(type(module).forward, module)
-    with pytest.raises(hn.AdapterError, match=f"without the hypernetwork's {' and '.join(lost)} .*attach again"):
-        denoise(unet, x, text)
+    assert torch.equal(denoise(unet, x, text), before)
+    adapter.detach()
+    assert not any("forward" in module.__dict__ for module in unet.modules())
 
 
 def test_a_processor_that_needs_only_v_is_let_through(unet, x, text):
