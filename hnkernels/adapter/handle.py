@@ -134,6 +134,9 @@ class Handle(ABC):
                 self._resolve(self._strength)
         return None
 
+    def renew(self) -> None:
+        """After the model's own weights have changed, their dtype maybe as well."""
+
     @abstractmethod
     def parameters(self) -> Iterable[nn.Parameter]:
         """What it has to train."""

@@ -41,6 +41,9 @@ class Prover:
         stands = watch is not None and watch.stands(recorded)
         unchanged = watch is not None and watch.unchanged()
         moved = x is not None and not x.is_meta and x.device != self._device
+        if not unchanged:
+            for adapter in self._shared.adapters:
+                adapter.renew()
         if watch is None or not stands or moved or self.changed:
             if not unchanged or not stands or moved:
                 self.forget()

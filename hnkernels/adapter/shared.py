@@ -23,6 +23,9 @@ class Follows(Protocol):
     def follow(self, device: torch.device) -> None:
         """Goes to a device."""
 
+    def renew(self) -> None:
+        """The model's own weights have changed."""
+
 
 class Shared:
     """One per model. A copy or a pickle keeps nothing of any call."""

@@ -123,6 +123,9 @@ class WeightAdapter(Handle):
             delta, layer = self._deltas[target.name], by_name[target.attention]
             delta.level = levels[target.attention]
             layer.add_delta(target.projection, target.name.removeprefix(f"{layer.spec.path}."), delta)
+        self.renew()
+
+    def renew(self) -> None:
         if self._host is not None and self._dtype != self._host.dtype:
             self._hand_out()
 
