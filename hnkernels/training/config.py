@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from hnkernels.adapter.layers import TARGETS
@@ -19,11 +23,21 @@ _CHOICES = {
 _AT_LEAST = {
     "batch_size": 1,
     "max_epochs": 1,
+    "max_steps": 1,
     "gradient_accumulation_steps": 1,
+    "resolution": 1,
+    "seed": -(2**63),
     "checkpoint_every": 0,
     "preview_every": 0,
     "preview_inference_steps": 1,
 }
+_RANGES = {
+    "weight_decay": (0, math.inf),
+    "tag_dropout": (0, 1),
+    "caption_dropout": (0, 1),
+    "preview_guidance": (0, math.inf),
+}
+_SWITCHES = ("gradient_checkpointing", "shuffle_tags", "progress")
 
 
 @dataclass(frozen=True)
@@ -93,30 +107,45 @@ class TrainingConfig:
     progress: bool = True
 
     def __post_init__(self):
-        targets = (self.target_layers,) if isinstance(self.target_layers, str) else tuple(self.target_layers)
-        if not targets or not set(targets) <= set(TARGETS):
+        for name in ("target_layers", "preview_prompts"):
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+        if not self.target_layers or not set(self.target_layers) <= set(TARGETS):
             raise ValueError(f"target_layers must be some of {', '.join(TARGETS)}, not {self.target_layers!r}")
-        object.__setattr__(self, "target_layers", targets)
-        prompts = (self.preview_prompts,) if isinstance(self.preview_prompts, str) else tuple(self.preview_prompts)
-        object.__setattr__(self, "preview_prompts", prompts)
         for name, accepted in _CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, not {getattr(self, name)!r}")
         for name, least in _AT_LEAST.items():
-            _check_count(name, getattr(self, name), least)
-        for name in ("max_steps", "resolution"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 1)
-        for name in ("tag_dropout", "caption_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)!r}")
-        Schedule(self.learning_rate, 1)
+            value = getattr(self, name)
+            if value is None and name in ("max_steps", "resolution"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+                raise ValueError(f"{name} must be an integer >= {least}, not {value!r}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not low <= value <= high or math.isinf(value):
+                within = f"in [{low}, {high}]" if high < math.inf else f">= {low}"
+                raise ValueError(f"{name} must be a number {within}, not {value!r}")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if not isinstance(self.caption_template, str):
+            raise ValueError(f"caption_template must be a text, not {self.caption_template!r}")
+        if not isinstance(self.output_dir, (str, os.PathLike)) or not os.fspath(self.output_dir):
+            raise ValueError(f"output_dir must be the path of a folder, not {self.output_dir!r}")
+        object.__setattr__(self, "output_dir", os.fspath(self.output_dir))
+        _check_schedule("learning_rate", self.learning_rate)
         if self.gradient_clip is not None:
-            Schedule(self.gradient_clip, 1)
-        if self.preview_every and not prompts:
+            _check_schedule("gradient_clip", self.gradient_clip)
+        for name in ("learning_rate", "gradient_clip", *_RANGES):
+            if isinstance(getattr(self, name), Real):  # NumPy's would keep a checkpoint from loading
+                object.__setattr__(self, name, float(getattr(self, name)))
+        if self.preview_every and not self.preview_prompts:
             raise ValueError("preview_every needs preview_prompts, the prompts that the previews show")
-        if self.preview_conditions and len(self.preview_conditions) != len(prompts):
-            raise ValueError(f"preview_conditions must be as many as preview_prompts, {len(prompts)}")
+        if not isinstance(self.preview_conditions, (list, tuple)):
+            raise ValueError(f"preview_conditions must be a list, one per prompt, not {self.preview_conditions!r}")
+        if self.preview_conditions and len(self.preview_conditions) != len(self.preview_prompts):
+            raise ValueError(f"preview_conditions must be as many as preview_prompts, {len(self.preview_prompts)}")
 
     @classmethod
     def of(cls, given: TrainingConfig | Mapping[str, Any] | None) -> TrainingConfig:
@@ -140,6 +169,17 @@ class TrainingConfig:
         return cls(**given)
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, not {value!r}")
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} must be a text or a list of texts, not {value!r}")
+    return tuple(texts)
+
+
+def _check_schedule(name: str, value: Any) -> None:
+    try:
+        schedule = Schedule(value, sys.maxsize)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if not any(value for value, _ in schedule.segments):
+        raise ValueError(f"{name} is 0 throughout, with which nothing is trained; give a number above 0")

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
+from itertools import pairwise
+from numbers import Real
+
+_TO_THE_END = -1
+
+# A comma in a number, not between two parts: "0,00005", "1,5e-5:100" (decimal), "5e-5:1,000" (thousands).
+_COMMA_IN_A_NUMBER = re.compile(r"(^|,)\s*\d+,\d|\d,(\s*0\d|\d{3}\s*($|,))")
 
 
 class Schedule:
@@ -10,24 +19,37 @@ class Schedule:
 
     ``"5e-5:100, 5e-6:1000, 1e-6"`` is 5e-5 for the first 100 steps, 5e-6 until step 1000, then 1e-6. A bare value, or
     one with ``:-1``, holds to the end, and whatever is written after it does not count. If no segment reaches the
-    end, the schedule ends early, and with it the training.
+    end, the schedule ends early, and with it the training. Empty parts, as after a trailing comma, are skipped.
 
     Args:
         text: the notation, or a plain number.
         max_steps: last step of the run; an until-step beyond it is clamped.
 
     Raises:
-        ValueError: the notation cannot be read, or a value is negative or not finite.
+        ValueError: the notation cannot be read, a value is negative or not finite, or the steps do not rise.
     """
 
     def __init__(self, text: str | float, max_steps: int):
+        if isinstance(text, bool) or not isinstance(text, (str, Real)):
+            raise ValueError(f"a schedule must be a number or a text such as '5e-5:100, 1e-6', not {text!r}")
+        if isinstance(text, str) and _COMMA_IN_A_NUMBER.search(text):
+            raise ValueError(
+                f"the schedule {text!r} has a comma inside a number; write 0.00005 or 5e-5 with a point, 1000 without "
+                "a separator, and a space after the comma between two parts"
+            )
+        parts = [_parse(part, str(text)) for part in str(text).split(",") if part.strip()]
+        if not parts:
+            raise ValueError(f"the schedule {text!r} is empty; accepted are a number or 'value:step' pairs")
+        end = next((i for i, (_, until) in enumerate(parts) if until == _TO_THE_END), len(parts))
+        if parts[end + 1 :]:
+            warnings.warn(f"the schedule {text!r} holds {parts[end][0]} to the end; the rest is not used", stacklevel=2)
+        for (_, earlier), (_, later) in pairwise(parts[:end]):
+            if later <= earlier:
+                raise ValueError(f"step {later} comes after step {earlier} in the schedule {text!r}; steps must rise")
         self.segments: list[tuple[float, int]] = []
-        for part in str(text).split(","):
-            value, until = _parse(part, str(text))
-            if until is None or until == -1:
-                until = max_steps
-            self.segments.append((value, min(until, max_steps)))
-            if until >= max_steps:
+        for value, until in parts[: end + 1]:
+            self.segments.append((value, max_steps if until == _TO_THE_END else min(until, max_steps)))
+            if self.segments[-1][1] >= max_steps:
                 break
 
     def at(self, step: int) -> float | None:
@@ -35,13 +57,13 @@ class Schedule:
         return next((value for value, until in self.segments if step < until), None)
 
 
-def _parse(part: str, text: str) -> tuple[float, int | None]:
+def _parse(part: str, text: str) -> tuple[float, int]:
     pieces = part.strip().split(":")
     try:
         if len(pieces) > 2:
             raise ValueError
         value = float(pieces[0])
-        until = int(pieces[1]) if len(pieces) == 2 else None
+        until = int(pieces[1]) if len(pieces) == 2 else _TO_THE_END
     except ValueError:
         raise ValueError(
             f"cannot read {part.strip()!r} in the schedule {text!r}; accepted are a number or 'value:step' pairs such "
@@ -49,6 +71,6 @@ def _parse(part: str, text: str) -> tuple[float, int | None]:
         ) from None
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{value} in the schedule {text!r} must be a finite number of at least 0")
-    if until is not None and until < 1 and until != -1:
+    if until < 1 and until != _TO_THE_END:
         raise ValueError(f"step {until} in the schedule {text!r} must be at least 1, or -1 for 'to the end'")
     return value, until

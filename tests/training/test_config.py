@@ -1,5 +1,8 @@
 """What a training run may be told."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from hnkernels import TrainingConfig
@@ -46,11 +49,74 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
         ("resolution", 0),
         ("checkpoint_every", -1),
         ("preview_every", 5),
+        ("learning_rate", True),
+        ("learning_rate", None),
+        ("learning_rate", [1e-4]),
+        ("learning_rate", float("nan")),
+        ("learning_rate", "0,00005"),
+        ("learning_rate", "1e-4:1, fast"),
+        ("learning_rate", 0),
+        ("gradient_clip", 0),
+        ("gradient_clip", False),
+        ("batch_size", "2"),
+        ("batch_size", [2]),
+        ("batch_size", None),
+        ("max_steps", "100"),
+        ("resolution", 512.0),
+        ("seed", "0"),
+        ("seed", 1.5),
+        ("seed", None),
+        ("seed", 2**63),
+        ("weight_decay", "0.01"),
+        ("weight_decay", True),
+        ("weight_decay", float("nan")),
+        ("weight_decay", -0.1),
+        ("weight_decay", float("inf")),
+        ("tag_dropout", "0.5"),
+        ("caption_dropout", None),
+        ("preview_guidance", "7.5"),
+        ("preview_guidance", float("nan")),
+        ("gradient_checkpointing", "false"),
+        ("shuffle_tags", 1),
+        ("progress", None),
+        ("caption_template", None),
+        ("caption_template", ["[filewords]"]),
+        ("output_dir", None),
+        ("output_dir", ""),
+        ("output_dir", 5),
+        ("target_layers", None),
+        ("target_layers", [["attn1"]]),
+        ("target_layers", {"attn1": True}),
+        ("mixed_precision", ["fp16"]),
+        ("preview_prompts", 5),
+        ("preview_prompts", ["a", None]),
+        ("preview_conditions", "ink"),
+        ("preview_conditions", {"ink": 1.0}),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(key, value):
-    with pytest.raises(ValueError, match=key if key != "learning_rate" and key != "gradient_clip" else "schedule"):
+    with pytest.raises(ValueError, match=f"^{key}"):
         TrainingConfig.of({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("learning_rate", " 1e-4 "),
+        ("learning_rate", 1),
+        ("gradient_clip", "1:100, 0.5,"),
+        ("weight_decay", 0),
+        ("seed", -1),
+        ("max_steps", None),
+    ],
+)
+def test_a_value_of_which_it_is_clear_what_is_meant_is_taken(key, value):
+    assert getattr(TrainingConfig.of({key: value}), key) == value
+
+
+def test_a_config_holds_plain_values_that_a_checkpoint_can_hold():
+    config = TrainingConfig(output_dir=Path("runs"), learning_rate=np.float32(0.5), weight_decay=np.float64(0.5))
+    assert (config.output_dir, type(config.learning_rate), type(config.weight_decay)) == ("runs", float, float)
 
 
 def test_something_else_than_a_mapping_is_refused():
