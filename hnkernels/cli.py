@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -308,9 +307,11 @@ def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:
     """The file's objects ``training`` and ``network``; both may be missing."""
     if path is None:
         return {"training": {}, "network": {}}
+    from hnkernels.training.text_files import parse_json, read_text
+
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        settings = parse_json(read_text(path))
+    except ValueError as error:
         raise ValueError(f"cannot read the config {path}: {error}") from error
     if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
         raise ValueError(f'{path} must hold {{"training": {{…}}, "network": {{…}}}}')

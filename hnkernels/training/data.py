@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from tqdm.auto import tqdm
+
+from hnkernels.training.folder import FolderContents, read_folder
+from hnkernels.training.pictures import read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -35,74 +37,38 @@ class Example:
         """The image as [3, resolution, resolution] in [-1, 1]: centre crop, Lanczos resize, transparency on white.
 
         Raises:
-            ValueError: the file is not a readable image.
+            ValueError: the image cannot be read; the message names it.
         """
-        from PIL import Image, ImageOps
-
-        try:
-            image = Image.open(self.image) if isinstance(self.image, Path) else self.image
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = ImageOps.fit(image.convert("RGB"), (resolution, resolution), Image.Resampling.LANCZOS)
-        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNGs
-            raise ValueError(f"cannot read the image {self.image}: {error}; remove it or save it again") from error
+        image = read_picture(self.image, resolution)
         return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
 def read_image_folder(folder: str | Path) -> list[Example]:
-    """The images of a folder with their captions, in the order of their names.
+    """The pictures of a folder and all folders below it, with their captions, in the order of their paths.
 
-    With a ``metadata.jsonl`` the folder holds what its lines say (``{"file_name": …, "text": …}``, for a
-    ``WeightHypernetwork`` also ``"condition"``, a style's name or ``{style: weight}``). Otherwise every
-    image counts, and its caption is the content of the ``.txt`` beside it, or else its file name without extension
-    and leading number.
+    A ``metadata.jsonl`` (a line per picture, ``{"file_name": …, "text": …}``, for a ``WeightHypernetwork`` also
+    ``"condition"``, a style's name or ``{style: weight}``) or a ``metadata.csv`` with these columns says what its
+    folder holds, in its order. Elsewhere every picture counts, and its caption is the content of the ``.txt`` or
+    ``.caption`` beside it, or else its file name without extension and leading number. A picture counts once, whatever
+    number its folder's name begins with. Text is UTF-8, or has a byte order mark.
+
+    What is left out (hidden files, other types, pictures that a table does not name, captions without a picture) is
+    counted and named in one warning.
 
     Raises:
-        ValueError: there is no such folder, no image in it, or a line of the metadata cannot be used.
+        ValueError: there is no such folder, no picture in it, a caption or a line of a table cannot be used, or file
+            names would become captions while captions lie there unread.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give a folder with images and captions")
-    metadata = folder / "metadata.jsonl"
-    if metadata.is_file():
-        examples = _read_metadata(metadata)
-    else:
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        examples = [Example(path, _caption(path)) for path in paths]
-    if not examples:
-        raise ValueError(f"{folder} holds no images; accepted are {', '.join(IMAGE_SUFFIXES)}")
-    return examples
+    return _examples(read_folder(Path(folder)), progress=False)
 
 
-def _caption(image: Path) -> str:
-    sidecar = image.with_suffix(".txt")
-    if sidecar.is_file():
-        try:
-            return sidecar.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{sidecar} is not UTF-8 text: {error}") from error
-    return re.sub(r"^[-\d]+\s*", "", image.stem)
-
-
-def _read_metadata(path: Path) -> list[Example]:
-    examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["file_name"], row["text"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f'{path}, line {number}: expected {{"file_name": "…", "text": "…"}}, found {line[:80]!r}'
-            ) from None
-        image = path.parent / str(name)
-        if not image.is_file():
-            raise ValueError(f"{path}, line {number}: there is no file {image}")
-        examples.append(Example(image, str(text), row.get("condition")))
-    return examples
+def _examples(contents: FolderContents, progress: bool) -> list[Example]:
+    """The examples; says once what there is, as a warning where something may not be as expected."""
+    if contents.surprising:
+        warnings.warn(contents.summary(), stacklevel=3)
+    elif progress:
+        tqdm.write(contents.summary(), file=sys.stderr)
+    return [Example(*row) for row in contents.rows]
 
 
 class CaptionMaker:
@@ -136,20 +102,28 @@ def _chance(generator: Generator) -> float:
     return torch.rand((), generator=generator).item()
 
 
-def as_examples(data: str | Path | Sequence[Example] | Sequence[tuple]) -> list[Example]:
+def as_examples(data: str | Path | Sequence[Example] | Sequence[tuple], progress: bool = False) -> list[Example]:
     """Examples from what a user may pass: a folder, or a sequence of ``Example`` or (image or path, caption), with or
-    without a condition as the third."""
+    without a condition as the third.
+
+    Args:
+        data: what a user may pass.
+        progress: whether to say on stderr what a folder holds where no warning does.
+
+    Raises:
+        ValueError: the folder cannot be used (see ``read_image_folder``), or an item is none of these.
+    """
     if isinstance(data, (str, Path)):
-        return read_image_folder(data)
+        return _examples(read_folder(Path(data)), progress)
     examples = []
-    for item in data:
+    for number, item in enumerate(data):
         if not isinstance(item, Example):
-            try:
-                image, caption, *condition = item
-                [condition] = condition or [None]
-            except (TypeError, ValueError):
-                raise ValueError(f"data must hold (image, caption) pairs, found {type(item).__name__}") from None
-            item = Example(Path(image) if isinstance(image, str) else image, str(caption), condition)
+            if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+                raise ValueError(f"data must hold (image, caption) pairs, found {type(item).__name__} at {number}")
+            image, *rest = item
+            item = Example(Path(image) if isinstance(image, str) else image, *rest)
+        if not isinstance(item.caption, str):
+            raise ValueError(f"data must hold captions as texts, found {item.caption!r} at {number}")
         examples.append(item)
     if not examples:
         raise ValueError("data is empty; give a folder with images, or (image, caption) pairs")

@@ -140,7 +140,7 @@ class HypernetworkTrainer:
             return TensorData(data, denoises(self.loss))
         if not hasattr(self.model, "vae"):
             raise ValueError("images need a pipeline with its VAE and text encoder; for a UNet give encoded data")
-        return PipelineData(self.model, as_examples(data), self.config, self.net.provenance.name)
+        return PipelineData(self.model, as_examples(data, self.config.progress), self.config, self.net.provenance.name)
 
 
 class _Run:

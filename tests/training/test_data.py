@@ -19,8 +19,10 @@ def test_captions_come_from_the_text_file_beside_the_image_or_its_name(tmp_path)
     save(tmp_path / "b.png")
     (tmp_path / "b.txt").write_text(" a cat, sitting \n", encoding="utf-8")
     save(tmp_path / "01-02 a dog.jpg")
-    (tmp_path / "notes.md").write_text("ignored")
-    assert [(e.image.name, e.caption) for e in read_image_folder(tmp_path)] == [
+    (tmp_path / "notes.md").write_text("no caption")
+    with pytest.warns(UserWarning, match=r"notes\.md.*no caption beside 01-02 a dog\.jpg"):
+        examples = read_image_folder(tmp_path)
+    assert [(e.image.name, e.caption) for e in examples] == [
         ("01-02 a dog.jpg", "a dog"),
         ("b.png", "a cat, sitting"),
     ]
@@ -30,7 +32,9 @@ def test_metadata_says_what_the_folder_holds(tmp_path):
     save(tmp_path / "a.png")
     save(tmp_path / "left out.png")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "an a"}) + "\n\n")
-    assert [(e.image.name, e.caption) for e in read_image_folder(tmp_path)] == [("a.png", "an a")]
+    with pytest.warns(UserWarning, match=r"does not name \(1: left out\.png\)"):
+        examples = read_image_folder(tmp_path)
+    assert [(e.image.name, e.caption) for e in examples] == [("a.png", "an a")]
 
 
 @pytest.mark.parametrize("line", ["{", '{"file_name": "a.png"}', "[1]", '{"file_name": "none.png", "text": "x"}'])
@@ -86,7 +90,7 @@ def test_examples_may_be_given_in_memory(tmp_path):
     path = save(tmp_path / "a.png")
     examples = as_examples([(image, "x"), (str(path), "y"), Example(image, "z")])
     assert [e.caption for e in examples] == ["x", "y", "z"]
-    for bad in ([], [5], [(image,)]):
+    for bad in ([], [5], [(image,)], ["ab"], [(image, None)], [(image, 5)], [(image, ["x"])], [Example(image, None)]):
         with pytest.raises(ValueError, match="data"):
             as_examples(bad)
 
