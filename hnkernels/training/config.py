@@ -52,8 +52,8 @@ class TrainingConfig:
             ``WeightHypernetwork`` has its own, which must be among these.
         max_steps: ends the run early; ``None`` for the epochs alone.
         gradient_accumulation_steps: forward passes per optimiser step.
-        gradient_clip: largest gradient norm (or value), a number or a schedule; ``None`` for no clipping. Applied to
-            the unscaled gradient.
+        gradient_clip: largest gradient norm (or value), a number or a schedule, whose last value holds; ``None`` for
+            no clipping. Applied to the unscaled gradient.
         gradient_clip_mode: ``"norm"`` or ``"value"``.
         mixed_precision: ``"no"``, ``"fp16"`` (with loss scaling) or ``"bf16"``.
         gradient_checkpointing: trade time for memory in the base model.

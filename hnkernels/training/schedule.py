@@ -56,6 +56,10 @@ class Schedule:
         """The value for the step with this number (from 0), or ``None`` if the schedule has ended."""
         return next((value for value, until in self.segments if step < until), None)
 
+    def held_at(self, step: int) -> float:
+        """The value for the step; after the end of the schedule its last, as A1111 clips gradients."""
+        return next((value for value, until in self.segments if step < until), self.segments[-1][0])
+
 
 def _parse(part: str, text: str) -> tuple[float, int]:
     pieces = part.strip().split(":")

@@ -218,7 +218,7 @@ class _Run:
                 noise_scheduler=self.scheduler,
                 mixed_precision=self.config.mixed_precision,
                 scaler=self.scaler,
-                gradient_clip=None if self.clip is None else self.clip.at(self.step),
+                gradient_clip=None if self.clip is None else self.clip.held_at(self.step),
                 gradient_clip_mode=self.config.gradient_clip_mode,
                 generator=generator,
                 loss=self.trainer.loss,

@@ -46,6 +46,11 @@ def test_an_until_step_beyond_the_end_is_clamped():
     assert schedule.at(10) is None
 
 
+def test_the_last_value_may_be_held():
+    schedule = Schedule("1:1, 2:2,", 4)
+    assert [schedule.held_at(step) for step in range(4)] == [1, 2, 2, 2]
+
+
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_passed_segments_are_skipped_on_resume(step):
     assert Schedule("3:2, 2:4", 4).at(step) == [3, 3, 2, 2][step]

@@ -129,6 +129,18 @@ def test_a_schedule_that_ends_stops_the_run(tmp_path):
     assert [float(row["learning_rate"]) for row in log_of(tmp_path)] == [1e-2, 1e-2, 1e-3, 1e-3]
 
 
+def test_gradients_are_clipped_to_the_end_of_the_run(tmp_path, monkeypatch):
+    seen = []
+
+    def step(*args, gradient_clip, **kwargs):
+        seen.append(gradient_clip)
+        return {"loss": 1.0, "grad_norm": 1.0, "updated": 1.0}
+
+    monkeypatch.setattr("hnkernels.training.trainer.train_hypernetwork", step)
+    trainer(tmp_path, gradient_clip="1:1, 0.5:2", max_steps=4).train()
+    assert seen == [1, 0.5, 0.5, 0.5]
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     trainer(tmp_path, max_steps=1).train()
     with pytest.raises(ValueError, match="resume=True"):
