@@ -134,7 +134,7 @@ class Handle(ABC):
                 self._resolve(self._strength)
         return None
 
-    def renew(self) -> None:
+    def renew(self) -> None:  # noqa: B027 (most have nothing to do)
         """After the model's own weights have changed, their dtype maybe as well."""
 
     @abstractmethod
