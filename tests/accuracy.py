@@ -66,6 +66,8 @@ class Call:
         chains = [
             [make_mlp(dim, dtype=mlp_dtype or dtype, **options).train(train) for _ in range(length)] for _ in "kv"
         ]
+        for i in range(length):  # no two alike: one that is taken for another shows
+            chains[0][i].multiplier, chains[1][i].multiplier = 1 - 0.2 * i, 0.7 + 0.1 * i
         biases = [draw(width, grad=trained) if bias else None for width in n]
         upstream = tuple(torch.randn(*shape, width).to(dtype) for width in n)
         context = draw(*shape, dim)

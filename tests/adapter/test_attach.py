@@ -11,6 +11,7 @@ from torch import nn
 
 import hnkernels as hn
 from hnkernels.adapter.host import Host
+from hnkernels.ops.casting import exchange_casts
 from tests.models import (
     TEXT_WIDTH,
     UNET_TOLERANCE,
@@ -275,15 +276,29 @@ def test_the_context_manager_detaches_also_when_an_exception_passes(unet, x, tex
         adapter.detach()
 
 
-def test_an_exception_inside_the_model_leaves_it_usable(unet, x, text):
-    with torch.no_grad():
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("at", [0, 3, 6, 13])
+@pytest.mark.parametrize("where", ["to_q", "to_k", "to_v", "to_out"])
+def test_an_exception_inside_the_model_leaves_nothing_of_the_call(unet, x, text, where, at, grad):
+    """Whatever was begun: the next call has its own modes and tensors, on every side of the taps."""
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):  # casts are kept for as long as a call
         hn.attach(unet, make_net())
-        expected = denoise(unet, x, text)
-        hook = unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_v.register_forward_pre_hook(lambda *_: 1 / 0)
+        host = Host.of(unet)
+        with torch.autocast("cpu", enabled=False):
+            expected = denoise(unet, x, text).detach()
+        layer = list(attention_layers(unet).values())[at]
+        linear = layer.to_out[0] if where == "to_out" else getattr(layer, where)
+        hook = linear.register_forward_pre_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            denoise(unet, x, text)
+            denoise(unet, noise(), prompt())
         hook.remove()
-        assert torch.equal(denoise(unet, x, text), expected)
+        assert host.shared.calls.current is None
+        assert exchange_casts(None) is None
+    for again in (grad, not grad):
+        with torch.set_grad_enabled(again):
+            assert relative_error(denoise(unet, x, text).detach(), expected) < UNET_TOLERANCE
+    single = layer.to_k(torch.randn(1, 2, layer.to_k.in_features))  # by itself, outside of any call
+    assert single.shape == (1, 2, layer.to_k.out_features)
 
 
 def test_a_detached_adapter_says_so(unet):

@@ -110,6 +110,35 @@ def test_one_set_serves_several_consecutive_rows(unet, weights, rows):
     assert relative_error(y, row_by_row(unet, weights, x, text, which)) <= EXACT
 
 
+@pytest.mark.parametrize("other", ["index", "guidance", "strength"])
+def test_two_networks_whose_rows_are_served_otherwise(unet, x, text, other):
+    """Each has its own index, scales and halves, on the same layers."""
+    rows = 4
+    x, text = noise(rows, torch.float64), prompt(rows, torch.float64)
+    first, second = (make_generator(unet)(torch.randn(SETS, 6).double()).detach() for _ in range(2))
+    served, strengths = {
+        "index": ([1, 0, 1, 1], [1.0] * 4),
+        "guidance": ([None, None, 0, 1], [1.0] * 4),
+        "strength": ([0, 0, 1, 1], [0.0, 0.0, 0.75, 0.75]),
+    }[other]
+    with torch.no_grad(), hn.attach(unet, first), hn.attach(unet, second) as adapter:
+        if other == "index":
+            adapter.weights = second.with_index(served)
+        elif other == "guidance":
+            adapter.guidance = True
+            adapter.weights = second
+        else:
+            adapter.strength = PerRow(0, 0.75)
+        y = denoise(unet, x, text)
+    expected = []
+    for i, (row, strength) in enumerate(zip(served, strengths, strict=True)):
+        model = written_in(unet, first, [0, 0, 1, 1][i])
+        model = model if row is None else written_in(model, second, row, strength)
+        with torch.no_grad():
+            expected.append(denoise(model, x[i : i + 1], text[i : i + 1]))
+    assert relative_error(y, torch.cat(expected)) <= EXACT
+
+
 def test_an_index_says_which_set_serves_which_row(unet, weights):
     x, text, which = noise(3, torch.float64), prompt(3, torch.float64), [1, 0, 1]
     with torch.no_grad(), hn.attach(unet, weights.with_index(which)):

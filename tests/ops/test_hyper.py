@@ -347,16 +347,24 @@ def test_dropout_replays_by_seed_and_stops_in_eval():
     check_fp32(case)
 
 
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("activate_output", [True, False])
-def test_dropout_is_the_references_draw_for_draw(norm, activate_output):
-    options = {"dropout_structure": (0, 0.5, 0.5), "activation": "silu"}
+@pytest.mark.parametrize("dropouts", [(0, 0.5, 0), (0, 0, 0.5), (0, 0.5, 0.5)])
+def test_dropout_is_the_references_draw_for_draw(dropouts, activate_output, norm, grad):
+    options = {"dropout_structure": dropouts, "activation": "silu"}
     mlp = make_mlp(dtype=torch.float64, layer_norm=norm, activate_output=activate_output, **options)
     ref, x = reference_of(mlp), torch.randn(4, 16, 8, dtype=torch.float64)
-    torch.manual_seed(3)
-    actual = hyper_context(x, mlp)
-    torch.manual_seed(3)
-    torch.testing.assert_close(actual, ref(x))
+    w = torch.randn(5, 8, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        torch.manual_seed(3)
+        actual = hyper_context(x, mlp)
+        torch.manual_seed(3)
+        expected = ref(x)
+        torch.testing.assert_close(actual, expected)
+        torch.manual_seed(3)
+        k, _ = hyper_kv(x, mlp, (), w, w)
+        torch.testing.assert_close(k, expected @ w.T)
 
 
 def test_checkpointing_gives_the_same_gradients_dropout_included():

@@ -141,6 +141,25 @@ def test_forward_and_gradients_are_the_references_with_that_mask(options, recomp
         assert relative_error(actual, expected) <= GRADIENT_TOLERANCE, i
 
 
+@pytest.mark.parametrize("options", NETS, ids=name_of)
+def test_training_mode_without_gradients_drops_alike(options):
+    """Inference takes other kernels and other epilogues; what a network does in training mode is the same."""
+    call = Call.make(dim=20, shape=(9,), **options)
+    refs = [
+        masked_reference(mlps[0], 9, seed_after(7), stream) for stream, mlps in enumerate((call.mlps_k, call.mlps_v))
+    ]
+    expected = [ref(call.context.double()) for ref in refs]
+    with torch.no_grad():
+        torch.manual_seed(7)
+        pair = hyper_context_pair(call.context, call.mlps_k, call.mlps_v, backend="triton")
+        torch.manual_seed(7)
+        kv = call.ours()
+    linears = ((call.w_k, call.b_k), (call.w_v, call.b_v))
+    for y, projected, exact, (w, b) in zip(pair, kv, expected, linears, strict=True):
+        assert relative_error(y, exact) <= FORWARD_TOLERANCE
+        assert relative_error(projected, nn.functional.linear(exact, w.double(), b.double())) <= FORWARD_TOLERANCE
+
+
 @pytest.mark.parametrize("stream", [0, 1])
 def test_a_single_stream_has_the_mask_of_k(stream):
     mlp = make_mlp(20, activation="silu", dropout_structure=(0, P, P))
