@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hnkernels.checkpoint.errors import Fault
+
+_NAME_AT_MOST = 40  # characters of a name that a temporary name repeats: 255 bytes are what a file system takes
+_LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.(tmp|old)", re.DOTALL)
 
 
 @contextmanager
@@ -42,7 +46,7 @@ def placing(path: Path) -> Iterator[Path]:
     """A free name beside ``path``; the file or folder that the body makes there takes the place of ``path``.
 
     As ``replacing``, for what is written by name. A folder takes the place of a folder in two renames; a process that
-    is killed between them leaves both whole beside ``path``.
+    is killed between them leaves both whole beside ``path``, and ``clear_leftovers`` brings the old one back.
 
     Raises:
         Fault: ``path`` lies in no folder.
@@ -54,12 +58,29 @@ def placing(path: Path) -> Iterator[Path]:
             _sync(file)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Tidies up after a process that was killed in ``replacing`` or ``placing``; only for a folder of one writer.
+
+    Temporary files and folders are removed. What had been set aside for its successor, which did not come, is back
+    under its name.
+    """
+    for path in list(folder.glob(".*")):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        target = path.with_name(match[1])
+        if match[2] == "tmp" or target.exists():
+            _remove(path)
+        elif len(match[1]) < _NAME_AT_MOST:
+            os.rename(path, target)
+
+
 @contextmanager
 def _renaming(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise Fault("lies in a folder that does not exist", "create the folder first")
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    temporary = target.with_name(f".{target.name[:_NAME_AT_MOST]}.{secrets.token_hex(6)}.tmp")
     try:
         yield temporary
         if temporary.is_dir() and target.is_dir():
@@ -75,20 +96,24 @@ def _renaming(path: Path) -> Iterator[Path]:
 
 def _exchange(new: Path, old: Path) -> None:
     aside = new.with_suffix(".old")
-    os.rename(old, aside)
     try:
+        os.rename(old, aside)
         os.rename(new, old)
     except BaseException:
-        os.rename(aside, old)
+        if aside.exists() and not old.exists():
+            os.rename(aside, old)
         raise
-    _remove(aside)
+    finally:
+        if old.exists():
+            _remove(aside)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
+    """Removes a file or folder as far as that is possible; there may be none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             path.unlink()
 
 

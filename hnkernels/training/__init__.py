@@ -7,9 +7,10 @@ a function of the seed and the step, so that a resumed run continues bit for bit
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data import Example, read_image_folder
 from hnkernels.training.losses import Mixture, Penalty, Reconstruction, denoising
+from hnkernels.training.run import DivergenceError, TrainingResult
 from hnkernels.training.schedule import Schedule
 from hnkernels.training.step import train_hypernetwork
-from hnkernels.training.trainer import DivergenceError, HypernetworkTrainer, TrainingResult
+from hnkernels.training.trainer import HypernetworkTrainer
 
 __all__ = [
     "DivergenceError",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from hnkernels.training.checks import resolution_of
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data import CaptionMaker, Example
 
@@ -51,25 +52,19 @@ class PipelineData:
 
     Args:
         pipeline: a diffusers Stable Diffusion pipeline.
-        examples: the images and captions.
+        examples: the images and captions; see ``checks.check_examples``.
         config: resolution, latent sampling and caption settings.
         name: the network's name, for the caption template.
     """
 
     def __init__(self, pipeline: Any, examples: Sequence[Example], config: TrainingConfig, name: str):
         self.pipeline, self.examples = pipeline, examples
-        if len({type(example.condition) for example in examples}) > 1:
-            raise ValueError("all examples need a condition of one kind, or none")
         self.text = TextEncoder(pipeline)
         self._sampling = config.latent_sampling
         self._captions = CaptionMaker(
             config.caption_template, name, config.shuffle_tags, config.tag_dropout, config.caption_dropout
         )
-        scale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-        resolution = config.resolution or pipeline.unet.config.sample_size * scale
-        if resolution % scale:
-            raise ValueError(f"resolution {resolution} must be a multiple of {scale} for this model")
-        self._means, self._deviations = self._encode(resolution, config.seed)
+        self._means, self._deviations = self._encode(resolution_of(pipeline, config), config.seed)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -35,6 +35,14 @@ class Step(NamedTuple):
 Loss = Callable[[Step], Tensor]
 """Step → one number, the mean over the batch. Unless it has an attribute ``denoises = False``, latents are there."""
 
+_TARGETS: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda scheduler, latents, noise, timesteps: noise,
+    "v_prediction": lambda scheduler, latents, noise, timesteps: scheduler.get_velocity(latents, noise, timesteps),
+    "sample": lambda scheduler, latents, noise, timesteps: latents,
+}
+PREDICTION_TYPES = tuple(_TARGETS)
+"""What a model may predict: the noise, the velocity or the latents."""
+
 
 def denoising(step: Step) -> Tensor:
     """Mean squared error of the prediction, in fp32 at least."""
@@ -113,13 +121,9 @@ def denoising_loss(unet: Any, scheduler: Any, data: Mapping[str, Any], generator
     noisy = scheduler.add_noise(latents, noise, timesteps)
     context = data["encoder_hidden_states"].to(unet.device, unet.dtype)
     prediction = unet(noisy, timesteps, encoder_hidden_states=context).sample
-    targets = {
-        "epsilon": lambda: noise,
-        "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
-        "sample": lambda: latents,
-    }
+    target = _TARGETS[scheduler.config.prediction_type](scheduler, latents, noise, timesteps)
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    return F.mse_loss(prediction.to(dtype), targets[scheduler.config.prediction_type]().to(dtype))
+    return F.mse_loss(prediction.to(dtype), target.to(dtype))
 
 
 def _difference(weights: GeneratedWeights, targets: GeneratedWeights) -> Sequence[tuple[Tensor, Tensor]]:

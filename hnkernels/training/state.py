@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import io
 import re
-import shutil
-import tempfile
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
+from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
+from hnkernels.checkpoint.atomic import placing
+from hnkernels.checkpoint.errors import Fault, naming
+from hnkernels.checkpoint.reading import read_torch_file
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 
 _NETWORK, _STATE = "hypernetwork.safetensors", "training_state.pt"
+_EARLIER = "resume from an earlier checkpoint"
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        path: its folder.
+        net: the network, with name and step.
+        state: the optimiser's state and what else ``save_state`` was given.
+    """
+
+    path: Path
+    net: Hypernetwork | WeightHypernetwork
+    state: dict[str, Any]
 
 
 def save_state(folder: Path, step: int, net: Hypernetwork | WeightHypernetwork, state: dict[str, Any]) -> Path:
@@ -26,27 +44,49 @@ def save_state(folder: Path, step: int, net: Hypernetwork | WeightHypernetwork, 
         step: steps done.
         net: the network.
         state: optimiser state and numbers; tensors, lists, dicts, strings and numbers only.
+
+    Raises:
+        CheckpointError: it cannot be written; an earlier checkpoint of this step is still there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:06d}"
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=folder))
-    try:
-        save_network(net, temporary / _NETWORK)
-        torch.save(state, temporary / _STATE)
-        temporary.chmod(0o777 & ~_umask())
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with naming(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        with placing(target) as temporary:
+            temporary.mkdir()
+            save_network(net, temporary / _NETWORK)
+            buffer = io.BytesIO()
+            torch.save({**state, "network_sha256": _sha256(temporary / _NETWORK)}, buffer)
+            (temporary / _STATE).write_bytes(buffer.getbuffer())
     return target
 
 
-def latest_state(folder: Path) -> Path | None:
-    """The checkpoint with the most steps in the folder, if there is one."""
-    found = [p for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and (p / _STATE).is_file()]
-    return max(found, key=lambda p: int(p.name[5:]), default=None)
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in the folder, damaged ones too, that with the most steps first."""
+    found = [p for p in folder.glob("step-*") if re.fullmatch(r"step-[0-9]+", p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def latest_checkpoint(folder: Path, net: Hypernetwork | WeightHypernetwork) -> Checkpoint | None:
+    """The checkpoint with the most steps in the folder, if there is one; a damaged one is passed over with a warning.
+
+    Raises:
+        CheckpointError: all are damaged.
+        ValueError: it is of another network than ``net``.
+    """
+    damaged: list[CheckpointError] = []
+    for path in checkpoints_in(folder):
+        try:
+            found = read_checkpoint(path, net)
+        except CheckpointError as error:
+            damaged.append(error)
+            continue
+        if damaged:
+            reasons = "; ".join(map(str, damaged))
+            warnings.warn(f"{reasons}. The run continues from {path}, the checkpoint before", stacklevel=2)
+        return found
+    if damaged:
+        raise damaged[0]
+    return None
 
 
 def save_network(net: Hypernetwork | WeightHypernetwork, file: Path) -> None:
@@ -57,33 +97,50 @@ def save_network(net: Hypernetwork | WeightHypernetwork, file: Path) -> None:
         save_hypernetwork(net, file)
 
 
-def load_state(checkpoint: Path, net: Hypernetwork | WeightHypernetwork) -> dict[str, Any]:
-    """Puts the checkpoint's weights into ``net`` and returns the state beside them.
+def read_checkpoint(path: Path, net: Hypernetwork | WeightHypernetwork) -> Checkpoint:
+    """Reads and checks a checkpoint of ``net``, which stays as it is.
 
     Raises:
-        CheckpointError: the network's file is broken.
-        ValueError: it is another kind of network than ``net``.
+        CheckpointError: a file of it is missing or damaged.
+        ValueError: it is of another network than ``net``.
     """
     stored: Hypernetwork | WeightHypernetwork
     if isinstance(net, WeightHypernetwork):
-        stored = WeightHypernetwork.load(checkpoint / _NETWORK)
+        stored = WeightHypernetwork.load(path / _NETWORK)
         shapes, own = ({k: t.shape for k, t in n.state_dict().items()} for n in (stored, net))
         if stored.layers != net.layers or shapes != own:
-            raise ValueError(f"{checkpoint} holds a weight hypernetwork of other layers or widths than this one")
+            raise ValueError(f"{path} holds a weight hypernetwork of other layers or widths than this one")
     else:
-        stored = load_hypernetwork(checkpoint / _NETWORK, allow_legacy_activations=net.config.allow_legacy_activations)
+        stored = load_hypernetwork(path / _NETWORK, allow_legacy_activations=net.config.allow_legacy_activations)
         if (stored.sizes, stored.config) != (net.sizes, net.config):
             raise ValueError(
-                f"{checkpoint} holds a hypernetwork of widths {stored.sizes} with {stored.config}; this one has "
+                f"{path} holds a hypernetwork of widths {stored.sizes} with {stored.config}; this one has "
                 f"{net.sizes} with {net.config}"
             )
-    state = torch.load(checkpoint / _STATE, map_location="cpu", weights_only=True)
-    net.load_state_dict(stored.state_dict())
-    net.provenance = stored.provenance
-    return state
+    with naming(path / _STATE):
+        state = read_torch_file(path / _STATE)
+        if not _fits(state, stored):
+            raise Fault("is not the state of training the network beside it", _EARLIER)
+        if state["network_sha256"] != _sha256(path / _NETWORK):
+            raise Fault(f"was not written with the {_NETWORK} beside it, or that is damaged", _EARLIER)
+    return Checkpoint(path, stored, state)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _fits(state: Any, net: torch.nn.Module) -> bool:
+    shapes = dict(enumerate(p.shape for p in net.parameters()))
+    try:
+        (group,), moments = state["optimizer"]["param_groups"], state["optimizer"]["state"]
+        return (
+            type(state["step"]) is int
+            and isinstance(state["recent_losses"], list)
+            and isinstance(state["run"], dict)
+            and isinstance(state["network_sha256"], str)
+            and group["params"] == list(shapes)
+            and all(entry[key].shape == shapes[i] for i, entry in moments.items() for key in ("exp_avg", "exp_avg_sq"))
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

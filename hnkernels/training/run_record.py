@@ -1,0 +1,105 @@
+"""What makes a run the same run when it is resumed: settings, data, loss and versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hnkernels
+from hnkernels.training.config import TrainingConfig
+
+_MAY_DIFFER = (
+    *("output_dir", "progress", "max_steps", "max_epochs", "checkpoint_every", "gradient_checkpointing"),
+    *("preview_every", "preview_prompts", "preview_conditions", "preview_inference_steps", "preview_guidance"),
+)
+"""Settings that decide how long a run is, what it shows and what it keeps, not what a step computes."""
+
+
+def run_record(config: TrainingConfig, data: Any, loss: Any, unet: Any) -> dict[str, str]:
+    """What a step of the run depends on beside the weights, each thing in a few words.
+
+    Args:
+        config: the settings.
+        data: a sequence of ``Example`` or of rows of encoded data.
+        loss: see ``training.losses``.
+        unet: the base model.
+    """
+    settings = {key: _text(value) for key, value in _fields(config).items() if key not in _MAY_DIFFER}
+    return {
+        **settings,
+        "data": f"{len(data)} examples, {fingerprint(data)}",
+        "loss": getattr(loss, "__qualname__", type(loss).__qualname__),
+        "hnkernels": hnkernels.__version__,
+        "torch": str(torch.__version__),
+        "diffusers": _version("diffusers"),
+        "device": unet.device.type,
+        "dtype of the model": str(unet.dtype).removeprefix("torch."),
+    }
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What both records say, and say differently: ``"batch_size (2 then, 4 now)"``."""
+    return [f"{key} ({then[key]} then, {now[key]} now)" for key in now if key in then and then[key] != now[key]]
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of data: of pictures their files' or their pixels' content, of tensors their dtype, shape and bits.
+
+    Raises:
+        ValueError: a picture's file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Path):
+        try:
+            content = value.read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot read the image {value}: {error.strerror}; remove it or save it again") from error
+        digest.update(f"file {len(content)};".encode() + content)
+    elif isinstance(value, Mapping):
+        _feed(digest, [part for key in sorted(value, key=str) for part in (key, value[key])])
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"list {len(value)};".encode())
+        for entry in value:
+            _feed(digest, entry)
+    elif dataclasses.is_dataclass(value):
+        _feed(digest, _fields(value))
+    elif hasattr(value, "tobytes"):  # a picture of PIL, or an array
+        digest.update(f"pixels {getattr(value, 'mode', None)} {getattr(value, 'size', None)};".encode())
+        digest.update(value.tobytes())
+    elif value is None or isinstance(value, (str, int, float)):
+        text = repr(value)
+        digest.update(f"value {len(text)};{text}".encode())
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _text(value: Any) -> str:
+    """A setting as text; a number written as a string is that number."""
+    try:
+        return str(float(value)) if isinstance(value, str) else str(value)
+    except ValueError:
+        return str(value)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
