@@ -107,7 +107,7 @@ class Run:
             else PipelineData(trainer.model, data, self.config, self.net.provenance.name)
         )
         self.net.to(self.unet.device, torch.float32)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1.0, weight_decay=self.config.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1.0, weight_decay=float(self.config.weight_decay))
         half = self.config.mixed_precision == "fp16" or self.unet.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.unet.device.type) if half else None
         if checkpoint is not None:

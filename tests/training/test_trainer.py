@@ -66,8 +66,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, config, at
     first = trainer(tmp_path / "parts", make_net(dropout_structure=(0, 0.3, 0)), stop, **config)
     with pytest.raises(KeyboardInterrupt):
         first.train()
-    torch.manual_seed(123)  # whatever else the program drew in between
     rest = trainer(tmp_path / "parts", make_net(dropout_structure=(0, 0.3, 0)), **config)
+    torch.manual_seed(123)  # whatever else the program drew in between
     result = rest.train(resume=True)
     assert same(whole.net, rest.net)
     columns = ("step", "epoch", "loss", "mean_loss", "learning_rate", "grad_norm")
@@ -75,6 +75,30 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, config, at
         [row[c] for c in columns] for row in log_of(tmp_path / "parts")
     ]
     assert result.step == len(log_of(tmp_path / "parts"))
+
+
+def test_every_step_has_its_own_random_numbers_and_leaves_the_programs_alone(tmp_path):
+    drawn = []
+
+    def draw_and_denoise(step):
+        drawn.append(tuple(torch.rand(8).tolist()))  # as dropout does
+        return hn.training.denoising(step)
+
+    job = trainer(tmp_path, max_steps=3)
+    job.loss = draw_and_denoise
+    torch.manual_seed(123)
+    job.train()
+    assert len(set(drawn)) == len(drawn) == 3
+    after = torch.rand(8)
+    torch.manual_seed(123)
+    assert torch.equal(torch.rand(8), after)
+
+
+def test_a_clip_schedule_that_has_ended_stays_at_its_last_limit(tmp_path):
+    whole, short = make_net(), make_net()
+    trainer(tmp_path / "whole", whole, gradient_clip="1e-3", gradient_clip_mode="value").train()
+    trainer(tmp_path / "short", short, gradient_clip="1e-3:2", gradient_clip_mode="value").train()
+    assert same(whole, short)
 
 
 def test_interrupting_saves_and_detaches(tmp_path):

@@ -1,0 +1,143 @@
+"""What is refused before the pictures are encoded."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+import hnkernels as hn
+from hnkernels.assets import TINY_SD
+from hnkernels.pipeline import load_pipeline
+from hnkernels.training import Example, Reconstruction
+from tests.training.nets import make_net, make_rows, make_unet
+
+PICTURES = [(Image.new("RGB", (32, 32)), "digit one")] * 3
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    """The embedded pipeline, which fails when a picture is encoded."""
+    pipe = load_pipeline(TINY_SD)
+
+    def encode(*args, **kwargs):
+        raise AssertionError("a picture was encoded")
+
+    monkeypatch.setattr(pipe.vae, "encode", encode)
+    return pipe
+
+
+def trainer(pipe, out, data=PICTURES, net=None, **config):
+    net = net or hn.Hypernetwork((48, 80, 96), init="identity")
+    return hn.HypernetworkTrainer(net, pipe, {"output_dir": str(out), "progress": False, **config}, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 9}, "takes 9 channels and predicts 4, where latents have 4; .*not for inpainting"),
+        ({"in_channels": 8, "out_channels": 8}, "takes 8 channels and predicts 8, where latents have 4"),
+        ({"out_channels": 8}, "takes 4 channels and predicts 8"),
+        ({"num_class_embeds": 4}, "wants class labels"),
+        ({"class_embed_type": "timestep"}, "wants class labels"),
+        ({"encoder_hid_dim_type": "text_image_proj", "encoder_hid_dim": 96}, "wants 'text_image_proj' beside the text"),
+    ],
+    ids=str,
+)
+def test_a_unet_that_wants_more_than_latents_and_text_is_refused(pipe, tmp_path, change, message):
+    with torch.device("meta"):
+        pipe.unet = UNet2DConditionModel.from_config({**pipe.unet.config, **change})
+    with pytest.raises(ValueError, match=message):
+        trainer(pipe, tmp_path)
+
+
+def test_a_loss_that_does_not_denoise_asks_for_no_such_unet(tmp_path):
+    unet = UNet2DConditionModel.from_config({**make_unet().config, "in_channels": 9})
+    gen = hn.WeightHypernetwork(embedding_dim=8, hidden_dim=8, model=unet, styles=("ink",))
+    hn.HypernetworkTrainer(gen, unet, {"output_dir": str(tmp_path)}, loss=Reconstruction())
+    with pytest.raises(ValueError, match="9 channels"):
+        hn.HypernetworkTrainer(gen, unet, {"output_dir": str(tmp_path)})
+
+
+def test_what_the_model_predicts_must_be_known(pipe, tmp_path):
+    pipe.scheduler.register_to_config(prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match="prediction_type 'flow_prediction'; accepted are epsilon, v_pred"):
+        trainer(pipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "config", "message"),
+    [
+        (PICTURES, {"resolution": 33}, "multiple of 4"),
+        ([], {}, "data is empty"),
+        ([("none.png", "digit")], {}, "cannot read the image none.png"),
+        ([Example(PICTURES[0][0], "a", "ink"), Example(PICTURES[0][0], "a")], {}, "a condition of one kind"),
+        (PICTURES, {"preview_every": 1, "preview_prompts": "a", "preview_inference_steps": 2000}, "1000 at most"),
+    ],
+)
+def test_data_and_settings_are_checked_together(pipe, tmp_path, data, config, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(pipe, tmp_path / "out", data, **config).train()
+
+
+@pytest.mark.parametrize(
+    ("conditions", "options", "message"),
+    [
+        (["ink", "chalk", "ink"], {}, "the data's conditions cannot be used: there is no style 'chalk'"),
+        ([{"ink": 1}, {}, {"ink": 1}], {}, "the data's conditions cannot be used: a mixture of styles"),
+        ([torch.zeros(5)] * 3, {}, "the data's conditions cannot be used: .*accepts 96"),
+        ([None] * 3, {"embedding_dim": 8}, "the text, .* cannot be used: .*accepts 8"),
+    ],
+)
+def test_conditions_are_checked_against_the_network(pipe, tmp_path, conditions, options, message):
+    gen = hn.WeightHypernetwork(**{"embedding_dim": 96, "hidden_dim": 8, "model": pipe, "styles": ("ink",), **options})
+    data = [Example(PICTURES[0][0], "digit one", condition) for condition in conditions]
+    with pytest.raises(ValueError, match=message):
+        trainer(pipe, tmp_path, data, gen).train()
+
+
+def test_preview_conditions_are_checked_against_the_network(pipe, tmp_path):
+    gen = hn.WeightHypernetwork(embedding_dim=96, hidden_dim=8, model=pipe, styles=("ink",))
+    previews = {"preview_every": 1, "preview_prompts": "a", "preview_conditions": ["chalk"]}
+    with pytest.raises(ValueError, match="preview_conditions cannot be used: there is no style 'chalk'"):
+        trainer(pipe, tmp_path, net=gen, **previews)
+
+
+def test_a_disk_that_is_too_small_is_refused(pipe, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    net = hn.Hypernetwork((48,))
+    network = 4 * sum(p.numel() for p in net.parameters())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 13 * network))
+    with pytest.raises(ValueError, match=r"4 checkpoints need .* MiB left; make room, or raise checkpoint_every"):
+        trainer(pipe, tmp_path, net=net, max_steps=30, checkpoint_every=10).train()
+    with pytest.raises(AssertionError, match="a picture was encoded"):
+        trainer(pipe, tmp_path, net=net, max_steps=30, checkpoint_every=20).train()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents": torch.zeros(9, 4, 4)}, r"latents of row 4 must be a tensor \[4, h, w\], not \[9, 4, 4\]"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, "latents of row 4"),
+        ({"latents": "x"}, "not a str"),
+        (
+            {"encoder_hidden_states": torch.zeros(7, 13)},
+            r"encoder_hidden_states of row 4 .*\[tokens, 12\], not \[7, 13\]",
+        ),
+        ({"latents": torch.zeros(4, 8, 8)}, r"latents is \[4, 4, 4\] in row 0 and \[4, 8, 8\] in row 4"),
+    ],
+)
+def test_encoded_data_is_checked_against_the_unet(tmp_path, change, message):
+    rows = make_rows()
+    rows[4] |= change
+    config = {"output_dir": str(tmp_path / "out"), "batch_size": 2, "progress": False}
+    with pytest.raises(ValueError, match=message):
+        hn.HypernetworkTrainer(make_net(), make_unet(), config, rows).train()
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_several_sizes_train_one_by_one(tmp_path):
+    rows = [*make_rows(1), {**make_rows(1)[0], "latents": torch.zeros(4, 8, 8)}]
+    config = {"output_dir": str(tmp_path), "max_epochs": 1, "progress": False}
+    assert hn.HypernetworkTrainer(make_net(), make_unet(), config, rows).train().step == 2
