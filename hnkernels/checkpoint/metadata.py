@@ -64,9 +64,9 @@ class Metadata:
 
 
 def provenance(meta: Metadata, stem: str) -> Provenance:
-    """Name, step and base model. ``stem`` is the name of a file that says none."""
+    """Name, step and base model. ``stem`` is the name of a file that says none, or an empty one."""
     return Provenance(
-        name=meta.text("name", stem),
+        name=meta.optional_text("name") or stem,
         step=meta.integer("step", 0),
         sd_checkpoint=meta.optional_text("sd_checkpoint"),
         sd_checkpoint_name=meta.optional_text("sd_checkpoint_name"),

@@ -134,7 +134,6 @@ BAD_CONTENT = {
     "step a float": (change(step=1.5), "step"),
     "step a number of five hundred digits": (change(step=10**500), "step = a huge int"),
     "name a number": (change(name=5), "name = 5"),
-    "name None": (change(name=None), "name = None"),
     "name a tower of shared lists": (shared_structure, "name = a list"),
     "sd_checkpoint a number": (change(sd_checkpoint=1), "sd_checkpoint"),
     "sd_checkpoint_name a list": (change(sd_checkpoint_name=[]), "sd_checkpoint_name"),

@@ -253,3 +253,9 @@ def test_the_softmax_family_loads_by_flag_only(tmp_path):
 def test_names_may_be_strings_and_extensions_upper_case(tmp_path):
     path = plain_file(tmp_path / "F.PT")
     assert load_hypernetwork(str(path)).sizes == DIMS
+
+
+@pytest.mark.parametrize("metadata", [{}, {"name": None}, {"name": ""}], ids=str)
+def test_a_file_that_says_no_name_has_its_own(tmp_path, metadata):
+    path = write(tmp_path / "style.v2.pt", flat_dict({4: pair(4)}, **metadata))
+    assert load_hypernetwork(path).provenance.name == "style.v2"
