@@ -3,6 +3,7 @@
 import pytest
 
 from hnkernels import parse_prompt
+from hnkernels.prompt import resolve_name
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,36 @@ def test_a_tag_that_is_none_is_refused(tag):
 def test_a_name_given_twice_is_refused():
     with pytest.raises(ValueError, match="names the hypernetwork 'ink' twice"):
         parse_prompt("<hypernet:ink:1> <hypernet:ink:0.5>")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a <hypernet:ink:1 castle",
+        "a <hypernet:<lora:x:1>:1>",
+        "a <hypernet:<hypernet:ink>:1>",
+        "a <hypernet:ink<2:1>",
+        "a <hypernet:b:1> <hypernet:",
+    ],
+)
+def test_a_tag_that_is_not_closed_is_refused(prompt):
+    with pytest.raises(ValueError, match="is not closed before the next one"):
+        parse_prompt(prompt)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "meant"),
+    [
+        ("ink(1a2b3c4d)", ["ink"], "ink"),
+        ("ink (1A2B3C4D5E)", ["ink"], "ink"),
+        ("ink(1a2b3c4d)", ["ink", "ink(1a2b3c4d)"], "ink(1a2b3c4d)"),
+        ("ink(v2)(1a2b3c4d)", ["ink", "ink(v2)"], "ink(v2)"),
+        ("ink(1a2b3c4d)", ["oil"], "ink(1a2b3c4d)"),
+        ("ink(deluxe)", ["ink"], "ink(deluxe)"),
+        ("(1a2b3c4d)", [""], "(1a2b3c4d)"),
+        ("ink", ["ink"], "ink"),
+    ],
+)
+def test_a_name_with_the_hash_of_old_prompts_is_that_before_it(name, known, meant):
+    assert parse_prompt(f"<hypernet:{name}:0.5>").strengths == {name: 0.5}
+    assert resolve_name(name, known) == meant

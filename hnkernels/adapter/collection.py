@@ -9,6 +9,7 @@ from hnkernels.adapter.handle import Handle
 from hnkernels.adapter.host import Host
 from hnkernels.adapter.layers import AdapterError, denoiser
 from hnkernels.adapter.strength import Strength
+from hnkernels.prompt import resolve_name
 
 
 class UnknownAdapter(AdapterError, KeyError):
@@ -18,7 +19,10 @@ class UnknownAdapter(AdapterError, KeyError):
 
 
 class Adapters(Mapping[str, Handle]):
-    """The adapters of one model in their order of application, a mapping of names to handles. Always up to date."""
+    """The adapters of one model in their order of application, a mapping of names to handles. Always up to date.
+
+    ``["style(1a2b3c4d)"]``, a name with a hash as in old prompts, is ``["style"]``; see ``prompt.resolve_name``.
+    """
 
     def __init__(self, model: Any):
         self._model = denoiser(model)
@@ -48,8 +52,8 @@ class Adapters(Mapping[str, Handle]):
                 for adapter, kept in zip(chosen, before, strict=True):
                     adapter.strength = kept
                 raise
-        for name, adapter in self.items():
-            adapter.enabled = name in names
+        for adapter in self.values():
+            adapter.enabled = any(adapter is other for other in chosen)
 
     @property
     def active(self) -> list[str]:
@@ -68,18 +72,19 @@ class Adapters(Mapping[str, Handle]):
 
     def delete(self, *names: str) -> None:
         """Detaches these."""
-        for adapter in [self[name] for name in dict.fromkeys(names)]:
+        for adapter in {id(adapter): adapter for adapter in [self[name] for name in names]}.values():
             adapter.detach()
 
     def __getitem__(self, name: str) -> Handle:
+        resolved = resolve_name(name, list(self))
         for adapter in self._all():
-            if adapter.name == name:
+            if adapter.name == resolved:
                 return adapter
         there = ", ".join(repr(adapter.name) for adapter in self._all()) or "none"
         raise UnknownAdapter(f"no adapter named {name!r} is on the model; there are {there}")
 
     def __contains__(self, name: object) -> bool:
-        return any(adapter.name == name for adapter in self._all())
+        return isinstance(name, str) and resolve_name(name, list(self)) in list(self)
 
     def __iter__(self) -> Iterator[str]:
         return iter([adapter.name for adapter in self._all()])

@@ -23,6 +23,16 @@ def test_they_are_found_in_their_order(named, unet):
     assert list(hn.adapters(unet)) == list(named)
 
 
+def test_a_name_with_a_hash_as_in_old_prompts_is_that_before_it(named):
+    assert named["ink(1a2b3c4d)"] is named["ink"]
+    assert "ink(1a2b3c4d)" in named
+    assert "chalk(1a2b3c4d)" not in named
+    named.set("ink(1a2b3c4d)", 0.25)
+    assert (named.active, named["ink"].strength) == (["ink"], 0.25)
+    named.delete("ink(1a2b3c4d)", "ink")
+    assert list(named) == ["white chalk"]
+
+
 def test_a_network_without_a_name_of_its_own_is_numbered(unet):
     for _ in range(3):
         hn.attach(unet, make_net())
