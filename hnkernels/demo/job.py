@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hnkernels.demo.glyphs import DIGIT_WORDS, caption
+from hnkernels.training.run_folder import LOCK, RunFolder
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,19 @@ class JobSettings:
 
 
 def remove_earlier_run(out: Path) -> None:
-    """Removes the training images and the run that an earlier demo left in ``out``."""
-    for part in ("data", "training"):
-        shutil.rmtree(out / part, ignore_errors=True)
+    """Removes the training images and the run that an earlier demo left in ``out``.
+
+    Raises:
+        ValueError: that demo is still training.
+    """
+    folder = RunFolder(out / "training")
+    with folder.locked():
+        shutil.rmtree(out / "data", ignore_errors=True)
+        for path in folder.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
 
 def draw_digits(pipeline: Any, settings: JobSettings, seeds: int, seed: int) -> np.ndarray:
