@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,8 +83,10 @@ def convert(
 ) -> None:
     """Convert between A1111's .pt and .safetensors, without loss."""
     from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
+    from hnkernels.checkpoint.files import extension_of
 
-    _check_free(target, force)
+    extension_of(target)
+    _check_target(target, force)
     save_hypernetwork(load_hypernetwork(source, allow_legacy_activations=True), target)
     console.print(f"wrote {target}")
 
@@ -97,8 +102,10 @@ def interpolate(
     """Mix two hypernetworks into a new one between them."""
     from hnkernels import interpolate as mix
     from hnkernels import load_hypernetwork, save_hypernetwork
+    from hnkernels.checkpoint.files import extension_of
 
-    _check_free(out, force)
+    extension_of(out)
+    _check_target(out, force)
     save_hypernetwork(mix(load_hypernetwork(a), load_hypernetwork(b), t), out)
     console.print(f"wrote {out}")
 
@@ -116,7 +123,7 @@ def merge(
     from hnkernels.convert.model_files import merge_files
 
     strengths = _one_each(strength, hypernetwork)
-    _check_free(out, force)
+    _check_target(out, force)
     merge_files(model, out, [load_hypernetwork(file) for file in hypernetwork], strengths)
     console.print(f"wrote {out}")
 
@@ -139,7 +146,7 @@ def export_lora(
 
     if out.suffix.lower() != ".safetensors":
         raise ValueError(f"a LoRA is written as .safetensors, not {out.name!r}")
-    _check_free(out, force)
+    _check_target(out, force)
     state, report = to_lora(load_hypernetwork(file), read_unet(model), rank, strength, biases=biases)
     write_tensors(out, state)
     title, caption = f"LoRA of rank {report.rank}", "lost: the share of a constant that the LoRA cannot hold"
@@ -170,7 +177,7 @@ def generate(
 
     if out.suffix.lower() != ".safetensors":
         raise ValueError(f"a LoRA is written as .safetensors, not {out.name!r}")
-    _check_free(out, force)
+    _check_target(out, force)
     with torch.no_grad():
         weights = WeightHypernetwork.load(network).generate_weights(_mixture(style)).scaled(strength)
     write_tensors(out, weights.to_lora_state_dict())
@@ -190,25 +197,41 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in output_dir.")
     ] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with other settings, data or versions too.")
+    ] = False,
 ) -> None:
     """Train a hypernetwork on a folder of images."""
-    from hnkernels import Hypernetwork, HypernetworkTrainer, TrainingConfig, load_hypernetwork
+    from hnkernels import Hypernetwork, HypernetworkTrainer, TrainingConfig, attach, load_hypernetwork
     from hnkernels.adapter.layers import find_attention
-    from hnkernels.pipeline import load_pipeline
+    from hnkernels.convert.survey import model_without_weights
+    from hnkernels.pipeline import check_pipeline, load_pipeline
+    from hnkernels.training.checks import check_unet
+    from hnkernels.training.data import read_image_folder
+    from hnkernels.training.run_folder import RunFolder
 
     settings = _read_config(config)
     training = TrainingConfig.of({**settings["training"], **({"output_dir": str(output_dir)} if output_dir else {})})
-    pipeline = load_pipeline(model)
+    check_pipeline(model)
+    examples = read_image_folder(data)
+    unet = model_without_weights(model)
+    check_unet(unet)
     if init_from is not None:
         net = load_hypernetwork(init_from)
     else:
-        widths = {spec.width for spec in find_attention(pipeline.unet) if spec.kind in training.target_layers}
+        widths = {spec.width for spec in find_attention(unet) if spec.kind in training.target_layers}
         options = {"sizes": sorted(widths), "init": "identity", "name": name, **settings["network"]}
         try:
             net = Hypernetwork(**options)
         except TypeError as error:
             raise ValueError(f"{config}: 'network' has a setting that Hypernetwork does not know: {error}") from None
-    result = HypernetworkTrainer(net, pipeline, training, data).train(resume=resume)
+    attach(unet, net, targets=training.target_layers).detach()  # refuses a net for another model
+    folder = RunFolder(training.output_dir)
+    folder.files_for(net)
+    with folder.locked():
+        folder.check_resumable() if resume else folder.check_unused(net)
+    trainer = HypernetworkTrainer(net, load_pipeline(model), training, examples)
+    result = trainer.train(resume=resume, allow_changes=allow_changes)
     console.print(f"{result.step} steps, mean loss {result.loss:.4f}, {result.iterations_per_second:.2f} it/s")
     for file in result.files:
         console.print(f"wrote {file}")
@@ -227,9 +250,9 @@ def sample(
         list[str] | None, typer.Option(help="For weight hypernetworks: a style, or STYLE:0.7; several are mixed.")
     ] = None,
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
-    seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the starting noise.")] = 0,
 ) -> None:
     """Draw a picture with a pipeline and any number of hypernetworks.
 
@@ -238,27 +261,49 @@ def sample(
     import torch
 
     from hnkernels import WeightAdapter, WeightHypernetwork, adapters, attach, load_hypernetwork, parse_prompt
+    from hnkernels.convert.survey import model_without_weights
     from hnkernels.generator.summary import kind_of
-    from hnkernels.pipeline import load_pipeline
+    from hnkernels.pipeline import check_pipeline, load_pipeline
+    from hnkernels.prompt import resolve_name
+    from hnkernels.training.checks import check_conditions
     from hnkernels.training.encoding import TextEncoder
 
     files = hypernetwork or []
     strengths = _one_each(strength, files)
-    prompt, asked = parse_prompt(prompt)
-    if unknown := set(asked) - {file.stem for file in files}:
+    names = [file.stem for file in files]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        same = " and ".join(str(file) for file in files if file.stem == twice[0])
+        raise ValueError(f"{same} are both named {twice[0]!r}; give one of the files another name")
+    prompt, tags = parse_prompt(prompt)
+    asked = {resolve_name(tag, names): factor for tag, factor in tags.items()}
+    if len(asked) < len(tags):
+        raise ValueError(f"the prompt names a hypernetwork twice, once with its hash: {', '.join(tags)}; name it once")
+    if unknown := set(asked) - set(names):
         raise ValueError(
             f"the prompt names the hypernetwork {', '.join(sorted(unknown))}; give its file with --hypernetwork"
         )
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file inside it")
+    _check_target(out, force=True, make_parents=True)
+    if not math.isfinite(guidance):
+        raise ValueError(f"--guidance must be a finite number, not {guidance}")
     nets: list[Any] = [
         load_hypernetwork(file) if kind_of(file) is None else WeightHypernetwork.load(file) for file in files
     ]
     if style and not any(isinstance(net, WeightHypernetwork) for net in nets):
         raise ValueError("--style is for weight hypernetworks; give one with --hypernetwork")
+    check_pipeline(model)
+    if nets:
+        unet = model_without_weights(model)
+        for net in nets:
+            attach(unet, net).detach()  # refuses a net for another model
+            if isinstance(net, WeightHypernetwork):
+                check_conditions(net, [_mixture(style)] if style else [], unet, "--style")
     pipeline = load_pipeline(model)
-    for file, net, factor in zip(files, nets, strengths, strict=True):
-        adapter = attach(pipeline, net, strength=factor, name=file.stem)
+    for name, net, factor in zip(names, nets, strengths, strict=True):
+        adapter = attach(pipeline, net, strength=factor, name=name)
         if isinstance(adapter, WeightAdapter):
             with torch.no_grad():
                 condition = _mixture(style) if style else TextEncoder(pipeline)([prompt])
@@ -277,9 +322,17 @@ def sample(
     console.print(f"wrote {out}")
 
 
-def _check_free(path: Path, force: bool) -> None:
+def _check_target(path: Path, force: bool, make_parents: bool = False) -> None:
+    """Raises ``ValueError`` if ``path`` could not be written in the end."""
     if path.exists() and not force:
         raise ValueError(f"{path} exists already; overwrite it with --force")
+    folder = path.absolute().parent
+    while make_parents and not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(f"{path} cannot be written: {folder} is not a folder; create it first, or name another place")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written: access to {folder} is denied; name another place")
 
 
 def _mixture(styles: list[str]) -> dict[str, float]:
@@ -300,6 +353,8 @@ def _one_each(strengths: list[float] | None, files: list[Path]) -> list[float]:
         raise ValueError(
             f"--strength is given {len(strengths)} times and --hypernetwork {len(files)} times; give one each"
         )
+    if bad := [factor for factor in strengths or () if not math.isfinite(factor)]:
+        raise ValueError(f"--strength must be a finite number, not {bad[0]}")
     return strengths or [1.0] * len(files)
 
 

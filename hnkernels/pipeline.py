@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+_WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[^.]+))?\.(?:safetensors|bin)")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+
+
+def check_pipeline(folder: Path) -> None:
+    """Raises ``ValueError`` if there is not a pipeline in the folder."""
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
 
 
 def load_pipeline(folder: Path) -> Any:
     """The ``StableDiffusionPipeline`` in a folder, on the GPU if there is one, without reaching for the network.
+
+    It is in fp32. Where there are only files of a variant (``….fp16.safetensors``), these are read.
 
     For programs, not for libraries: it switches off the loading bars and warnings of diffusers and transformers.
 
     Raises:
         ValueError: there is not a pipeline in the folder, or it cannot be loaded.
     """
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
+    check_pipeline(folder)
+    variant = _variant(folder)
     import torch
     import transformers
 
@@ -26,7 +38,22 @@ def load_pipeline(folder: Path) -> Any:
 
     logging.disable_progress_bar()
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, variant=variant, local_files_only=True)
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant that every part has whose weights are there in variants alone; ``None`` if there is no such part."""
+    lacking: dict[str, set[str]] = {}
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        found = {m["variant"] for f in part.iterdir() if (m := _WEIGHTS.fullmatch(_SHARD.sub("", f.name)))}
+        if found and None not in found:
+            lacking[part.name] = found
+    if not lacking:
+        return None
+    if not (common := set.intersection(*lacking.values())):
+        listed = "; ".join(f"{part} has {', '.join(sorted(found))}" for part, found in lacking.items())
+        raise ValueError(f"{folder} has weights in different variants ({listed}); save it with one, or without")
+    return "fp16" if "fp16" in common else min(common)

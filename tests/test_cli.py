@@ -1,6 +1,7 @@
 """The command line: what a user types, and the mistakes they make."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import hnkernels as hn
 from hnkernels.assets import TINY_SD
 from hnkernels.cli import main
+from hnkernels.pipeline import load_pipeline
 
 WIDTHS_OF_TINY_SD = [["48", "attn1", "3"], ["80", "attn1", "4"], ["96", "attn2", "7"]]
 
@@ -257,7 +259,7 @@ def test_a_tag_in_the_prompt_sets_the_strength(cli, style, tmp_path):
         (["sample", "{model}", "x", "--strength", "1"], "give one each"),
         (["sample", "{model}", "x <hypernet:ink>"], "the prompt names the hypernetwork ink; give its file"),
         (["sample", "{model}", "x <hypernet:ink:>"], "is not a hypernetwork tag"),
-        (["sample", "{model}", "x", *["--hypernetwork", "{style}"] * 2], "named 'style' is on the model already"),
+        (["sample", "{model}", "x", *["--hypernetwork", "{style}"] * 2], "style.pt are both named 'style'; give one"),
         (["interpolate", "{style}", "{foreign}", "c.pt"], "has sizes (48, 80, 96) and 'hypernetwork' has (768,)"),
         (["interpolate", "{style}", "{style}", "c.pt", "--t", "nan"], "t must be a finite number, not nan"),
         (["merge", "{model}", "out", "--hypernetwork", "{style}"], "has activation 'relu'; attach it instead"),
@@ -285,6 +287,168 @@ def test_a_mistake_ends_in_one_clear_line(cli, style, images, tmp_path, words, m
     assert message in err
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """A model that is loaded is a mistake that was found too late."""
+
+    def load(folder):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("hnkernels.pipeline.load_pipeline", load)
+
+
+@pytest.mark.parametrize(
+    ("training", "network", "words", "message"),
+    [
+        ({}, {}, ["--resume"], "there is no checkpoint to resume in"),
+        ({"learning_rate": "1e-3:2, soon"}, {}, [], "cannot read 'soon' in the schedule"),
+        ({"gradient_clip": "1:2, soon"}, {}, [], "cannot read 'soon' in the schedule"),
+        ({}, {"activation": "no such"}, [], "no such"),
+        ({}, {"sizes": [999]}, [], "for another model"),
+        ({}, {"name": ""}, [], "makes no file name"),
+        ({}, {}, ["--name", "x" * 300], "shorten the name"),
+        ({}, {}, ["--init-from", "none.pt"], "none.pt: does not exist"),
+        ({}, {}, ["--init-from", "{foreign}"], "for another model"),
+        ({}, {}, ["--output-dir", "{style}"], "cannot be written to: File exists; name another output_dir"),
+        ({}, {}, ["--output-dir", "{run}"], "holds a run already"),
+        ({}, {}, ["--output-dir", "."], "holds style.pt, which the run would overwrite"),
+    ],
+)
+def test_train_is_checked_before_the_model_is_loaded(
+    cli, style, images, tmp_path, monkeypatch, no_model, training, network, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    foreign = tmp_path / "foreign.pt"
+    hn.save_hypernetwork(hn.Hypernetwork((768,), layer_structure=(1, 0.01, 1)), foreign)
+    (tmp_path / "run" / "checkpoints" / "step-000001").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps({"training": training, "network": network}))
+    words = [word.format(style=style, foreign=foreign, run=tmp_path / "run") for word in words]
+    words = words if "--name" in words else ["--name", "style", *words]
+    code, _, err = cli("train", TINY_SD, images, "--config", "config.json", *words)
+    assert code == 1
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_train_on_an_inpainting_model_is_refused_before_it_is_loaded(cli, images, tmp_path, no_model):
+    shutil.copytree(TINY_SD, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    config = tmp_path / "model" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 9}))
+    code, _, err = cli("train", tmp_path / "model", images, "--output-dir", tmp_path / "run")
+    assert code == 1
+    assert "takes 9 channels" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hypernetwork", "{style}", "--hypernetwork", "{other}"], "are both named 'style'; give one of the files"),
+        (["--hypernetwork", "{foreign}"], "for another model"),
+        (["--hypernetwork", "{styles}", "--style", "chalk"], "--style cannot be used: there is no style 'chalk'"),
+        (["--hypernetwork", "{style}", "--strength", "nan"], "--strength must be a finite number, not nan"),
+        (["--guidance", "inf"], "--guidance must be a finite number, not inf"),
+        (["--out", "{images}.png/x.png"], "is not a folder"),
+        (["--out", "folder.png"], "is a folder; name a file inside it"),
+        (["--out", "x" * 300 + ".png"], "File name too long"),
+    ],
+)
+def test_sample_is_checked_before_the_model_is_loaded(
+    cli, style, styles, images, tmp_path, monkeypatch, no_model, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "images.png").touch()
+    other = tmp_path / "other" / "style.safetensors"
+    other.parent.mkdir()
+    hn.save_hypernetwork(hn.load_hypernetwork(style), other)
+    foreign = tmp_path / "foreign.pt"
+    hn.save_hypernetwork(hn.Hypernetwork((768,), layer_structure=(1, 0.01, 1)), foreign)
+    names = {"style": style, "styles": styles, "images": images, "other": other, "foreign": foreign}
+    code, _, err = cli("sample", TINY_SD, "digit", *(word.format(**names) for word in words))
+    assert code == 1
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["convert", "{style}", "no/such/b.pt"], "no/such is not a folder; create it first"),
+        (["convert", "{style}", "b.ckpt"], "'.ckpt' is not accepted"),
+        (["interpolate", "{style}", "{style}", "no/such/b.pt"], "is not a folder; create it first"),
+        (["merge", "{model}", "no/such/b", "--hypernetwork", "{style}"], "is not a folder; create it first"),
+        (["export-lora", "{style}", "{model}", "no/b.safetensors"], "is not a folder; create it first"),
+        (["generate", "{style}", "no/b.safetensors", "--style", "ink"], "is not a folder; create it first"),
+    ],
+)
+def test_outputs_are_checked_before_anything_is_read(cli, style, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    style.write_text("not read")
+    code, _, err = cli(*(word.format(style=style, model=TINY_SD) for word in words))
+    assert code == 1
+    assert message in err
+
+
+def test_train_resumes_with_changes_when_told_to(cli, images, tmp_path):
+    config, out = tmp_path / "config.json", tmp_path / "run"
+    words = ("train", TINY_SD, images, "--config", config, "--output-dir", out)
+
+    def write(**training):
+        config.write_text(json.dumps({"training": {"batch_size": 3, "progress": False, **training}}))
+
+    write(max_steps=1)
+    assert cli(*words, "--name", "red")[0] == 0
+    write(max_steps=2, learning_rate=1e-3)
+    code, _, err = cli(*words, "--resume")
+    assert code == 1
+    assert "learning_rate (1e-05 then, 0.001 now); go on with" in err
+    with pytest.warns(UserWarning, match="learning_rate"):
+        assert cli(*words, "--resume", "--allow-changes")[0] == 0
+    assert hn.load_hypernetwork(out / "red.pt").provenance.step == 2
+
+
+@pytest.fixture(scope="module")
+def half_precision(tmp_path_factory):
+    """The embedded pipeline with weights of the variant fp16 alone."""
+    folder = tmp_path_factory.mktemp("model")
+    pipe = StableDiffusionPipeline.from_pretrained(TINY_SD)
+    pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
+    return folder
+
+
+def test_a_folder_of_one_variant_is_loaded(half_precision, tmp_path):
+    pipe = load_pipeline(half_precision)
+    whole = load_pipeline(TINY_SD)
+    for part in ("unet", "vae", "text_encoder"):
+        parameters = zip(getattr(pipe, part).parameters(), getattr(whole, part).parameters(), strict=True)
+        assert all(torch.equal(a, b.half().float()) for a, b in parameters)
+    mixed = tmp_path / "mixed"  # one part in a variant, the others plain
+    shutil.copytree(TINY_SD, mixed)
+    shutil.rmtree(mixed / "unet")
+    shutil.copytree(half_precision / "unet", mixed / "unet")
+    assert torch.equal(next(load_pipeline(mixed).unet.parameters()), next(pipe.unet.parameters()))
+    assert torch.equal(next(load_pipeline(mixed).vae.parameters()), next(whole.vae.parameters()))
+
+
+def test_parts_in_different_variants_are_refused(half_precision, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(half_precision, folder)
+    weights = folder / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+    weights.rename(folder / "vae" / "diffusion_pytorch_model.bf16.safetensors")
+    with pytest.raises(ValueError, match=r"different variants \(.*unet has fp16; vae has bf16\)"):
+        load_pipeline(folder)
+
+
+def test_a_tag_may_have_the_hash_of_old_prompts(cli, style, tmp_path):
+    words = ("--hypernetwork", style, "--steps", 1, "--out", tmp_path / "o.png")
+    code, _, err = cli("sample", TINY_SD, "digit <hypernet:style(1a2b3c4d):0.5>", *words)
+    assert code == 0, err
+    code, _, err = cli("sample", TINY_SD, "digit <hypernet:style(1a2b3c4d)> <hypernet:style>", *words)
+    assert code == 1
+    assert "names a hypernetwork twice" in err
 
 
 @pytest.mark.parametrize(

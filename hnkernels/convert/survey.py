@@ -27,7 +27,7 @@ def attention_on_disk(model: Path) -> list[AttentionLayer]:
         CheckpointError: a file is damaged or hostile.
     """
     if model.is_dir():
-        return list(find_attention(_without_weights(model)))
+        return list(find_attention(model_without_weights(model)))
     if model.suffix.lower() not in (".safetensors", ".ckpt"):
         raise ValueError(
             f"{model} is not a model; give a diffusers folder, or a checkpoint that ends in .safetensors or .ckpt"
@@ -47,7 +47,12 @@ def widths_table(layers: Sequence[AttentionLayer], known: Collection[int] | None
     return rows
 
 
-def _without_weights(folder: Path) -> torch.nn.Module:
+def model_without_weights(folder: Path) -> torch.nn.Module:
+    """The UNet or transformer of a diffusers pipeline or model folder, on the meta device.
+
+    Raises:
+        ValueError: it is not such a folder, or of a class that this version of diffusers does not have.
+    """
     inside = [folder / part for part in _PARTS if (folder / part / "config.json").is_file()]
     config = (inside[0] if inside else folder) / "config.json"
     if not config.is_file():
