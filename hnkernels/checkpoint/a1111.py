@@ -35,7 +35,7 @@ def parse(flat: object, stem: str, allow_legacy_activations: bool = False) -> Re
 
     Args:
         flat: the unpickled content of a file.
-        stem: name of the file without extension, the display name of a file that has none.
+        stem: name of the file without extension, the display name of a file that has none, or ``None``, or an empty one.
         allow_legacy_activations: accept the softmax family.
 
     Raises:
@@ -78,7 +78,7 @@ def parse(flat: object, stem: str, allow_legacy_activations: bool = False) -> Re
             init=_init(meta, notes),
             allow_legacy_activations=allow_legacy_activations,
         ),
-        provenance(meta, stem),
+        provenance(meta, meta.optional_text("name") or stem),
         pairs,
         notes,
     )

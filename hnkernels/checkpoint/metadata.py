@@ -63,10 +63,10 @@ class Metadata:
         return Fault(f"has {key} = {found}, which must be {expected}", "correct it where the file was made")
 
 
-def provenance(meta: Metadata, stem: str) -> Provenance:
-    """Name, step and base model. ``stem`` is the name of a file that says none, or an empty one."""
+def provenance(meta: Metadata, name: str) -> Provenance:
+    """Step and base model beside a name."""
     return Provenance(
-        name=meta.optional_text("name") or stem,
+        name=name,
         step=meta.integer("step", 0),
         sd_checkpoint=meta.optional_text("sd_checkpoint"),
         sd_checkpoint_name=meta.optional_text("sd_checkpoint_name"),

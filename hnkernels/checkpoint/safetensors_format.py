@@ -59,7 +59,7 @@ def parse(
     except (ValueError, RecursionError) as error:
         raise Fault("has a header that is not valid JSON", _AGAIN) from error
     sections = _sections(content)
-    options = Metadata(sections["config"])
+    options, origin = Metadata(sections["config"]), Metadata(sections["provenance"])
     return Record(
         config(
             layer_structure=options.numbers("layer_structure") or (),
@@ -70,7 +70,7 @@ def parse(
             init=options.text("init", "normal"),
             allow_legacy_activations=allow_legacy_activations,
         ),
-        provenance(Metadata(sections["provenance"]), stem),
+        provenance(origin, origin.text("name", stem)),
         _pairs(tensors),
     )
 

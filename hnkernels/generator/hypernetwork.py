@@ -199,7 +199,9 @@ class WeightHypernetwork(nn.Module):
             decoder = HypernetworkDecoder(layers=layers, **options["decoder"])
         net = cls.__new__(cls)
         nn.Module.__init__(net)
-        net._assemble(layers, encoder, generator, decoder, provenance(Metadata(options["provenance"]), "hypernetwork"))
+        origin = Metadata(options["provenance"])
+        name = origin.text("name", "hypernetwork")
+        net._assemble(layers, encoder, generator, decoder, provenance(origin, name))
         expected = net.state_dict()
         for name in sorted(expected.keys() ^ tensors.keys()):
             raise ValueError(f"the tensor {name!r} is {'missing' if name in expected else 'foreign'}")
