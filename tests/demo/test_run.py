@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from PIL import Image
 
 import hnkernels as hn
 from hnkernels.demo import run, scores
 from hnkernels.demo.glyphs import Pictures, handwritten_digits
+from hnkernels.training.run_folder import RunFolder
 
 SCORES = {"style_score", "content_accuracy"}
 
@@ -35,3 +37,10 @@ def test_the_demo_leaves_pictures_networks_and_a_summary(tmp_path, monkeypatch, 
     for name in ("before_after.png", "loss.png"):
         Image.open(tmp_path / name).verify()
     assert "taken for handwriting" in capsys.readouterr().out
+
+
+def test_a_demo_leaves_one_that_is_training_alone(tmp_path):
+    (tmp_path / "data").mkdir()
+    with RunFolder(tmp_path / "training").locked(), pytest.raises(ValueError, match="another run is writing to"):
+        run.run_demo(tmp_path)
+    assert (tmp_path / "data").is_dir()
