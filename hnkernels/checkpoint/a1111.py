@@ -35,7 +35,7 @@ def parse(flat: object, stem: str, allow_legacy_activations: bool = False) -> Re
 
     Args:
         flat: the unpickled content of a file.
-        stem: name of the file without extension, the display name of a file that has none, or ``None``, or an empty one.
+        stem: name of the file without extension, the display name of a file whose own is missing, ``None`` or empty.
         allow_legacy_activations: accept the softmax family.
 
     Raises:
