@@ -207,13 +207,13 @@ def train(
     from hnkernels.convert.survey import model_without_weights
     from hnkernels.pipeline import check_pipeline, load_pipeline
     from hnkernels.training.checks import check_unet
-    from hnkernels.training.data import read_image_folder
+    from hnkernels.training.data import as_examples
     from hnkernels.training.run_folder import RunFolder
 
     settings = _read_config(config)
     training = TrainingConfig.of({**settings["training"], **({"output_dir": str(output_dir)} if output_dir else {})})
     check_pipeline(model)
-    examples = read_image_folder(data)
+    examples = as_examples(data, training.progress)
     unet = model_without_weights(model)
     check_unet(unet)
     if init_from is not None:
