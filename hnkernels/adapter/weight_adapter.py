@@ -15,6 +15,7 @@ from hnkernels.adapter.deltas import State, WeightDelta
 from hnkernels.adapter.handle import Handle
 from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AdapterError
+from hnkernels.adapter.pipelines import WITH_GUIDANCE, calling_groups
 from hnkernels.adapter.projections import Projection
 from hnkernels.adapter.strength import PROJECTIONS, Place, Strength
 
@@ -36,8 +37,8 @@ class WeightAdapter(Handle):
         net: the ``WeightHypernetwork``; ``None`` where ``GeneratedWeights`` were attached.
         weights: the ``GeneratedWeights`` that act, or ``None``; assign to change them, between denoising steps too.
         guidance: whether the first half of each batch is the unconditional one of classifier-free guidance, which runs
-            the base model alone. ``None`` asks the pipeline that it was attached to, outside of training; a bare model
-            takes it for ``False``.
+            the base model alone. ``None`` asks the pipeline that is running, outside of training (in a model that is
+            compiled as a whole, the one that it was attached to); without one it is ``False``.
         name, strength, enabled: as ``Adapter``'s; the tables also know ``q`` and ``out``. Strength acts while training
             too.
     """
@@ -104,10 +105,25 @@ class WeightAdapter(Handle):
             self.weights = before[0]
 
     def guided(self, guidance: bool | None) -> bool:
-        """Whether half of the batch is unconditional, where the weights were set with this ``guidance``."""
+        """Whether half of the batch is unconditional, where the weights were set with this ``guidance``.
+
+        Raises:
+            AdapterError: the pipeline that is calling has other parts in its batches than these two halves.
+        """
         if guidance is not None:
             return guidance
-        return not torch.is_grad_enabled() and self._pipeline.guides()
+        if torch.is_grad_enabled():
+            return False
+        if torch.compiler.is_compiling():  # callers are not seen from traced code
+            return self._pipeline.guides()
+        groups = calling_groups() or (True,)
+        if groups not in ((True,), WITH_GUIDANCE):
+            raise AdapterError(
+                f"the pipeline runs batches of {len(groups)} parts (another guidance beside the classifier-free one), "
+                "in which generated weights cannot be told to their rows; repeat them for these rows with "
+                "weights.with_index(…) and give condition(…, guidance=False)"
+            )
+        return groups == WITH_GUIDANCE
 
     def situation(self) -> object:
         super().situation()
@@ -163,7 +179,8 @@ class WeightAdapter(Handle):
 
 
 class _Pipeline:
-    """A pipeline, to be asked and not to be kept. A copy of it, made with a copied pipeline, belongs to that one."""
+    """A pipeline, to be asked by traced code and not to be kept. A copy of it, made with a copied pipeline, belongs to
+    that one."""
 
     def __init__(self, pipeline: Any):
         self._ref = None if pipeline is None else weakref.ref(pipeline)

@@ -249,6 +249,28 @@ class TestPipelines:
         assert relative_error(ours, torch.cat(halves)) < 10 * UNET_TOLERANCE
         assert relative_error(ours, base) > 0.01
 
+    def test_outside_of_a_run_no_row_is_unconditional(self, pipe):
+        gen, x, text = gentle(pipe), torch.randn(2, 4, 8, 8), torch.randn(2, 16, 96)
+        self.draw(pipe, "digit one", [0])  # under guidance
+        with torch.no_grad(), hn.attach(pipe, gen) as adapter, adapter.condition("ink"):
+            y = denoise(pipe.unet, x, text)
+            assert relative_error(y, denoise(written_in(pipe.unet, adapter.weights), x, text)) < UNET_TOLERANCE
+
+    def test_a_pipeline_finds_what_was_attached_to_its_unet(self, pipe):
+        gen = gentle(pipe)
+        with torch.no_grad():
+            with hn.attach(pipe, gen) as adapter, adapter.condition("ink"):
+                expected = self.draw(pipe, "digit one", [0])
+            with hn.attach(pipe.unet, gen) as adapter, adapter.condition("ink"):
+                assert torch.equal(self.draw(pipe, "digit one", [0]), expected)
+
+    def test_other_guidance_is_refused(self, pipe, monkeypatch):
+        monkeypatch.setattr(type(pipe), "do_perturbed_attention_guidance", True, raising=False)
+        adapter = hn.attach(pipe, gentle(pipe))
+        refused = pytest.raises(hn.AdapterError, match=r"batches of 3 parts .* guidance=False")
+        with torch.no_grad(), adapter.condition("ink"), refused:
+            self.draw(pipe, "digit one", [0])
+
     def test_a_condition_may_change_between_steps(self, pipe):
         gen = gentle(pipe)
         seen = []
