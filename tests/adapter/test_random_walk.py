@@ -54,7 +54,8 @@ NETWORKS = {
     "wide": {"sizes": WIDTHS, "activation": "linear", "layer_structure": (1, 1.5, 1)},
 }
 NAMES = ("first", "second", "third")
-STRENGTHS = (1.0, 0.0, -0.4, 0.7, hn.PerRow(0, 1), hn.PerRow(0.5, -0.2), {"attn2": 0.3, "k": 0.5}, {"attn1": 0})
+# Binary fractions: strengths by row are fp32.
+STRENGTHS = (1.0, 0.0, -0.375, 0.75, hn.PerRow(0, 1), hn.PerRow(0.5, -0.25), {"attn2": 0.25, "k": 0.5}, {"attn1": 0})
 LAYERS = ("down_blocks.0.attentions.0.transformer_blocks.0.attn2", "mid_block.attentions.0.transformer_blocks.0.attn1")
 
 
