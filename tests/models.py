@@ -54,9 +54,9 @@ def reference_of(mlp: HypernetworkMLP, dtype: torch.dtype = torch.float64) -> re
     ref = reference.MLP(
         mlp.dim, c.layer_structure, c.activation, c.layer_norm, c.dropout_structure, c.activate_output
     )  # fmt: skip
-    ref.load_state_dict(mlp.state_dict(), strict=True)
+    ref.to(dtype).load_state_dict(mlp.state_dict(), strict=True)
     ref.multiplier = mlp.multiplier
-    return ref.to(dtype).train(mlp.training)
+    return ref.train(mlp.training)
 
 
 def tiny_unet(dtype: torch.dtype = torch.float32, **options):

@@ -84,6 +84,11 @@ def by_row(strength, kind, stream):
     return factor.double()[:, None, None]
 
 
+def dense(weights):
+    """What is added to the weight of each linear."""
+    return {layer: change[0] for layer, change in weights.dense().items()}
+
+
 class Walk(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 2**16))
     def begin(self, seed):
@@ -116,10 +121,26 @@ class Walk(RuleBasedStateMachine):
     def attach_generated_weights(self, name):
         if name in self.there:
             return
-        generator = make_generator(self.pure, target_layers=[*LAYERS])
-        weights = generator(["ink"]).detach()
+        weights = self._weights()
         hn.attach(self.unet, weights, name=name)
-        self.there[name] = Truth(changes={layer: change[0] for layer, change in weights.dense().items()})
+        self.there[name] = Truth(changes=dense(weights))
+
+    @precondition(lambda self: any(truth.references is None for truth in self.there.values()))
+    @rule(data=st.data(), what=st.sampled_from(["other", "none", "for a while"]))
+    def condition(self, data, what):
+        name = data.draw(st.sampled_from(sorted(n for n, truth in self.there.items() if truth.references is None)))
+        adapter, truth = hn.adapters(self.unet)[name], self.there[name]
+        weights = self._weights()
+        if what == "for a while":
+            before, truth.changes = truth.changes, dense(weights)
+            with adapter.condition(weights):
+                self.check()
+            truth.changes = before
+        else:
+            adapter.weights, truth.changes = (None, {}) if what == "none" else (weights, dense(weights))
+
+    def _weights(self):
+        return make_generator(self.pure, target_layers=[*LAYERS])(["ink"]).detach()
 
     @precondition(lambda self: self.there)
     @rule(data=st.data())
