@@ -88,14 +88,13 @@ class WeightDelta:
         value = self.strength
         return state if (any(value) if isinstance(value, tuple) else value != 0) else None
 
-    def rows(self, x: Tensor, state: State, strength: Value) -> Rows:
-        """The delta for x [S, ..., d] with these weights at this strength.
+    def rows(self, x: Tensor, state: State, strength: Value, guided: bool) -> Rows:
+        """The delta for x [S, ..., d] with these weights at this strength; ``guided`` leaves the first half alone.
 
         Raises:
             AdapterError: the sets of weights cannot be told to the rows.
         """
         assert self.level is not None
-        guided = self.adapter.guided(state.guidance)
         if torch.compiler.is_compiling():
             scale, index = _scale_and_index(state, self.level.tensors[self.projection], guided, x.shape[0])
             return Rows(state.a, state.b, scale, index, None)
@@ -112,15 +111,21 @@ class WeightDelta:
 
 
 class ActingDelta(NamedTuple):
-    """A delta that acts, its weights, and how strong they are."""
+    """A delta that acts, its weights, how strong they are, and whether half of the rows are left alone."""
 
     delta: WeightDelta
     state: State
     strength: Value
+    guided: bool
+
+    @staticmethod
+    def of(delta: WeightDelta, state: State) -> ActingDelta:
+        """As it is now."""
+        return ActingDelta(delta, state, delta.strength, delta.adapter.guided(state.guidance))
 
     def rows(self, x: Tensor) -> Rows:
         """For x [S, ..., d]."""
-        return self.delta.rows(x, self.state, self.strength)
+        return self.delta.rows(x, self.state, self.strength, self.guided)
 
 
 Deltas = tuple[ActingDelta, ...]

@@ -90,7 +90,7 @@ def links_now(layer: Layer) -> Links:
 def acting_deltas(given: Sequence[WeightDelta], replay: Replay | None = None) -> Deltas:
     """Those of the deltas that act, with their weights."""
     states = [(delta, delta.acting(replay)) for delta in given]
-    return tuple(ActingDelta(delta, state, delta.strength) for delta, state in states if state is not None)
+    return tuple(ActingDelta.of(delta, state) for delta, state in states if state is not None)
 
 
 def _foldable(layer: Layer, link: Link, grad: bool) -> bool:

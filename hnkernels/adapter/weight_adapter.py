@@ -55,6 +55,7 @@ class WeightAdapter(Handle):
         self.layers: tuple[TargetLayer, ...] = source.layers
         _check_fit(self.layers, found)
         self.guidance: bool | None = None
+        self._guided: bool | None = None  # in the last call
         self._pipeline = _Pipeline(pipeline)
         self._deltas = {layer.name: WeightDelta(self, layer.projection) for layer in self.layers}
         self._weights: GeneratedWeights | None = None
@@ -127,7 +128,11 @@ class WeightAdapter(Handle):
 
     def situation(self) -> object:
         super().situation()
-        return None if self._weights is None else self.guided(self.guidance)
+        guided = None if self._weights is None else self.guided(self.guidance)
+        if guided != self._guided:
+            self._guided = guided
+            self._tell()
+        return guided
 
     def networks(self) -> Sequence[nn.Module]:
         return ()  # the generated weights are watched where they act
