@@ -190,7 +190,7 @@ class Handle(ABC):
             steps = pipeline.num_timesteps
             self.strength = at(step + 1 if step + 1 < steps else 0, steps)
             scheduler = getattr(pipeline, "scheduler", None)
-            if scheduler is not None and step + 1 < steps:
+            if hasattr(scheduler, "timesteps") and step + 1 < steps:
                 self._rewind = _Rewind(scheduler, scheduler.timesteps, at(0, steps))
             return tensors
 
