@@ -189,7 +189,7 @@ class Handle(ABC):
         def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
             steps = pipeline.num_timesteps
             self.strength = at(step + 1 if step + 1 < steps else 0, steps)
-            scheduler = getattr(pipeline, "scheduler", None)
+            scheduler: Any = getattr(pipeline, "scheduler", None)
             if hasattr(scheduler, "timesteps") and step + 1 < steps:
                 self._rewind = _Rewind(scheduler, scheduler.timesteps, at(0, steps))
             return tensors
