@@ -1,5 +1,6 @@
 """What a training run may be told."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,18 @@ def test_nothing_gives_the_defaults_and_a_config_passes_through():
     assert TrainingConfig.of(None) == TrainingConfig()
     config = TrainingConfig(batch_size=3)
     assert TrainingConfig.of(config) is config
+
+
+def test_the_defaults_are_part_of_the_interface():
+    assert dataclasses.asdict(TrainingConfig()) == {
+        "learning_rate": 1e-5, "batch_size": 1, "max_epochs": 100, "target_layers": ("attn1", "attn2"),
+        "max_steps": None, "gradient_accumulation_steps": 1, "gradient_clip": 1.0, "gradient_clip_mode": "norm",
+        "mixed_precision": "no", "gradient_checkpointing": False, "weight_decay": 0.01, "latent_sampling": "once",
+        "caption_template": "[filewords]", "shuffle_tags": False, "tag_dropout": 0.0, "caption_dropout": 0.0,
+        "resolution": None, "seed": 0, "output_dir": "runs/train", "checkpoint_every": 500, "preview_every": 0,
+        "preview_prompts": (), "preview_conditions": (), "preview_inference_steps": 20, "preview_guidance": 7.5,
+        "progress": True,
+    }  # fmt: skip
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one():

@@ -1,5 +1,7 @@
 """Training on a whole pipeline: the embedded one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +12,7 @@ from hnkernels.pipeline import load_pipeline
 from hnkernels.training import Example
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.encoding import PipelineData, TextEncoder
+from hnkernels.training.preview import write_preview
 
 SIZES = (48, 80, 96)
 
@@ -123,3 +126,130 @@ def test_sdxl_is_refused():
     )
     with pytest.raises(ValueError, match="SDXL"):
         hn.HypernetworkTrainer(hn.Hypernetwork((8, 12)), unet)
+
+
+def shifted(pipeline, monkeypatch, shift):
+    config = type(pipeline.vae.config)({**pipeline.vae.config, "shift_factor": shift})
+    monkeypatch.setattr(pipeline.vae, "_internal_dict", config)
+
+
+@pytest.mark.parametrize("shift", [None, 0.75])
+@pytest.mark.parametrize("mode", ["once", "deterministic", "random"])
+def test_latents_are_shifted_scaled_and_drawn_with_the_seed(pipeline, monkeypatch, mode, shift):
+    shifted(pipeline, monkeypatch, shift)
+    scaling = pipeline.vae.config.scaling_factor
+    with torch.no_grad():
+        found = pipeline.vae.encode(torch.stack([e.pixels(32) for e in examples()])).latent_dist
+    for seed in (0, 1):
+        ours = batches(pipeline, latent_sampling=mode, seed=seed)
+        noise = [torch.randn(found.mean.shape, generator=torch.Generator().manual_seed(n)) for n in (0, 1)]
+        for number, batch in enumerate(ours):
+            drawn = {"once": noise[seed], "deterministic": 0.0, "random": noise[number]}[mode]
+            expected = (found.mean + found.std * drawn - (shift or 0.0)) * scaling
+            torch.testing.assert_close(batch["latents"], expected)
+
+
+@pytest.mark.parametrize("shift", [None, 0.75])
+def test_pixels_given_to_a_step_are_drawn_shifted_and_scaled(pipeline, monkeypatch, shift):
+    shifted(pipeline, monkeypatch, shift)
+    pixels = torch.stack([e.pixels(32) for e in examples()])
+    torch.manual_seed(5)
+    found = pipeline.vae.encode(pixels).latent_dist.sample().detach()
+    seen = []
+
+    def loss(step):
+        seen.append(step.batch["latents"])
+        return next(trained.parameters()).sum()
+
+    trained = net()
+    torch.manual_seed(5)
+    batch = {"pixel_values": pixels, "captions": ["a", "b", "c"]}
+    hn.train_hypernetwork(trained, pipeline, batch, torch.optim.SGD(trained.parameters()), loss=loss)
+    torch.testing.assert_close(seen[0], (found - (shift or 0.0)) * pipeline.vae.config.scaling_factor)
+
+
+def test_a_batch_has_latents_captions_and_conditions_of_the_same_examples(pipeline):
+    given = [Example(e.image, f"caption {i}", f"style {i}") for i, e in enumerate(examples())]
+    data = PipelineData(pipeline, given, TrainingConfig(latent_sampling="deterministic"), "n")
+    whole, some = (data.batch(indices, torch.Generator()) for indices in ([0, 1, 2], [2, 0]))
+    assert some["condition"] == ["style 2", "style 0"]
+    for key in ("latents", "encoder_hidden_states"):
+        assert torch.equal(some[key], whole[key][[2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"caption_template": "[filewords] by [name]"}, "digit 1, printed by me"),
+        ({"caption_dropout": 1.0, "caption_template": "a [filewords]"}, ""),
+        ({"tag_dropout": 1.0, "caption_template": "a [filewords]"}, "a "),
+    ],
+)
+def test_caption_settings_reach_the_captions(pipeline, config, expected):
+    data = PipelineData(pipeline, examples(), TrainingConfig(**config), "me")
+    data.text = list
+    assert data.batch([1], torch.Generator())["encoder_hidden_states"] == [expected]
+
+
+def test_a_runs_captions_have_the_networks_name(pipeline, tmp_path, monkeypatch):
+    seen, embed = [], TextEncoder.__call__
+
+    def watched(self, captions):
+        seen.extend(captions)
+        return embed(self, captions)
+
+    monkeypatch.setattr(TextEncoder, "__call__", watched)
+    config = {"caption_template": "by [name]", "max_steps": 1, "output_dir": str(tmp_path), "progress": False}
+    hn.HypernetworkTrainer(net(name="me"), pipeline, config, examples()).train()
+    assert seen == ["by me"]
+
+
+def test_more_texts_than_are_kept_are_still_the_pipelines_own(pipeline, monkeypatch):
+    monkeypatch.setattr("hnkernels.training.encoding._TEXTS_AT_MOST", 2)
+    text = TextEncoder(pipeline)
+    for captions in (["a", "b"], ["b", "c"], ["c", "a", "d"]):
+        assert torch.equal(text(captions), TextEncoder(pipeline)(captions))
+
+
+class Painter:
+    """A pipeline that notes how it is called. It has the text encoder of a real one."""
+
+    def __init__(self, pipeline, adapter=None):
+        self.text_encoder, self.encode_prompt = pipeline.text_encoder, pipeline.encode_prompt
+        self._progress_bar_config = {"desc": "mine"}
+        self.adapter, self.calls = adapter, []
+
+    def set_progress_bar_config(self, **config):
+        self._progress_bar_config = config
+
+    def __call__(self, prompt, **options):
+        weights = self.adapter and (self.adapter.weights, self.adapter.guidance)
+        self.calls.append((prompt, options, options["generator"].initial_seed(), weights))
+        return SimpleNamespace(images=[Image.new("RGB", (4, 4))])
+
+
+def test_a_preview_follows_its_settings_and_leaves_the_progress_bar_alone(pipeline, tmp_path):
+    painter = Painter(pipeline)
+    config = TrainingConfig(preview_prompts=("a", "b"), preview_inference_steps=3, preview_guidance=2.5, seed=7)
+    write_preview(painter, config, tmp_path / "preview.png", None)
+    assert [prompt for prompt, *_ in painter.calls] == ["a", "b"]
+    for _, options, seed, _ in painter.calls:
+        assert (options["num_inference_steps"], options["guidance_scale"], seed) == (3, 2.5, 7)
+    assert painter._progress_bar_config == {"desc": "mine", "disable": False}
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize("conditions", [(), ("ink", {"ink": 0.5, "oil": 0.5})])
+def test_every_preview_has_its_own_condition_and_guides_as_the_pipeline_does(pipeline, tmp_path, conditions, guidance):
+    width = pipeline.unet.config.cross_attention_dim
+    gen = hn.WeightHypernetwork(embedding_dim=width, hidden_dim=8, model=pipeline, styles=("ink", "oil")).eval()
+    prompts = ("digit one", "letter b")
+    config = TrainingConfig(preview_prompts=prompts, preview_conditions=conditions, preview_guidance=guidance)
+    with hn.attach(pipeline.unet, gen) as adapter:
+        painter = Painter(pipeline, adapter)
+        write_preview(painter, config, tmp_path / "preview.png", adapter)
+    given = conditions or [TextEncoder(pipeline)([prompt]) for prompt in prompts]
+    for (_, _, _, (weights, guided)), condition in zip(painter.calls, given, strict=True):
+        assert guided is (guidance > 1)  # where diffusers doubles the batch
+        for a, b in zip(weights._groups.values(), gen(condition)._groups.values(), strict=True):
+            torch.testing.assert_close(a, b)

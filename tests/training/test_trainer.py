@@ -160,7 +160,7 @@ def test_gradients_are_clipped_to_the_end_of_the_run(tmp_path, monkeypatch):
         seen.append(gradient_clip)
         return {"loss": 1.0, "grad_norm": 1.0, "updated": 1.0}
 
-    monkeypatch.setattr("hnkernels.training.trainer.train_hypernetwork", step)
+    monkeypatch.setattr("hnkernels.training.run.train_hypernetwork", step)
     trainer(tmp_path, gradient_clip="1:1, 0.5:2", max_steps=4).train()
     assert seen == [1, 0.5, 0.5, 0.5]
 

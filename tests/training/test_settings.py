@@ -1,0 +1,202 @@
+"""That every setting does what it says, and nothing that it says is lost on the way to a step."""
+
+import csv
+import dataclasses
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import hnkernels as hn
+from hnkernels import TrainingConfig
+from hnkernels.training import denoising
+from hnkernels.training.run_record import differences, run_record
+from tests.training.nets import make_net, make_rows, make_unet
+
+
+def trainer(out, net=None, rows=None, loss=denoising, unet=None, **config):
+    settings = {"learning_rate": 1e-2, "batch_size": 2, "max_epochs": 4, "output_dir": str(out), "progress": False}
+    data = rows or make_rows()
+    return hn.HypernetworkTrainer(net or make_net(), unet or make_unet(), {**settings, **config}, data, loss=loss)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What every step was given. Nothing is computed."""
+    seen = []
+
+    def step(net, model, batches, optimizer, **options):
+        seen.append(SimpleNamespace(net=net, batches=batches, optimizer=optimizer, **options))
+        return {"loss": float(len(seen)), "grad_norm": 1.0, "updated": 1.0}
+
+    monkeypatch.setattr("hnkernels.training.run.train_hypernetwork", step)
+    return seen
+
+
+def order_of(steps):
+    """The examples in the order of the steps, by the first number of their latents."""
+    numbers = [row["latents"].flatten()[0].item() for row in make_rows()]
+    return [numbers.index(first) for s in steps for b in s.batches for first in b["latents"].flatten(1)[:, 0].tolist()]
+
+
+def test_every_epoch_has_every_example_once_in_an_order_of_its_own(tmp_path, steps):
+    orders = []
+    for seed in (0, 1):
+        trainer(tmp_path / str(seed), seed=seed).train()
+        order = order_of(steps)
+        assert len(steps) == 12
+        epochs = [order[i : i + 5] for i in range(0, 20, 5)]
+        assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+        orders.append(order)
+        steps.clear()
+    assert orders[0] != orders[1]
+
+
+def test_every_step_draws_from_a_generator_of_its_own_that_follows_the_seed(tmp_path, steps):
+    for seed in (0, 1):
+        trainer(tmp_path / str(seed), seed=seed).train()
+    seeds = [s.generator.initial_seed() for s in steps]
+    assert len(set(seeds)) == len(seeds) == 24
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        ({"gradient_clip": 0.5, "gradient_clip_mode": "value"}, "gradient_clip_mode", "value"),
+        ({"gradient_clip": 0.5}, "gradient_clip", 0.5),
+        ({"gradient_clip": None}, "gradient_clip", None),
+        ({"mixed_precision": "bf16"}, "mixed_precision", "bf16"),
+        ({"loss": denoising}, "loss", denoising),
+    ],
+)
+def test_a_setting_reaches_the_step(tmp_path, steps, config, name, value):
+    trainer(tmp_path, max_steps=1, **config).train()
+    assert getattr(steps[0], name) == value
+
+
+@pytest.mark.parametrize(
+    ("precision", "half", "scaled"),
+    [("no", False, False), ("bf16", False, False), ("fp16", False, True), ("no", True, True)],
+)
+def test_losses_are_scaled_wherever_gradients_are_in_fp16(tmp_path, steps, precision, half, scaled):
+    unet = make_unet().half() if half else make_unet()
+    trainer(tmp_path, unet=unet, mixed_precision=precision, max_steps=1).train()
+    assert (steps[0].scaler is not None) is scaled
+
+
+def test_a_network_of_any_dtype_is_trained_and_kept_in_fp32(tmp_path):
+    result = trainer(tmp_path, make_net(torch.bfloat16), max_steps=1).train()
+    for file in result.files:
+        assert {p.dtype for p in hn.load_hypernetwork(file).parameters()} == {torch.float32}
+
+
+def test_weights_decay_by_the_learning_rate_times_the_weight_decay(tmp_path):
+    nets = [make_net().double() for _ in range(3)]
+    for number, decay in enumerate((0.0, 0.5)):
+        trainer(tmp_path / str(number), nets[number], weight_decay=decay, max_steps=1).train()
+    for start, without, decayed in zip(*(net.parameters() for net in (nets[2], *nets[:2])), strict=True):
+        torch.testing.assert_close(decayed, without - 0.01 * 0.5 * start.float())
+
+
+def test_a_log_row_has_its_epoch_and_the_mean_of_the_last_50_losses(tmp_path, steps):
+    result = trainer(tmp_path, max_epochs=20).train()
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [step // 3 for step in range(60)]
+    means = [sum(range(max(1, n - 49), n + 1)) / min(n, 50) for n in range(1, 61)]
+    assert [float(row["mean_loss"]) for row in rows] == pytest.approx(means, rel=1e-5)
+    assert result.loss == pytest.approx(means[-1])
+
+
+def test_the_loss_scale_is_restored_at_resume(tmp_path, monkeypatch):
+    from hnkernels.training import step
+
+    scales = []
+
+    def watched(net, *args, scaler, **options):
+        scales.append(scaler.get_scale())
+        hook = next(net.parameters()).register_hook(lambda g: g * float("inf")) if len(scales) == 2 else None
+        metrics = step.train_hypernetwork(net, *args, scaler=scaler, **options)
+        if hook is not None:
+            hook.remove()
+            signal.raise_signal(signal.SIGINT)
+        return metrics
+
+    monkeypatch.setattr("hnkernels.training.run.train_hypernetwork", watched)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, mixed_precision="fp16").train()
+    trainer(tmp_path, mixed_precision="fp16", max_steps=3).train(resume=True)
+    assert scales == [65536.0, 65536.0, 32768.0]  # halved by the second step, which overflowed
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_gradient_checkpointing_is_on_for_the_run_and_then_as_before(tmp_path, before, steps):
+    job = trainer(tmp_path, gradient_checkpointing=True, max_steps=1)
+    if before:
+        job.unet.enable_gradient_checkpointing()
+    job.callback = lambda step, metrics: seen.append(job.unet.is_gradient_checkpointing)
+    seen = []
+    job.train()
+    assert seen == [True]
+    assert job.unet.is_gradient_checkpointing is before
+
+
+def test_previews_are_drawn_in_eval_mode_at_their_steps(tmp_path, steps, monkeypatch):
+    seen = []
+
+    def draw(model, config, path, adapter):
+        seen.append((path.name, adapter.net.training))
+
+    monkeypatch.setattr("hnkernels.training.run.write_preview", draw)
+    job = trainer(tmp_path, max_steps=5)
+    job.config = dataclasses.replace(job.config, preview_every=2, preview_prompts=("a",))
+    job.net.train()
+    job.train()
+    assert seen == [("step-000002.png", False), ("step-000004.png", False)]
+
+
+_OTHER = {
+    "learning_rate": 2e-5, "batch_size": 2, "target_layers": ("attn1",), "gradient_accumulation_steps": 2,
+    "gradient_clip": 0.5, "gradient_clip_mode": "value", "mixed_precision": "bf16", "weight_decay": 0.5,
+    "latent_sampling": "random", "caption_template": "a [filewords]", "shuffle_tags": True, "tag_dropout": 0.5,
+    "caption_dropout": 0.5, "resolution": 64, "seed": 1,
+}  # fmt: skip
+_MAY_DIFFER = {
+    "output_dir": "x", "progress": False, "max_steps": 7, "max_epochs": 7, "checkpoint_every": 7,
+    "gradient_checkpointing": True, "preview_every": 7, "preview_prompts": ("a",), "preview_conditions": ("ink",),
+    "preview_inference_steps": 7, "preview_guidance": 2.0,
+}  # fmt: skip
+
+
+def test_the_record_of_a_run_has_every_setting_of_a_step_and_no_other():
+    assert {field.name for field in dataclasses.fields(TrainingConfig)} == _OTHER.keys() | _MAY_DIFFER.keys()
+    unet = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    prompts = {"preview_prompts": ("b",)}
+    then = run_record(TrainingConfig(**prompts), [], denoising, unet)
+    for name, value in _OTHER.items():
+        (found,) = differences(then, run_record(TrainingConfig(**{**prompts, name: value}), [], denoising, unet))
+        assert found.startswith(f"{name} (")
+    for name, value in _MAY_DIFFER.items():
+        assert not differences(then, run_record(TrainingConfig(**{**prompts, name: value}), [], denoising, unet))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"unet": SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16)}, "dtype of the model"),
+        ({"unet": SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)}, "device"),
+        ({"loss": hn.training.Reconstruction()}, "loss"),
+        ({"data": [{"latents": torch.zeros(2, dtype=torch.int32)}]}, "data"),  # the same bits
+        ({"data": [{"latents": torch.zeros(1, 2)}]}, "data"),
+        ({"data": [{"latents": torch.tensor([0.0, -0.0])}]}, "data"),
+    ],
+)
+def test_the_record_of_a_run_has_its_model_loss_and_data(change, said):
+    given = {
+        "config": TrainingConfig(), "data": [{"latents": torch.zeros(2)}], "loss": denoising,
+        "unet": SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32),
+    }  # fmt: skip
+    (found,) = differences(run_record(**given), run_record(**{**given, **change}))
+    assert found.startswith(f"{said} (")
