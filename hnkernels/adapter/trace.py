@@ -39,7 +39,8 @@ class TracedContext:
 
 
 def _same(a: Link, b: Link) -> bool:
-    return a.mlp_k is b.mlp_k and a.k is b.k and a.v is b.v and a.parallel == b.parallel
+    mlps = a.mlp_k is b.mlp_k and a.mlp_v is b.mlp_v
+    return mlps and a.k is b.k and a.v is b.v and a.parallel == b.parallel
 
 
 class TracedLayer(Layer, Protocol):
