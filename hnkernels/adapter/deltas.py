@@ -100,6 +100,8 @@ class WeightDelta:
             return Rows(state.a, state.b, scale, index, None)
         recorded = state.a.requires_grad and torch.is_grad_enabled()
         key = (state.serial, strength, guided, x.shape[0], x.device, recorded)
+        if state.scale is not None and state.scale.requires_grad and torch.is_grad_enabled():
+            return Rows(state.a, state.b, *_scale_and_index(state, strength, guided, x.shape[0]), key)  # for one graph
         kept = self._rows  # read once: another thread may put others in their place
         if kept[0] != key:
             kept = self._rows = (key, _scale_and_index(state, strength, guided, x.shape[0]))

@@ -54,7 +54,7 @@ class WeightAdapter(Handle):
         self.net = source if isinstance(source, nn.Module) else None
         self.layers: tuple[TargetLayer, ...] = source.layers
         _check_fit(self.layers, found)
-        self.guidance: bool | None = None
+        self._guidance: bool | None = None
         self._guided: bool | None = None  # in the last call
         self._pipeline = _Pipeline(pipeline)
         self._deltas = {layer.name: WeightDelta(self, layer.projection) for layer in self.layers}
@@ -81,6 +81,15 @@ class WeightAdapter(Handle):
         self._weights = weights
         self._hand_out()
 
+    @property
+    def guidance(self) -> bool | None:
+        return self._guidance
+
+    @guidance.setter
+    def guidance(self, guidance: bool | None) -> None:
+        self._guidance = guidance
+        self._hand_out()
+
     @contextmanager
     def condition(self, x: Any, mask: Tensor | None = None, *, guidance: bool | None = None) -> Iterator[WeightAdapter]:
         """Generates the weights for a condition and lets them act inside of the ``with``; then those before act again.
@@ -98,11 +107,11 @@ class WeightAdapter(Handle):
             x = self.net.generate_weights(x, mask)
         before = self._weights, self.guidance
         try:
-            self.guidance = before[1] if guidance is None else guidance
+            self._guidance = before[1] if guidance is None else guidance
             self.weights = x
             yield self
         finally:
-            self.guidance = before[1]
+            self._guidance = before[1]
             self.weights = before[0]
 
     def guided(self, guidance: bool | None) -> bool:

@@ -419,3 +419,74 @@ def test_what_a_call_was_recorded_with_goes_with_its_graph(unet, gen, x, text):
         del y
         gc.collect()
         assert not any(ref() is not None for ref in alive)
+
+
+def test_a_condition_keeps_the_guidance_that_is_there_unless_it_says_another(unet, weights):
+    adapter = hn.attach(unet, weights)
+    for outer in (None, True, False):
+        adapter.guidance = outer
+        with adapter.condition(weights):
+            assert adapter.guidance is outer
+            for inner in (True, False):
+                with adapter.condition(weights, guidance=inner):
+                    assert adapter.guidance is inner
+                assert adapter.guidance is outer
+        assert adapter.guidance is outer
+
+
+@torch.no_grad()
+def test_weights_serve_batches_of_any_size_one_after_the_other(unet, weights):
+    scaled = weights.scaled(torch.tensor([0.5, 2.0]))
+    with hn.attach(unet, scaled):
+        for rows in (2, 6, 4, 2):
+            x, text = noise(rows, torch.float64), prompt(rows, torch.float64)
+            which = [i * SETS // rows for i in range(rows)]
+            assert relative_error(denoise(unet, x, text), row_by_row(unet, scaled, x, text, which)) <= EXACT
+
+
+class Guiding:
+    """A pipeline that says whether it guides, as diffusers' do."""
+
+    def __init__(self, unet, guides):
+        self.unet, self.guides = unet, guides
+
+    @property
+    def do_classifier_free_guidance(self):
+        return self.guides
+
+    def __call__(self, x, text):
+        return denoise(self.unet, x, text)
+
+
+@torch.no_grad()
+def test_a_pipeline_that_guides_and_one_that_does_not_may_take_turns(unet, weights):
+    x, text = noise(4, torch.float64), prompt(4, torch.float64)
+    with hn.attach(unet, weights):
+        for guides in (True, False, True):
+            which = [None, None, 0, 1] if guides else [0, 0, 1, 1]
+            y = Guiding(unet, guides)(x, text)
+            assert relative_error(y, row_by_row(unet, weights, x, text, which)) <= EXACT
+
+
+@torch.no_grad()
+def test_guidance_may_be_set_while_weights_act(unet, weights):
+    x, text = noise(4, torch.float64), prompt(4, torch.float64)
+    with hn.attach(unet, weights) as adapter:
+        for guidance, which in ((None, [0, 0, 1, 1]), (True, [None, None, 0, 1]), (False, [0, 0, 1, 1])):
+            adapter.guidance = guidance
+            assert relative_error(denoise(unet, x, text), row_by_row(unet, weights, x, text, which)) <= EXACT
+
+
+def test_scales_alone_can_be_learned_also_after_sampling(unet, weights, x, text):
+    scale = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    steps = 1e-6 * torch.eye(2, dtype=torch.float64)
+    up, down = (
+        torch.stack([row_by_row(unet, weights.scaled(s), x, text, [0, 1]).square().sum() for s in scale.detach() + m])
+        for m in (steps, -steps)
+    )
+    with hn.attach(unet, weights.scaled(scale)):
+        for _ in range(2):
+            with torch.no_grad():
+                denoise(unet, x, text)
+            (gradient,) = torch.autograd.grad(denoise(unet, x, text).square().sum(), scale)
+            torch.testing.assert_close(gradient, (up - down) / 2e-6, rtol=1e-5, atol=0)
