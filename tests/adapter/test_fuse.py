@@ -1,10 +1,22 @@
 """Affine networks inside the weights of ``to_k`` and ``to_v``."""
 
+import copy
+
 import pytest
 import torch
 
 import hnkernels as hn
-from tests.models import UNET_TOLERANCE, WIDTHS, attention_layers, denoise, make_net, relative_error
+from hnkernels import PerRow
+from hnkernels.adapter.host import Host
+from tests.models import (
+    GRADIENT_TOLERANCE,
+    UNET_TOLERANCE,
+    WIDTHS,
+    attention_layers,
+    denoise,
+    make_net,
+    relative_error,
+)
 
 
 @pytest.fixture
@@ -155,3 +167,60 @@ def test_projections_with_a_bias(unet, x, text, net):
         plain = denoise(unet, x, text)
         adapter.fuse()
         assert relative_error(denoise(unet, x, text), plain) < UNET_TOLERANCE
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_projections_that_train_get_their_gradients_beside_a_fused_frozen_network(unet, x, text, net, strength):
+    adapter = hn.attach(unet, net.requires_grad_(False), strength)
+    projections = [p for n, p in unet.named_parameters() if n.endswith(("attn2.to_k.weight", "attn1.to_v.weight"))]
+    gradients = []
+    for fused in (False, True):
+        adapter.fused = fused
+        with torch.no_grad():
+            denoise(unet, x, text)  # where the network does live in the weights
+        for p in projections:
+            p.requires_grad_(True)
+        loss = denoise(unet, x, text).square().sum()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, projections)]))
+        for p in projections:
+            p.requires_grad_(False)
+    assert relative_error(*gradients) <= GRADIENT_TOLERANCE
+
+
+@torch.no_grad()
+def test_a_strength_that_changes_at_every_step_counts_and_leaves_no_folded_weights_behind(unet, x, text, net):
+    twin = copy.deepcopy(unet)
+    unfused, adapter = hn.attach(twin, net), hn.attach(unet, net).fuse()
+    for step in range(4):
+        unfused.strength = adapter.strength = 1 - step / 2
+        assert relative_error(denoise(unet, x, text, t=10 - step), denoise(twin, x, text, t=10 - step)) < UNET_TOLERANCE
+    assert {len(layer.folds) for layer in Host.of(unet).layers} <= {0, 2}  # K's and V's, and none at strength 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "strength", [PerRow(0.5, -1), {"v": PerRow(0.5, -1)}, {"k": PerRow(0.5, -1), "v": 0.3}], ids=repr
+)
+def test_strengths_that_differ_by_row_are_computed(unet, x, text, net, strength):
+    adapter = hn.attach(unet, net, strength)
+    plain = denoise(unet, x, text)
+    adapter.fuse()
+    assert relative_error(denoise(unet, x, text), plain) < UNET_TOLERANCE
+
+
+@pytest.mark.parametrize("whose", ["network", "projections"])
+def test_what_is_unfrozen_after_a_recorded_call_gets_its_gradients(unet, x, text, net, whose):
+    adapter = hn.attach(unet, net.requires_grad_(False))
+    projections = [p for n, p in unet.named_parameters() if n.endswith(("attn2.to_k.weight", "attn1.to_v.weight"))]
+    parameters = list(net.parameters()) if whose == "network" else projections
+    gradients = []
+    for fused in (False, True):
+        adapter.fused = fused
+        denoise(unet, x, text.clone().requires_grad_()).sum().backward()
+        for p in parameters:
+            p.requires_grad_(True)
+        found = torch.autograd.grad(denoise(unet, x, text).square().sum(), parameters)
+        gradients.append(torch.cat([g.flatten() for g in found]))
+        for p in parameters:
+            p.requires_grad_(False)
+    assert relative_error(*gradients) <= GRADIENT_TOLERANCE

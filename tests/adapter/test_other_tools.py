@@ -1,14 +1,17 @@
 """Beside other tools that put their hands on the attention layers: it works on, or says that it cannot."""
 
+import functools
 import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 
 import hnkernels as hn
 from tests.models import (
+    FORWARD_TOLERANCE,
     TEXT_WIDTH,
     UNET_TOLERANCE,
     attention_layers,
@@ -252,3 +255,30 @@ def test_a_processor_that_gives_v_another_tensor_than_k(unet, x, text, adapter):
             layer.set_processor(processor)
         outputs.append(denoise(unet, x, text))
     assert torch.equal(*outputs)
+
+
+class Writing(nn.Module):
+    """An attention that writes into what it sees between K and V."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        x = x.clone()
+        q, k = self.to_q(x), self.to_k(x)
+        x.mul_(0.5)
+        return torch.stack([q, k, self.to_v(x)])
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_an_attention_that_writes_into_its_context_between_k_and_v(hooked):
+    model, net, x = nn.Sequential(), make_net((8,), activation="relu"), torch.randn(2, 5, 8)
+    model.attn1 = Writing()
+    q, k, v = (functools.partial(F.linear, weight=m.weight, bias=m.bias) for m in model.attn1.children())
+    expected = torch.stack([q(x), k(net[8][0](x)), v(net[8][1](0.5 * x))])
+    if hooked:
+        model.attn1.to_v.register_forward_pre_hook(lambda module, args: None)
+    hn.attach(model, net)
+    for _ in range(3):
+        assert relative_error(model(x), expected) < FORWARD_TOLERANCE

@@ -126,6 +126,23 @@ class TestWritesWithoutATrace:
             check(unet, pure, net, x, text, t)
 
     @torch.no_grad()
+    @pytest.mark.parametrize("then", [10, 11, (9, 10), (10, 9), (11, 9), (9, 8)])
+    def test_are_seen_unless_the_timestep_of_every_row_falls(self, unet, pure, net, adapter, x, text, then):
+        first = 10 if isinstance(then, int) else (10, 8 if then == (9, 8) else 10)
+        check(unet, pure, net, x, text, first)
+        write_through_data(net)
+        check(unet, pure, net, x, text, then)
+
+    def test_are_seen_after_a_recorded_call(self, unet, pure, net, adapter, x, text):
+        net.requires_grad_(False)
+        with torch.no_grad():
+            check(unet, pure, net, x, text, 10)
+        denoise(unet, x.clone().requires_grad_(), text, 10)
+        write_through_data(net)
+        with torch.no_grad():
+            check(unet, pure, net, x, text, 9)
+
+    @torch.no_grad()
     def test_within_a_run_are_the_exception_that_clear_cache_is_for(self, unet, pure, net, x, text):
         adapter = hn.attach(unet, make_net((TEXT_WIDTH,)))
         denoise(unet, x, text, 10)

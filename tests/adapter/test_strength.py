@@ -1,18 +1,22 @@
 """How strong a network is where: each layer is held to the web UI's way of running it, with that layer's multiplier."""
 
 import copy
+import math
 from fnmatch import fnmatchcase
 
 import pytest
 import torch
 
 import hnkernels as hn
+from hnkernels.adapter.links import Link, rewrite
 from hnkernels.adapter.strength import Place
+from hnkernels.ops.hyper import hyper_context
 from tests.models import (
     FORWARD_TOLERANCE,
     WebUIProcessor,
     attention_layers,
     denoise,
+    make_mlp,
     make_net,
     noise,
     prompt,
@@ -343,3 +347,36 @@ def test_a_real_pipeline_runs_a_schedule():
 
     pipe("digit seven", num_inference_steps=3, output_type="latent", callback_on_step_end=on_step_end)
     assert seen == [0.0, 0.5, 1.0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("counts", [(2, 4), (4, 2), (2, 3)], ids=str)
+def test_networks_may_tell_different_parts_of_a_batch_apart(counts, parallel):
+    unet, size = tiny_unet(torch.float64), math.lcm(*counts)
+    nets = [make_net(activation=a, std=0.2).double() for a in ("silu", "tanh")]
+    values = [tuple((-0.4 - 0.3 * n) * (i + 1) for i in range(count)) for n, count in enumerate(counts)]
+    x, text = noise(size, torch.float64), prompt(size, torch.float64)
+    with hn.attach(unet, nets[0]) as first, hn.attach(unet, nets[1], parallel=parallel) as second:
+        first.strength, second.strength = (hn.PerRow(*v) for v in values)
+        together = denoise(unet, x, text)
+        rows = []
+        for row in range(size):
+            first.strength, second.strength = (v[row * len(v) // size] for v in values)
+            rows.append(denoise(unet, x[row : row + 1], text[row : row + 1]))
+    assert relative_error(together, torch.cat(rows)) <= 1e-12
+
+
+def test_what_is_read_of_a_strength_is_a_copy(unet, net, x, text):
+    adapter = hn.attach(unet, net, {"up": {"k": 0.5}})
+    adapter.strength["up"]["k"] = 2
+    assert adapter.strength == {"up": {"k": 0.5}}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_side_by_side_are_added_up_before_they_are_rounded(dtype):
+    mlps = [make_mlp(activation="tanh").eval() for _ in range(5)]
+    x = torch.randn(64, 8).to(dtype)
+    y, _ = rewrite(x, tuple(Link(mlp, mlp, 1.0, 1.0, parallel=i > 0) for i, mlp in enumerate(mlps)))
+    first, *others = (hyper_context(x, mlp).double() for mlp in mlps)
+    assert torch.equal(y, (first + sum(other - x.double() for other in others)).to(dtype))

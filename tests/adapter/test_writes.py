@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hnkernels as hn
+from hnkernels.ops import derived, onednn
 from tests.adapter.test_forward_lora import Model
 from tests.models import FORWARD_TOLERANCE, make_net, relative_error
 
@@ -115,3 +116,23 @@ def test_the_next_run_has_what_was_written(write, whose, kind, mode):
         expected = twin(x, text)
         assert relative_error(model(x, text), expected) < FORWARD_TOLERANCE
     assert relative_error(before, expected) > 100 * FORWARD_TOLERANCE
+
+
+@pytest.mark.parametrize("whose", ["model", "network"])
+@pytest.mark.parametrize("write", [through_data, through_the_storage, through_numpy], ids=lambda way: way.__name__)
+def test_what_was_made_of_weights_goes_when_they_are_written_without_a_trace(write, whose, monkeypatch):
+    monkeypatch.setattr(onednn, "LEAST_ELEMENTS", 0)  # weights of any size are packed
+    model, net = Model().requires_grad_(False), make_net((12,), activation="relu").requires_grad_(False)
+    x, text = torch.randn(2, 5, 8), torch.randn(2, 7, 12)
+    twin, other = copy.deepcopy(model), copy.deepcopy(net)
+    hn.attach(model, net)
+    with torch.no_grad():
+        model(x, text)
+        model(x, text)
+        epoch = derived.epoch()
+        write(model if whose == "model" else net)
+        y = model(x, text)
+        assert derived.epoch() != epoch
+        in_place(twin if whose == "model" else other)
+        hn.attach(twin, other)
+        assert relative_error(y, twin(x, text)) < FORWARD_TOLERANCE

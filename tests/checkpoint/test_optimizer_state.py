@@ -188,3 +188,15 @@ def test_a_state_that_a_file_cannot_hold_is_refused_when_saving(tmp_path):
     with pytest.raises(CheckpointError, match="cannot hold"):
         save_optimizer_state(path, optimizer)
     assert (tmp_path / "style.pt.optim").read_bytes() == before
+
+
+def test_views_do_not_drag_their_storage_into_the_side_file(tmp_path):
+    _, optimizer, path = saved(tmp_path)
+    big = torch.randn(10**6)
+    for state in optimizer.state.values():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = big[: state[key].numel()].view_as(state[key])
+    save_optimizer_state(path, optimizer)
+    assert (tmp_path / "style.pt.optim").stat().st_size < 10**5
+    loaded = load_optimizer_state(path).state_dict["state"]
+    assert torch.equal(loaded[0]["exp_avg"], next(iter(optimizer.state.values()))["exp_avg"])

@@ -218,3 +218,19 @@ def test_impossible_options_are_refused(options, message):
 @pytest.mark.parametrize("hidden", [1, 7, 12])
 def test_any_width_will_do(hidden):
     assert hn.HypernetworkEncoder(3, hidden)(torch.randn(2, 4, 3)).shape == (2, hidden)
+
+
+def test_the_perceiver_is_attention_of_its_queries_head_by_head():
+    pool, given = make().pool, tokens(2)
+    kept = torch.tensor([[True, True, False, True, False], [False] * 5])
+    pooled = pool(given, kept)
+    width = HIDDEN // pool.heads
+    for row in range(2):
+        seen = given[row, kept[row]] if kept[row].any() else pool.nothing[None]
+        k, v = pool.to_kv(seen).chunk(2, dim=-1)
+        found = torch.empty_like(pool.queries)
+        for head in range(pool.heads):
+            part = slice(head * width, (head + 1) * width)
+            shares = (pool.queries[:, part] @ k[:, part].T / width**0.5).softmax(-1)
+            found[:, part] = shares @ v[:, part]
+        torch.testing.assert_close(pooled[row], pool.project(found.flatten()))

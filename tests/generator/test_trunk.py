@@ -74,3 +74,10 @@ def test_a_latent_of_another_width_is_refused():
 def test_impossible_depths_are_refused(depth):
     with pytest.raises(ValueError, match="depth must be an integer >= 0 and at most 64"):
         hn.WeightGenerator(HIDDEN, LAYERS, depth)
+
+
+def test_where_a_layer_is_counts_as_much_as_the_condition():
+    generator = hn.WeightGenerator(256, LAYERS)
+    places = [generator.depth_table, generator.block_table, generator.kind_table, generator.projection_table]
+    where = sum(table[ids] for table, ids in zip(places, generator.ids, strict=True))
+    assert where.square().mean().item() == pytest.approx(1, rel=0.2)  # as a latent's; 25 rows of 256 draws make it up

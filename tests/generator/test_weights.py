@@ -487,3 +487,12 @@ def test_lowrank_linear_applies_them():
     y = hn.lowrank_linear(x, w, a, b, weights.scales(layer.name), index=weights.index)
     expected = torch.einsum("std,snd->stn", x, w + weights.dense(layer.name)[weights.index])
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_has_no_hand_in_norms_and_penalty(dtype):
+    weights = make_weights(dtype=dtype)
+    norms, penalty = weights.norms(), weights.penalty(0.5, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(weights.penalty(0.5, 0.5), penalty)
+        assert all(torch.equal(norm, norms[name]) for name, norm in weights.norms().items())
