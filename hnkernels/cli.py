@@ -363,6 +363,7 @@ def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None:
         return {"training": {}, "network": {}}
     from hnkernels.training.text_files import parse_json, read_text
+    from hnkernels.wording import shown
 
     try:
         settings = parse_json(read_text(path))
@@ -371,7 +372,7 @@ def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:
     if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
         raise ValueError(f'{path} must hold {{"training": {{…}}, "network": {{…}}}}')
     if unknown := set(settings) - {"training", "network"}:
-        raise ValueError(f"{path} has {', '.join(sorted(unknown))}; accepted are 'training' and 'network'")
+        raise ValueError(f"{path} has {shown(sorted(unknown))}; accepted are 'training' and 'network'")
     return {"training": {}, "network": {}, **settings}
 
 

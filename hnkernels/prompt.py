@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from hnkernels.wording import shown
+
 _TAG = re.compile(r"<hypernet:([^<>]*)>", re.IGNORECASE)
 _OPENED = re.compile(r"<hypernet:.{0,40}", re.IGNORECASE | re.DOTALL)
 _HASHED = re.compile(r"(.+?)\s*\([0-9a-f]{8,10}\)", re.IGNORECASE | re.DOTALL)
@@ -36,10 +38,10 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
             strength = math.nan
         if not name or not math.isfinite(strength):
             raise ValueError(
-                f"{tag.group(0)} is not a hypernetwork tag; it must be <hypernet:name> or <hypernet:name:0.7>"
+                f"{shown(tag.group(0))} is not a hypernetwork tag; it must be <hypernet:name> or <hypernet:name:0.7>"
             )
         if name in strengths:
-            raise ValueError(f"the prompt names the hypernetwork {name!r} twice; name it once")
+            raise ValueError(f"the prompt names the hypernetwork {shown(name)} twice; name it once")
         strengths[name] = strength
     text = _TAG.sub("", prompt)
     if opened := _OPENED.search(text):

@@ -30,6 +30,16 @@ def test_the_core_works_without_triton_diffusers_and_the_extras():
     assert "torch.Size([2, 4])" in run(code)
 
 
+def test_files_are_saved_and_loaded_without_the_compiler(tmp_path):
+    """PyTorch imports its compiler, for a second or two, to draw random numbers on the meta device."""
+    code = (
+        f"import sys, hnkernels as hn; path = {str(tmp_path / 'a.pt')!r};"
+        "hn.save_hypernetwork(hn.Hypernetwork((8,)), path); hn.load_hypernetwork(path);"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert run(code).strip() == "False"
+
+
 def test_every_public_name_is_there():
     pytest.importorskip("tqdm", reason="the trainer shows its progress with it")
     assert run("import hnkernels as hn; print(all(hasattr(hn, n) for n in hn.__all__))").strip() == "True"

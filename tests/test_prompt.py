@@ -63,3 +63,9 @@ def test_a_tag_that_is_not_closed_is_refused(prompt):
 def test_a_name_with_the_hash_of_old_prompts_is_that_before_it(name, known, meant):
     assert parse_prompt(f"<hypernet:{name}:0.5>").strengths == {name: 0.5}
     assert resolve_name(name, known) == meant
+
+
+def test_a_long_tag_is_shown_cut():
+    with pytest.raises(ValueError) as caught:
+        parse_prompt(f"<hypernet:ink:{'x' * 10**6}>")
+    assert len(str(caught.value)) < 400

@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hnkernels.wording import shown
+
 STREAMS = ("k", "v")
 PROJECTIONS = ("q", *STREAMS, "out")
+
+_GREATEST = torch.finfo(torch.float32).max
 
 Value = float | tuple[float, ...]
 """A strength, or one for each of as many equal parts of the batch."""
@@ -115,6 +119,9 @@ def resolve(strength: Strength, places: Sequence[Place], streams: Sequence[str] 
     for place in places:
         found = {stream: _at(strength, place, stream, ()) for stream in streams}
         values = {stream: value for stream, (value, _) in found.items()}
+        for value in values.values():
+            for factor in value if isinstance(value, tuple) else (value,):
+                _number(factor, f"the product of the strengths at {place.name}")
         resolved.append(Resolved(values, tuple(origin for _, origin in found.values())))
     return resolved
 
@@ -149,8 +156,8 @@ def _check_keys(strength: Any, spots: list[tuple[Place, str]], path: str = "stre
         for key, inner in strength.items():
             here = [(p, s) for p, s in spots if isinstance(key, str) and p.fits(key, s)]
             if not here:
-                raise ValueError(f"{path} has the key {key!r}, which fits no attention layer here; {_ACCEPTED}")
-            _check_keys(inner, here, f"{path}[{key!r}]")
+                raise ValueError(f"{path} has the key {shown(key)}, which fits no attention layer here; {_ACCEPTED}")
+            _check_keys(inner, here, f"{path}[{shown(key)}]")
     elif isinstance(strength, (list, tuple)):
         modules = {(p.half, p.block, p.transformer) for p, _ in spots}
         if len({module[:2] for module in modules}) != 1 or any(p.transformer is None for p, _ in spots):
@@ -170,10 +177,11 @@ def _check_keys(strength: Any, spots: list[tuple[Place, str]], path: str = "stre
 
 
 def _number(value: Any, path: str = "strength", accepted: str = " a number") -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{path} must be{accepted}, not {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{path} must be finite, not {value!r}")
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number:
+        raise ValueError(f"{path} must be{accepted}, not {shown(value)}")
+    if not abs(value) <= _GREATEST:
+        raise ValueError(f"{path} must be finite, not {shown(value)}; the greatest is fp32's, 3.4e38")
     return float(value)
 
 

@@ -12,7 +12,7 @@ So the merged model has the keys, shapes and dtypes of the old one, and any prog
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from hnkernels.adapter.layers import (
 )
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.ops.folding import chain_map, is_affine
+from hnkernels.wording import shown
 
 StateDict = dict[str, Tensor]
 
@@ -215,8 +216,8 @@ def _checked(
 
 def check_number(name: str, value: object) -> None:
     """Refuses what is not a finite number. Raises ``ValueError``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number, not {shown(value)}")
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hnkernels.wording import shown
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -103,7 +105,7 @@ def resolve(name: str | None, allow_legacy: bool = False) -> Activation | None:
         why = _UNBUILDABLE.get(name)
         reason = f"cannot be used in a hypernetwork: {why}" if why else "is unknown"
         usable = ", ".join(["linear", *(r.name for r in _ROWS if not r.legacy)])
-        raise ValueError(f"activation {name!r} {reason}; accepted are {usable}")
+        raise ValueError(f"activation {shown(name)} {reason}; accepted are {usable}")
     if row.legacy and not allow_legacy:
         raise ValueError(
             f"activation {name!r} has no dim in the A1111 format and mixes the items of a batch; "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
 from hnkernels.network.mlp import HypernetworkMLP, MLPConfig
+from hnkernels.wording import shown
 
 
 @dataclass
@@ -62,8 +63,9 @@ class Hypernetwork(nn.Module):
         name: str = "hypernetwork",
     ):
         super().__init__()
-        if isinstance(sizes, int) or len(set(sizes)) != len(sizes) or not sizes:
-            raise ValueError(f"sizes must be one or more different widths such as (320, 768), not {sizes!r}")
+        _check_widths(sizes)
+        if not isinstance(name, str):
+            raise ValueError(f"name must be a text, not {shown(name)}")
         self.config = MLPConfig(
             layer_structure=layer_structure,  # type: ignore[arg-type]  # MLPConfig makes it a tuple
             activation=activation,
@@ -116,3 +118,13 @@ class Hypernetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.provenance.name!r}, sizes={self.sizes}"
+
+
+def _check_widths(sizes: Any) -> None:
+    if isinstance(sizes, (Sequence, Set)) and not isinstance(sizes, (str, bytes)):
+        for size in sizes:
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"each of sizes must be a positive integer, not {shown(size)}")
+        if 0 < len(sizes) == len(set(sizes)):
+            return
+    raise ValueError(f"sizes must be one or more different widths such as (320, 768), not {shown(sizes)}")

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hnkernels.network.activations import resolve
+from hnkernels.wording import shown
 
 INITS = ("normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "identity")
+
+
+_MOST_UNITS = 2**24
 
 
 def normalise_init(name: str) -> str:
@@ -24,7 +28,7 @@ def normalise_init(name: str) -> str:
     for known in INITS:
         if isinstance(name, str) and name.lower().replace("_", "") == known.replace("_", ""):
             return known
-    raise ValueError(f"init {name!r} is unknown; accepted are {', '.join(INITS)}")
+    raise ValueError(f"init {shown(name)} is unknown; accepted are {', '.join(INITS)}")
 
 
 def derive_dropout_structure(
@@ -73,10 +77,15 @@ class MLPConfig:
     def __post_init__(self):
         structure = _numbers("layer_structure", self.layer_structure)
         if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1:
-            raise ValueError(f"layer_structure must have at least two entries and start and end with 1: {structure}")
+            raise ValueError(
+                f"layer_structure must have at least two entries and start and end with 1: {shown(structure)}"
+            )
         if not all(0 < s <= sys.float_info.max for s in structure):
-            raise ValueError(f"layer_structure must be positive and finite: {structure}")
+            raise ValueError(f"layer_structure must be positive and finite: {shown(structure)}")
         object.__setattr__(self, "layer_structure", structure)
+        for name in ("layer_norm", "activate_output", "allow_legacy_activations"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         resolve(self.activation, self.allow_legacy_activations)
         if self.dropout_structure is not None:
             dropout = _numbers("dropout_structure", self.dropout_structure)
@@ -86,7 +95,7 @@ class MLPConfig:
                     "they must be as many, entry i+1 follows linear i"
                 )
             if not all(0 <= p < 1 for p in dropout):
-                raise ValueError(f"dropout_structure must lie in [0, 1): {dropout}")
+                raise ValueError(f"dropout_structure must lie in [0, 1): {shown(dropout)}")
             object.__setattr__(self, "dropout_structure", dropout)
         object.__setattr__(self, "init", normalise_init(self.init))
 
@@ -97,9 +106,9 @@ class MLPConfig:
 
 def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise ValueError(f"{name} must be a sequence of numbers such as (1, 2, 1), not {values!r}")
+        raise ValueError(f"{name} must be a sequence of numbers such as (1, 2, 1), not {shown(values)}")
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"{name} must hold numbers only: {tuple(values)!r}")
+        raise ValueError(f"{name} must hold numbers only: {shown(tuple(values))}")
     return tuple(values)
 
 
@@ -169,14 +178,17 @@ class HypernetworkMLP(nn.Module):
 
     def __init__(self, dim: int, config: MLPConfig | None = None):
         super().__init__()
-        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-            raise ValueError(f"dim must be a positive integer, not {dim!r}")
+        if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= _MOST_UNITS:
+            raise ValueError(f"dim must be a positive integer, at most {_MOST_UNITS}, not {shown(dim)}")
         self.dim = dim
         self.config = config = config or MLPConfig()
         self.multiplier = 1.0
-        widths = [int(dim * s) for s in config.layer_structure]
-        if 0 in widths:
-            raise ValueError(f"layer_structure {config.layer_structure} leaves no unit in a layer at width {dim}")
+        widths = [int(min(dim * s, _MOST_UNITS + 1)) for s in config.layer_structure]
+        if not all(1 <= width <= _MOST_UNITS for width in widths):
+            raise ValueError(
+                f"layer_structure {shown(config.layer_structure)} makes a layer of no unit, or of more than "
+                f"{_MOST_UNITS}, at width {dim}"
+            )
         activation = resolve(config.activation, config.allow_legacy_activations)
         count = len(widths) - 1
         sublayers: list[nn.Module] = []
@@ -224,7 +236,10 @@ class HypernetworkMLP(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws the parameters again by ``config.init``. Biases become 0, LayerNorm weights N(0, 0.01)."""
+        """Draws the parameters again by ``config.init``. Biases become 0, LayerNorm weights N(0, 0.01).
+
+        On the meta device, where PyTorch would import its compiler for a draw of nothing, it leaves them.
+        """
         init = self.config.init
         fill = {
             "normal": lambda w: nn.init.normal_(w, std=0.01),
@@ -233,7 +248,7 @@ class HypernetworkMLP(nn.Module):
             "kaiming_uniform": lambda w: nn.init.kaiming_uniform_(w, nonlinearity="relu"),
             "kaiming_normal": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
         }["kaiming_normal" if init == "identity" else init]
-        for layer in self.layers():
+        for layer in [] if next(self.parameters()).is_meta else self.layers():
             fill(layer.linear.weight)
             nn.init.zeros_(layer.linear.bias)
             if layer.norm is not None:

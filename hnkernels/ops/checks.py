@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hnkernels.ops import portable
 from hnkernels.triton import support
+from hnkernels.wording import shown
 
 HIGHEST_RANK = 64
 
@@ -40,7 +41,11 @@ def check_context(context: Tensor) -> None:
 
 
 def check_chain(name: str, chain: portable.Chain, context: Tensor) -> None:
-    for mlp, _ in chain:
+    for mlp, m in chain:
+        if not isinstance(m, Tensor) and not abs(m) <= torch.finfo(context.dtype).max:
+            raise ValueError(
+                f"strength times multiplier of {name} must be a number that {context.dtype} holds, not {m}"
+            )
         if mlp.dim != context.shape[-1]:
             raise ValueError(
                 f"{name} is for contexts of width {mlp.dim}, the context is {describe(context)}, width "
@@ -129,7 +134,11 @@ def check_factors(
             f"a batch of {samples} is not a multiple of the {sets} sets of factors; give an index that says which set "
             "serves which sample"
         )
-    if scale is None or (isinstance(scale, (int, float)) and not isinstance(scale, bool)):
+    if scale is None:
+        return
+    if isinstance(scale, (int, float)) and not isinstance(scale, bool):
+        if not abs(scale) <= torch.finfo(x.dtype).max:
+            raise ValueError(f"scale must be a number that {x.dtype} holds, not {shown(scale)}")
         return
     if not (isinstance(scale, Tensor) and scale.is_floating_point() and scale.shape in ((samples,), (sets,))):
         raise ValueError(f"scale must be a number, [{samples}] or [{sets}], not {describe(scale)}")
@@ -142,4 +151,4 @@ def check_same_device(name: str, t: Tensor, x: Tensor) -> None:
 
 
 def describe(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else shown(value)

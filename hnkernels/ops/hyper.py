@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops import plan, portable
 from hnkernels.ops.checks import check_call, check_chain, check_context, describe
 from hnkernels.triton import support
+from hnkernels.wording import shown
 
 MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
 
@@ -222,7 +224,7 @@ def _chains(
     if not isinstance(strength, Mapping):
         strength = {"k": strength, "v": strength}
     if set(strength) != {"k", "v"}:
-        raise ValueError(f"strength by stream must be {{'k': …, 'v': …}}, not {dict(strength)!r}")
+        raise ValueError(f"strength by stream must be {{'k': …, 'v': …}}, not {shown(dict(strength))}")
     return _chain("mlp_k", mlp_k, strength["k"]), _chain("mlp_v", mlp_v, strength["v"])
 
 
@@ -234,10 +236,12 @@ def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
             raise ValueError(f"{name} must be a HypernetworkMLP or a sequence of them, not {type(mlp).__name__}")
     strengths: tuple[Any, ...] = tuple(strength) if isinstance(strength, (tuple, list)) else (strength,) * len(mlps)
     for s in strengths:
-        if not (isinstance(s, Tensor) and s.ndim == 0) and not isinstance(s, (int, float)):
+        if not (isinstance(s, Tensor) and s.ndim == 0) and not (
+            isinstance(s, (int, float)) and abs(s) <= sys.float_info.max
+        ):
             raise ValueError(
-                "strength must be a number or a tensor without dimensions, or one per MLP of the chain, not "
-                + (describe(s) if isinstance(s, Tensor) else repr(strength))
+                "strength must be a number, not infinite, or a tensor without dimensions, or one per MLP of the chain, "
+                "not " + (describe(s) if isinstance(s, Tensor) else shown(strength))
             )
     if len(strengths) != len(mlps):
         raise ValueError(f"strength has {len(strengths)} values and {name} is a chain of {len(mlps)}; give one each")

@@ -14,6 +14,7 @@ from typing import Any
 
 from hnkernels.adapter.layers import TARGETS
 from hnkernels.training.schedule import Schedule
+from hnkernels.wording import shown
 
 _CHOICES = {
     "mixed_precision": ("no", "fp16", "bf16"),
@@ -110,29 +111,29 @@ class TrainingConfig:
         for name in ("target_layers", "preview_prompts"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if not self.target_layers or not set(self.target_layers) <= set(TARGETS):
-            raise ValueError(f"target_layers must be some of {', '.join(TARGETS)}, not {self.target_layers!r}")
+            raise ValueError(f"target_layers must be some of {', '.join(TARGETS)}, not {shown(self.target_layers)}")
         for name, accepted in _CHOICES.items():
             if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} must be one of {', '.join(accepted)}, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(accepted)}, not {shown(getattr(self, name))}")
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is None and name in ("max_steps", "resolution"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-                raise ValueError(f"{name} must be an integer >= {least}, not {value!r}")
+                raise ValueError(f"{name} must be an integer >= {least}, not {shown(value)}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             number = isinstance(value, Real) and not isinstance(value, bool)
-            if not number or not low <= value <= high or math.isinf(value):
+            if not number or not low <= value <= min(high, sys.float_info.max):
                 within = f"in [{low}, {high}]" if high < math.inf else f">= {low}"
-                raise ValueError(f"{name} must be a number {within}, not {value!r}")
+                raise ValueError(f"{name} must be a number {within}, not {shown(value)}")
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be true or false, not {shown(getattr(self, name))}")
         if not isinstance(self.caption_template, str):
-            raise ValueError(f"caption_template must be a text, not {self.caption_template!r}")
+            raise ValueError(f"caption_template must be a text, not {shown(self.caption_template)}")
         if not isinstance(self.output_dir, (str, os.PathLike)) or not os.fspath(self.output_dir):
-            raise ValueError(f"output_dir must be the path of a folder, not {self.output_dir!r}")
+            raise ValueError(f"output_dir must be the path of a folder, not {shown(self.output_dir)}")
         object.__setattr__(self, "output_dir", os.fspath(self.output_dir))
         _check_schedule("learning_rate", self.learning_rate)
         if self.gradient_clip is not None:
@@ -143,7 +144,7 @@ class TrainingConfig:
         if self.preview_every and not self.preview_prompts:
             raise ValueError("preview_every needs preview_prompts, the prompts that the previews show")
         if not isinstance(self.preview_conditions, (list, tuple)):
-            raise ValueError(f"preview_conditions must be a list, one per prompt, not {self.preview_conditions!r}")
+            raise ValueError(f"preview_conditions must be a list, one per prompt, not {shown(self.preview_conditions)}")
         if self.preview_conditions and len(self.preview_conditions) != len(self.preview_prompts):
             raise ValueError(f"preview_conditions must be as many as preview_prompts, {len(self.preview_prompts)}")
 
@@ -165,14 +166,14 @@ class TrainingConfig:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"config has no setting {key!r}; {hint}")
+                raise ValueError(f"config has no setting {shown(key)}; {hint}")
         return cls(**given)
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{name} must be a text or a list of texts, not {value!r}")
+        raise ValueError(f"{name} must be a text or a list of texts, not {shown(value)}")
     return tuple(texts)
 
 

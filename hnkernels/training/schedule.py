@@ -8,6 +8,8 @@ import warnings
 from itertools import pairwise
 from numbers import Real
 
+from hnkernels.wording import shown
+
 _TO_THE_END = -1
 
 # A comma in a number, not between two parts: "0,00005", "1,5e-5:100" (decimal), "5e-5:1,000" (thousands).
@@ -31,21 +33,25 @@ class Schedule:
 
     def __init__(self, text: str | float, max_steps: int):
         if isinstance(text, bool) or not isinstance(text, (str, Real)):
-            raise ValueError(f"a schedule must be a number or a text such as '5e-5:100, 1e-6', not {text!r}")
+            raise ValueError(f"a schedule must be a number or a text such as '5e-5:100, 1e-6', not {shown(text)}")
         if isinstance(text, str) and _COMMA_IN_A_NUMBER.search(text):
             raise ValueError(
-                f"the schedule {text!r} has a comma inside a number; write 0.00005 or 5e-5 with a point, 1000 without "
-                "a separator, and a space after the comma between two parts"
+                f"the schedule {shown(text)} has a comma inside a number; write 0.00005 or 5e-5 with a point, 1000 "
+                "without a separator, and a space after the comma between two parts"
             )
         parts = [_parse(part, str(text)) for part in str(text).split(",") if part.strip()]
         if not parts:
-            raise ValueError(f"the schedule {text!r} is empty; accepted are a number or 'value:step' pairs")
+            raise ValueError(f"the schedule {shown(text)} is empty; accepted are a number or 'value:step' pairs")
         end = next((i for i, (_, until) in enumerate(parts) if until == _TO_THE_END), len(parts))
         if parts[end + 1 :]:
-            warnings.warn(f"the schedule {text!r} holds {parts[end][0]} to the end; the rest is not used", stacklevel=2)
+            warnings.warn(
+                f"the schedule {shown(text)} holds {parts[end][0]} to the end; the rest is not used", stacklevel=2
+            )
         for (_, earlier), (_, later) in pairwise(parts[:end]):
             if later <= earlier:
-                raise ValueError(f"step {later} comes after step {earlier} in the schedule {text!r}; steps must rise")
+                raise ValueError(
+                    f"step {later} comes after step {earlier} in the schedule {shown(text)}; steps must rise"
+                )
         self.segments: list[tuple[float, int]] = []
         for value, until in parts[: end + 1]:
             self.segments.append((value, max_steps if until == _TO_THE_END else min(until, max_steps)))
@@ -70,11 +76,11 @@ def _parse(part: str, text: str) -> tuple[float, int]:
         until = int(pieces[1]) if len(pieces) == 2 else _TO_THE_END
     except ValueError:
         raise ValueError(
-            f"cannot read {part.strip()!r} in the schedule {text!r}; accepted are a number or 'value:step' pairs such "
-            "as '5e-5:100, 5e-6:1000, 1e-6'"
+            f"cannot read {shown(part.strip())} in the schedule {shown(text)}; accepted are a number or 'value:step' "
+            "pairs such as '5e-5:100, 5e-6:1000, 1e-6'"
         ) from None
     if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{value} in the schedule {text!r} must be a finite number of at least 0")
+        raise ValueError(f"{value} in the schedule {shown(text)} must be a finite number of at least 0")
     if until < 1 and until != _TO_THE_END:
-        raise ValueError(f"step {until} in the schedule {text!r} must be at least 1, or -1 for 'to the end'")
+        raise ValueError(f"step {until} in the schedule {shown(text)} must be at least 1, or -1 for 'to the end'")
     return value, until

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hnkernels.training.text_files import parse_json, read_text
+from hnkernels.wording import shown
 
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
 COLUMNS = ("file_name", "text", "condition")
@@ -90,20 +91,20 @@ def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def _image(name: Any, folder: Path, root: Path) -> Path:
     """The picture of this name as a path below ``root``, whichever way it is written."""
     if not isinstance(name, str) or not name.strip():
-        raise _LineError(f"file_name must be the name of a picture, not {name!r}")
+        raise _LineError(f"file_name must be the name of a picture, not {shown(name)}")
     written = [folder / name, folder / name.replace("\\", "/")]
     image = os.path.abspath(next((path for path in written if os.path.isfile(path)), written[0]))
     for base in (os.path.abspath(root), os.path.realpath(root)):
         if Path(image).is_relative_to(base):
             if not os.path.isfile(image):
-                raise _LineError(f"there is no file {folder / name}")
+                raise _LineError(f"there is no file {shown(name)} in {folder}")
             return root / os.path.relpath(image, base)
-    raise _LineError(f"{name!r} lies outside {root}; copy it into the folder, and give its name there")
+    raise _LineError(f"{shown(name)} lies outside {root}; copy it into the folder, and give its name there")
 
 
 def _caption(text: Any) -> str:
     if not isinstance(text, str):
-        raise _LineError(f'text must be a text in quotes, "" for none, not {text!r}')
+        raise _LineError(f'text must be a text in quotes, "" for none, not {shown(text)}')
     return text
 
 
@@ -112,8 +113,8 @@ def _condition(condition: Any) -> str | dict[str, float] | None:
         return condition
     if isinstance(condition, dict) and condition and all(map(_is_weight, condition.values())):
         return condition
-    raise _LineError(f"condition must be a style's name or {{style: weight}}, not {condition!r}")
+    raise _LineError(f"condition must be a style's name or {{style: weight}}, not {shown(condition)}")
 
 
 def _is_weight(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

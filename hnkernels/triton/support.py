@@ -11,6 +11,7 @@ from torch import Tensor
 from hnkernels.network.activations import resolve
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.triton.target import interpreting, pretended
+from hnkernels.wording import shown
 
 LEAST_CAPABILITY = (8, 0)
 WIDEST_ROW = 32768
@@ -41,7 +42,7 @@ def check_backend(backend: str) -> None:
         ValueError: names what is accepted.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is unknown; accepted are {', '.join(BACKENDS)}")
+        raise ValueError(f"backend {shown(backend)} is unknown; accepted are {', '.join(BACKENDS)}")
 
 
 def takes_triton(backend: str, context: Tensor, mlps: Sequence[HypernetworkMLP] = ()) -> bool:

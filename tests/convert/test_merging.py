@@ -271,6 +271,7 @@ def test_dropout_does_not_matter_in_eval_mode_and_training_mode_is_refused():
         ({"strengths": [1.0, 0.5]}, "2 strengths are given for 1 hypernetworks"),
         ({"strengths": float("nan")}, "strength must be a finite number, not nan"),
         ({"strengths": "1"}, "strength must be a finite number, not '1'"),
+        ({"strengths": 10**400}, "strength must be a finite number, not 1000"),
         ({"strengths": True}, "strength must be a finite number, not True"),
         ({"targets": ["attn3"]}, "targets must be some of attn1, attn2"),
         ({"targets": []}, "targets must be some of"),

@@ -28,16 +28,34 @@ def test_an_unknown_width_is_a_key_error_that_lists_the_known_ones():
         Hypernetwork((4, 8))[5]
 
 
-@pytest.mark.parametrize("sizes", [(), 320, (8, 8)])
+@pytest.mark.parametrize("sizes", [(), 320, (8, 8), None, "320", b"320", iter((8,))])
 def test_sizes_must_be_one_or_more_different_widths(sizes):
     with pytest.raises(ValueError, match="one or more different widths"):
         Hypernetwork(sizes)
 
 
-@pytest.mark.parametrize("size", [0, -4, 8.0])
+@pytest.mark.parametrize("size", [0, -4, 8.0, True, "8", [8], None])
 def test_a_size_must_be_a_positive_whole_number(size):
     with pytest.raises(ValueError, match="positive integer"):
         Hypernetwork((size,))
+
+
+@pytest.mark.parametrize("size", [2**25, 10**40])
+def test_a_width_beyond_all_use_is_refused_before_memory_is_asked_for(size):
+    with pytest.raises(ValueError, match=f"at most {2**24}"):
+        Hypernetwork((size,))
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "activate_output", "allow_legacy_activations"])
+@pytest.mark.parametrize("value", ["False", 0, None])
+def test_a_switch_must_be_a_bool(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be True or False, not {value!r}"):
+        Hypernetwork((4,), **{name: value})
+
+
+def test_a_name_must_be_a_text():
+    with pytest.raises(ValueError, match="name must be a text, not 3"):
+        Hypernetwork((4,), name=3)
 
 
 @pytest.mark.parametrize("init", ["XavierNormal", "xavier_uniform", "KaimingUniform", "kaiming_normal"])

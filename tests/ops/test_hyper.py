@@ -480,6 +480,12 @@ class TestRefusals:
             ({"strength": (1.0, 2.0)}, "strength has 2 values and mlp_k is a chain of 1"),
             ({"strength": "1"}, "strength must be a number"),
             ({"strength": None}, "strength must be a number"),
+            ({"strength": float("nan")}, "strength must be a number, not infinite, .* not nan"),
+            ({"strength": 10**400}, "strength must be a number, not infinite"),
+            (
+                {"strength": 1e39, "mlp_k": make_mlp(8).eval()},
+                r"strength times multiplier of mlp_k must be a number that torch.float32 holds, not 1e\+39",
+            ),
             ({"strength": torch.ones(1)}, r"a tensor without dimensions, .* not torch.float32 \[1\]"),
             ({"strength": {"k": 1.0}}, "strength by stream must be {'k': …, 'v': …}, not"),
         ],

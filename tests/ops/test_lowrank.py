@@ -249,6 +249,8 @@ def tensors(**changes):
         ({"index": torch.tensor([0, 1])}, r"index must be \[4\] integers"),
         ({"index": torch.tensor([0, 1, 2, 0])}, "index must be .* below 2"),
         ({"index": torch.tensor([0, 1, -1, 0])}, "index must be .* below 2"),
+        ({"scale": 1e39}, r"scale must be a number that torch.float32 holds, not 1e\+39"),
+        ({"scale": float("nan")}, "scale must be a number that .* holds, not nan"),
         ({"backend": "cuda"}, "backend 'cuda' is unknown; accepted are auto, triton, portable"),
     ],
 )

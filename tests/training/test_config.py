@@ -85,6 +85,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
         ("weight_decay", float("nan")),
         ("weight_decay", -0.1),
         ("weight_decay", float("inf")),
+        ("weight_decay", 10**400),
         ("tag_dropout", "0.5"),
         ("caption_dropout", None),
         ("preview_guidance", "7.5"),

@@ -84,3 +84,9 @@ def test_a_comma_inside_a_number_is_refused(text):
 def test_steps_must_rise(text):
     with pytest.raises(ValueError, match="steps must rise"):
         Schedule(text, 10)
+
+
+def test_a_long_schedule_is_shown_cut():
+    with pytest.raises(ValueError, match="must be a finite number") as caught:
+        Schedule("9" * 5000, 10)
+    assert len(str(caught.value)) < 400

@@ -93,6 +93,7 @@ def test_a_backslash_separates_folders(folder):
         ('{"file_name": "a.png", "text": "x", "condition": ["ink"]}', "condition must be"),
         ('{"file_name": "a.png", "text": "x", "condition": {"ink": "0.5"}}', "condition must be"),
         ('{"file_name": "a.png", "text": "x", "condition": {"ink": NaN}}', "condition must be"),
+        (f'{{"file_name": "a.png", "text": "x", "condition": {{"ink": 1{"0" * 400}}}}}', "condition must be"),
         ('{"file_name": "a.png", "text": "x", "text": "y"}', "'text' is given twice"),
         ('{"file_name": "a.png", "caption": "x"}', "expected"),
         ("[" * 5000, "expected"),
