@@ -92,9 +92,16 @@ def header_and_tensors(record: Record) -> tuple[dict[str, str], dict[str, Tensor
         raise Fault(f"cannot hold the options or the provenance: {error}", "use plain strings and numbers") from error
 
 
-def to_bytes(header: dict[str, str], tensors: dict[str, Tensor]) -> bytes:
-    """The content of a file."""
-    return safetensors.torch.save(tensors, metadata=header)
+def to_bytes(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a file. The same header and tensors give the same bytes."""
+    data = safetensors.torch.save(dict(tensors), metadata=dict(header))
+    # The package writes the metadata in an order that changes from process to process.
+    end = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:end])
+    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    ordered = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    ordered += b" " * (-len(ordered) % 8)
+    return len(ordered).to_bytes(8, "little") + ordered + data[end:]
 
 
 def _sections(content: Any) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from hnkernels.adapter.strength import PROJECTIONS
 from hnkernels.checkpoint.atomic import replacing
 from hnkernels.checkpoint.errors import CheckpointError, Fault, brief, naming
 from hnkernels.checkpoint.reading import read_safetensors_file
+from hnkernels.checkpoint.safetensors_format import to_bytes
 from hnkernels.generator.targets import TargetLayer
 from hnkernels.ops.checks import HIGHEST_RANK
 
@@ -51,7 +51,7 @@ def write(path: str | os.PathLike[str], kind: str, content: Mapping[str, Any], t
         _check_tensors(tensors)
         # safetensors refuses tensors that share memory, as scales of several layers may.
         apart = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        data = safetensors.torch.save(apart, metadata={"format": "pt", _HEADER: header})
+        data = to_bytes({"format": "pt", _HEADER: header}, apart)
         with replacing(Path(path)) as file:
             file.write(data)
 
