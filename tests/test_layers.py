@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "hnkernels"
 BELOW = {
-    "network": set(),
-    "triton": {"network"},
-    "ops": {"network", "triton"},
+    "network": {"wording"},
+    "triton": {"network", "wording"},
+    "ops": {"network", "triton", "wording"},
 }
 
 
