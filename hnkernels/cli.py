@@ -207,13 +207,14 @@ def train(
     from hnkernels.convert.survey import model_without_weights
     from hnkernels.pipeline import check_pipeline, load_pipeline
     from hnkernels.training.checks import check_unet
-    from hnkernels.training.data import as_examples
+    from hnkernels.training.data import examples_of
+    from hnkernels.training.folder import read_folder
     from hnkernels.training.run_folder import RunFolder
 
     settings = _read_config(config)
     training = TrainingConfig.of({**settings["training"], **({"output_dir": str(output_dir)} if output_dir else {})})
     check_pipeline(model)
-    examples = as_examples(data, training.progress)
+    contents = read_folder(data)
     unet = model_without_weights(model)
     check_unet(unet)
     if init_from is not None:
@@ -230,6 +231,7 @@ def train(
     folder.files_for(net)
     with folder.locked():
         folder.check_resumable() if resume else folder.check_unused(net)
+    examples = examples_of(contents, training.progress)
     trainer = HypernetworkTrainer(net, load_pipeline(model), training, examples)
     result = trainer.train(resume=resume, allow_changes=allow_changes)
     console.print(f"{result.step} steps, mean loss {result.loss:.4f}, {result.iterations_per_second:.2f} it/s")

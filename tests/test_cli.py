@@ -25,6 +25,7 @@ def cli(capsys, monkeypatch):
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["hnkernels", *map(str, words)])
+        capsys.readouterr()  # what fixtures have printed
         with pytest.raises(SystemExit) as ended:
             main()
         printed = capsys.readouterr()

@@ -59,10 +59,10 @@ def read_image_folder(folder: str | Path) -> list[Example]:
         ValueError: there is no such folder, no picture in it, a caption or a line of a table cannot be used, or file
             names would become captions while captions lie there unread.
     """
-    return _examples(read_folder(Path(folder)), progress=False)
+    return examples_of(read_folder(Path(folder)), progress=False)
 
 
-def _examples(contents: FolderContents, progress: bool) -> list[Example]:
+def examples_of(contents: FolderContents, progress: bool) -> list[Example]:
     """The examples; says once what there is, as a warning where something may not be as expected."""
     if contents.surprising:
         warnings.warn(contents.summary(), stacklevel=3)
@@ -114,7 +114,7 @@ def as_examples(data: str | Path | Sequence[Example] | Sequence[tuple], progress
         ValueError: the folder cannot be used (see ``read_image_folder``), or an item is none of these.
     """
     if isinstance(data, (str, Path)):
-        return _examples(read_folder(Path(data)), progress)
+        return examples_of(read_folder(Path(data)), progress)
     examples = []
     for number, item in enumerate(data):
         if not isinstance(item, Example):

@@ -17,7 +17,7 @@ from tests.models import make_net
 
 FACTOR = float(os.environ.get("HNKERNELS_FUZZ", 1))
 WARM = 50
-FEW = 50
+FEW = 100
 """By how many the objects of a type may differ: Python fills caches late. One kept in each round would be more."""
 BLOCKS = 150
 """Likewise blocks of Python's memory."""
@@ -86,7 +86,7 @@ def test_conditions_leave_nothing(model, x):
         with torch.no_grad(), adapter.condition({"ink": number / 1000, "oil": 0.5}):
             model(x)
 
-    stays_flat(model, switch, 100)
+    stays_flat(model, switch, 200)
 
 
 def test_a_leak_would_be_seen(model, x):

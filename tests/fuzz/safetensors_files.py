@@ -13,6 +13,7 @@ import torch
 
 import hnkernels as hn
 from hnkernels import CheckpointError
+from hnkernels.checkpoint.safetensors_format import to_bytes
 from tests.fuzz.campaign import Target
 from tests.fuzz.model import Model
 from tests.fuzz.mutations import odd_text, packed, spoilt_bytes, spoilt_text, spoilt_value
@@ -121,7 +122,7 @@ def _spoilt_content(data: bytes, random: Random) -> bytes:
                 tensors[key] = spoilt_value(tensors[key], random)
     tensors = {k: t for k, t in tensors.items() if not isinstance(t, torch.Tensor) or t.numel() < _MOST}
     try:
-        return safetensors.torch.save(tensors, {"format": "pt", "hnkernels": entry})
+        return to_bytes({"format": "pt", "hnkernels": entry}, tensors)
     except Exception:  # not everything can be saved
         return data[: random.randrange(len(data))]
 

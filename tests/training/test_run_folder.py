@@ -381,8 +381,10 @@ def test_a_run_with_a_log_cut_in_a_row_goes_on(tmp_path):
     ],
 )
 def test_a_name_that_makes_no_file_is_refused_at_once(tmp_path, name, message):
+    net = make_net()
+    net.provenance.name = name
     with pytest.raises(ValueError, match=message):
-        trainer(tmp_path, make_net(name=name))
+        trainer(tmp_path, net)
 
 
 def test_odd_names_make_plain_files(tmp_path):
