@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-versions lint bench gpu-check gpu-report bench-compare counts compile-report report clean
+.PHONY: demo test test-versions fuzz lint bench gpu-check gpu-report bench-compare counts compile-report report clean
 
 demo: .venv/.train
 	$(BIN)/hnkernels demo
@@ -16,6 +16,10 @@ test: .venv/.dev
 # ENVIRONMENTS="oldest bare" chooses.
 test-versions: .venv/.dev
 	$(BIN)/python -m tests.versions $(ENVIRONMENTS)
+
+# Spoilt files, texts and calls at every boundary: refused with a sentence, or right. CASES=100000 takes hours.
+fuzz: .venv/.dev
+	$(BIN)/python -m tests.fuzz --cases $(or $(CASES),1000)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

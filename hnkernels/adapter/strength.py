@@ -163,7 +163,7 @@ def _check_keys(strength: Any, spots: list[tuple[Place, str]], path: str = "stre
         if len({module[:2] for module in modules}) != 1 or any(p.transformer is None for p, _ in spots):
             raise ValueError(
                 f"{path} is a list, which is for the attention modules of one block; for the rows of a batch give "
-                f"PerRow({', '.join(map(str, strength))})"
+                f"PerRow({shown(list(strength))[1:-1]})"
             )
         if {transformer for *_, transformer in modules} != set(range(len(strength))):
             raise ValueError(

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from hnkernels.checkpoint.errors import Fault, brief
+from hnkernels.checkpoint.program import check_program
 
 _ZIP_MAGIC = b"PK\x03\x04"
+_PICKLES = 5  # of the older form: magic number, version, system, the value itself, the keys of its storages
 _AGAIN = "fetch or save the file again"
 
 
@@ -53,19 +55,22 @@ def read_torch_file(path: Path) -> Any:
     """What ``torch.save`` wrote, in the zip form or in the older one of torch < 1.6, tensors on the CPU.
 
     Only ``torch.load(weights_only=True)`` is used. Before it, a zip whose entries are compressed, or claim more bytes
-    than the file has, is refused: ``torch.save`` never compresses.
+    than the file has, is refused: ``torch.save`` never compresses. So are the pickles that ``check_program`` refuses.
 
     Raises:
         Fault: the content is anything but tensors and plain values, or is damaged.
         OSError: the file cannot be read.
     """
     with open_regular(path) as file:
-        if file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
+        zipped = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+        if zipped:
             _check_zip(file)
         file.seek(0)
         try:
+            _check_programs(file, zipped)
+            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-        except OSError:
+        except (OSError, Fault):
             raise
         except Exception as error:  # torch raises a dozen different types for damaged input
             raise _fault_of(error) from error
@@ -87,6 +92,15 @@ def read_safetensors_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]
         raise
     except Exception as error:  # SafetensorError, and whatever torch says to an unknown dtype
         raise Fault("is damaged, cut short, or not a safetensors file", _AGAIN) from error
+
+
+def _check_programs(file: BinaryIO, zipped: bool) -> None:
+    """Checks all pickles of a file, read as PyTorch reads them."""
+    if zipped:
+        check_program(torch._C.PyTorchFileReader(file).get_record("data.pkl"))
+    else:
+        for _ in range(_PICKLES):
+            check_program(file)
 
 
 def _check_zip(file: BinaryIO) -> None:

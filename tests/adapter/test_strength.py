@@ -237,6 +237,7 @@ def test_networks_side_by_side_add_up(unet, x, text):
         ({1: 2.0}, "the key 1"),
         ({"up": "strong"}, r"strength\['up'\] must be a number, PerRow"),
         ([0, 1], r"for the rows of a batch give PerRow\(0, 1\)"),
+        (["x" * 1000], r"for the rows of a batch give PerRow\('x{100,200}"),
         ({"down": [1, 2]}, "a list, which is for the attention modules of one block"),
         ({"down": {"block_0": [1, 2, 3]}}, "has 3 entries and is about 1 attention modules"),
         ({"up_blocks.1.attentions.1.*": [0.5]}, "has 1 entries and is about 1 attention modules; give one for each of"),

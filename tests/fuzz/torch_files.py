@@ -126,6 +126,8 @@ def _with_call(value: Any, random: Random) -> Any:
             (4, 8),
             (8, 1),
             10**12,
+            2**30,
+            "punycode",
             "cpu",
             False,
             torch.zeros(4),
