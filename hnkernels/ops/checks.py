@@ -13,6 +13,9 @@ from hnkernels.wording import shown
 
 HIGHEST_RANK = 64
 
+COMPUTED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes that PyTorch computes in. Those of 8 bits and fewer only store."""
+
 Scale = Tensor | float | None
 """[S], [G], or one number for all; ``None`` is 1."""
 
@@ -38,6 +41,7 @@ def check_context(context: Tensor) -> None:
         raise ValueError(
             f"context must be a floating-point tensor [..., d], not {describe(context)}; cast it with .float()"
         )
+    check_computed("context", context)
 
 
 def check_chain(name: str, chain: portable.Chain, context: Tensor) -> None:
@@ -143,6 +147,17 @@ def check_factors(
     if not (isinstance(scale, Tensor) and scale.is_floating_point() and scale.shape in ((samples,), (sets,))):
         raise ValueError(f"scale must be a number, [{samples}] or [{sets}], not {describe(scale)}")
     check_same_device("scale", scale, x)
+
+
+def check_computed(name: str, t: Tensor) -> None:
+    """Refuses a floating-point tensor whose dtype only stores."""
+    if t.dtype not in COMPUTED:
+        raise ValueError(f"{name} is {t.dtype}, in which PyTorch does not compute; cast it with .half() or .float()")
+
+
+def is_real(t: Tensor) -> bool:
+    """Whether t holds real numbers to compute with."""
+    return t.dtype in COMPUTED or not (t.is_floating_point() or t.is_complex() or t.is_quantized)
 
 
 def check_same_device(name: str, t: Tensor, x: Tensor) -> None:

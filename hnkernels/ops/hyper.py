@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops import plan, portable
-from hnkernels.ops.checks import check_call, check_chain, check_context, describe
+from hnkernels.ops.checks import check_call, check_chain, check_context, describe, is_real
 from hnkernels.triton import support
 from hnkernels.wording import shown
 
@@ -230,13 +230,13 @@ def _chains(
 
 def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
     """The MLPs with the multiplier each is to use now."""
-    mlps = tuple(mlps) if isinstance(mlps, Iterable) else (mlps,)
+    mlps = tuple(mlps) if isinstance(mlps, Iterable) and not isinstance(mlps, str) else (mlps,)
     for mlp in mlps:
         if not isinstance(mlp, HypernetworkMLP):
             raise ValueError(f"{name} must be a HypernetworkMLP or a sequence of them, not {type(mlp).__name__}")
     strengths: tuple[Any, ...] = tuple(strength) if isinstance(strength, (tuple, list)) else (strength,) * len(mlps)
     for s in strengths:
-        if not (isinstance(s, Tensor) and s.ndim == 0) and not (
+        if not (isinstance(s, Tensor) and s.ndim == 0 and is_real(s)) and not (
             isinstance(s, (int, float)) and abs(s) <= sys.float_info.max
         ):
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hnkernels.ops.checks import Scale, check_factors, check_same_device, check_weight, describe
+from hnkernels.ops.checks import Scale, check_computed, check_factors, check_same_device, check_weight, describe
 from hnkernels.ops.lowrank_portable import Slice
 from hnkernels.ops.lowrank_portable import lowrank_linears as portable
 from hnkernels.triton.support import check_backend, compute_dtype, takes_triton
@@ -117,9 +117,14 @@ def lowrank_add(
     triton = _takes_triton(backend, x)
     if not isinstance(base, Tensor) or not base.is_floating_point() or base.shape[:-1] != x.shape[:-1]:
         raise ValueError(f"base must be a floating-point tensor {[*x.shape[:-1], 'n']}, not {describe(base)}")
+    check_computed("base", base)
     check_same_device("base", base, x)
     check_factors(x, base.shape[-1], a, b, scale, index)
-    return _run(x, [Slice(base, None, None, a, b, None)], [scale], index, triton)[0].to(base.dtype)
+    dtype = compute_dtype(x)
+    exact = torch.promote_types(base.dtype, dtype) == dtype
+    start = base if exact else torch.zeros_like(base, dtype=dtype)  # a wider base is not to be rounded
+    y = _run(x, [Slice(start, None, None, a, b, None)], [scale], index, triton)[0]
+    return (y if exact else base + y).to(base.dtype)
 
 
 def lowrank_runner(
@@ -223,4 +228,5 @@ def _takes_triton(backend: str, x: Tensor) -> bool:
     check_backend(backend)
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         raise ValueError(f"x must be a floating-point tensor [S, ..., d], not {describe(x)}")
+    check_computed("x", x)
     return takes_triton(backend, x)

@@ -79,6 +79,9 @@ def _check(strength: Any, y: Tensor) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     if isinstance(strength, (int, float)) and abs(strength) < 100:
         expected = _by_hand(model, net, x, float(strength))
+        if not expected.isfinite().all():  # the products of eight layers are beyond float32
+            assert not y.isfinite().all()
+            return
         assert (y - expected).norm() <= 1e-3 * expected.norm(), (y, expected)
 
 

@@ -395,6 +395,25 @@ def test_a_base_that_does_not_fit_is_refused():
         lowrank_add(torch.ones(4, 9), torch.ones(4, 5, 12), torch.ones(2, 3, 12), torch.ones(2, 9, 3))
 
 
+@pytest.mark.parametrize("name", ["x", "base"])
+def test_a_dtype_that_only_stores_is_refused(name):
+    given = {"base": torch.ones(4, 5, 9), "x": torch.ones(4, 5, 12), "a": torch.ones(2, 3, 12), "b": torch.ones(2, 9, 3)}
+    with pytest.raises(ValueError, match=f"{name} is torch.float8_e4m3fn, in which PyTorch does not compute; cast it"):
+        lowrank_add(**{**given, name: given[name].to(torch.float8_e4m3fn)})
+
+
+@pytest.mark.parametrize(
+    ("of_base", "of_x"),
+    [(torch.float64, torch.float32), (torch.float32, torch.float16), (torch.bfloat16, torch.float16)],
+)
+def test_a_wider_base_keeps_its_digits(of_base, of_x):
+    base, x = torch.randn(4, 5, 9, dtype=of_base), torch.randn(4, 5, 12, dtype=of_x)
+    a, b = torch.zeros(2, 3, 12, dtype=of_x), torch.randn(2, 9, 3, dtype=of_x)
+    y = lowrank_add(base, x, a, b)
+    assert y.dtype == of_base
+    assert torch.equal(y, base)
+
+
 def test_the_portable_backend_plans_on_the_meta_device():
     x, weight, a, b = (torch.empty(*shape, device="meta") for shape in ((4, 5, 12), (9, 12), (4, 2, 12), (4, 9, 2)))
     assert lowrank_linear(x, weight, a, b, backend="portable").shape == (4, 5, 9)
