@@ -273,6 +273,20 @@ class Walk(RuleBasedStateMachine):
             torch.nn.Module.to(model, self.dtype)
         self.x, self.texts = self.x.to(self.dtype), [text.to(self.dtype) for text in self.texts]
 
+    @rule()
+    def away_and_back(self):
+        state = {key: value.clone() for key, value in self.unet.state_dict().items()}
+        self.unet.to("meta")
+        self.unet.to_empty(device="cpu").load_state_dict(state)
+
+    @rule(on=st.booleans())
+    def compile_a_block(self, on):
+        block = self.unet.get_submodule(LAYERS[0].rpartition(".")[0])
+        if on:
+            block.compile(backend="eager")
+        else:
+            block._compiled_call_impl = None
+
     # What happens to calls.
 
     @rule()

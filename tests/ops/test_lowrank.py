@@ -397,7 +397,12 @@ def test_a_base_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("name", ["x", "base"])
 def test_a_dtype_that_only_stores_is_refused(name):
-    given = {"base": torch.ones(4, 5, 9), "x": torch.ones(4, 5, 12), "a": torch.ones(2, 3, 12), "b": torch.ones(2, 9, 3)}
+    given = {
+        "base": torch.ones(4, 5, 9),
+        "x": torch.ones(4, 5, 12),
+        "a": torch.ones(2, 3, 12),
+        "b": torch.ones(2, 9, 3),
+    }
     with pytest.raises(ValueError, match=f"{name} is torch.float8_e4m3fn, in which PyTorch does not compute; cast it"):
         lowrank_add(**{**given, name: given[name].to(torch.float8_e4m3fn)})
 
