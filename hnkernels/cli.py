@@ -207,9 +207,9 @@ def train(
     from hnkernels.convert.survey import model_without_weights
     from hnkernels.pipeline import check_pipeline, load_pipeline
     from hnkernels.training.checks import check_unet
-    from hnkernels.training.data import examples_of
-    from hnkernels.training.folder import read_folder
-    from hnkernels.training.run_folder import RunFolder
+    from hnkernels.training.data.examples import examples_of
+    from hnkernels.training.data.folder import read_folder
+    from hnkernels.training.persistence.run_folder import RunFolder
 
     settings = _read_config(config)
     training = TrainingConfig.of({**settings["training"], **({"output_dir": str(output_dir)} if output_dir else {})})
@@ -268,7 +268,7 @@ def sample(
     from hnkernels.pipeline import check_pipeline, load_pipeline
     from hnkernels.prompt import resolve_name
     from hnkernels.training.checks import check_conditions
-    from hnkernels.training.encoding import TextEncoder
+    from hnkernels.training.data.encoding import TextEncoder
 
     files = hypernetwork or []
     strengths = _one_each(strength, files)
@@ -364,7 +364,7 @@ def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:
     """The file's objects ``training`` and ``network``; both may be missing."""
     if path is None:
         return {"training": {}, "network": {}}
-    from hnkernels.training.text_files import parse_json, read_text
+    from hnkernels.training.data.text_files import parse_json, read_text
     from hnkernels.wording import shown
 
     try:

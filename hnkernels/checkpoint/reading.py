@@ -122,7 +122,8 @@ def _fault_of(error: Exception) -> Fault:
     forbidden = re.search(r"(?:GLOBAL|global|class|function) `?([A-Za-z_]\w*(?:\.\w+)+)", str(error))
     if forbidden and "eights only" in str(error):
         return Fault(
-            f"holds more than tensors and plain values ({forbidden[1][:60]}); it was refused, and nothing of it was run",
+            f"holds more than tensors and plain values ({forbidden[1][:60]}); it was refused, and nothing of it was "
+            "run",
             "do not load it by other means unless you trust its source",
         )
     return Fault("is damaged, cut short, or not a file of torch.save with tensors and plain values only", _AGAIN)

@@ -16,7 +16,7 @@ from hnkernels.adapter.layers import find_attention
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.training import TrainingConfig, read_image_folder, train_hypernetwork
-from hnkernels.training.encoding import PipelineData
+from hnkernels.training.data.encoding import PipelineData
 from hnkernels.training.losses import denoising_loss
 from hnkernels.training.step import make_noise_scheduler
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hnkernels.demo.glyphs import DIGIT_WORDS, caption
-from hnkernels.training.run_folder import LOCK, RunFolder
+from hnkernels.training.persistence.run_folder import LOCK, RunFolder
 
 
 @dataclass(frozen=True)

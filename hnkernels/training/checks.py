@@ -14,7 +14,7 @@ from hnkernels.generator import WeightHypernetwork
 from hnkernels.generator.encoder import HypernetworkEncoder
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.data import Example
+from hnkernels.training.data.examples import Example
 from hnkernels.training.losses import PREDICTION_TYPES
 
 _BYTES_PER_NUMBER = 4  # networks are trained and saved in fp32

@@ -15,14 +15,14 @@ from torch import Generator
 from tqdm.auto import tqdm
 
 from hnkernels.training import checks
-from hnkernels.training.data import Example
-from hnkernels.training.encoding import PipelineData, TensorData
-from hnkernels.training.interrupt import deferred_interrupt
-from hnkernels.training.log import CsvLog
-from hnkernels.training.preview import write_preview
-from hnkernels.training.run_record import differences, run_record
+from hnkernels.training.data.encoding import PipelineData, TensorData
+from hnkernels.training.data.examples import Example
+from hnkernels.training.persistence.interrupt import deferred_interrupt
+from hnkernels.training.persistence.run_record import differences, run_record
+from hnkernels.training.persistence.state import Checkpoint, save_network, save_state
+from hnkernels.training.progress.log import CsvLog
+from hnkernels.training.progress.preview import write_preview
 from hnkernels.training.schedule import Schedule
-from hnkernels.training.state import Checkpoint, save_network, save_state
 from hnkernels.training.step import adapter_of, make_noise_scheduler, train_hypernetwork
 
 if TYPE_CHECKING:

@@ -188,7 +188,7 @@ def _encode(model: Any, batch: Batch, denoises: bool) -> dict[str, Any]:
     if "encoder_hidden_states" in batch:
         pass
     elif "captions" in batch and hasattr(model, "encode_prompt"):
-        from hnkernels.training.encoding import TextEncoder
+        from hnkernels.training.data.encoding import TextEncoder
 
         data["encoder_hidden_states"] = TextEncoder(model)(batch["captions"])
     else:

@@ -13,12 +13,12 @@ from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training import checks
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.data import Example, as_examples
-from hnkernels.training.encoding import TensorData
+from hnkernels.training.data.encoding import TensorData
+from hnkernels.training.data.examples import Example, as_examples
 from hnkernels.training.losses import Loss, denoises, denoising
+from hnkernels.training.persistence.run_folder import RunFolder
+from hnkernels.training.persistence.state import Checkpoint, latest_checkpoint, read_checkpoint
 from hnkernels.training.run import Run, TrainingResult
-from hnkernels.training.run_folder import RunFolder
-from hnkernels.training.state import Checkpoint, latest_checkpoint, read_checkpoint
 from hnkernels.training.step import frozen, is_attached, make_noise_scheduler
 
 

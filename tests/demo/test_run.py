@@ -8,7 +8,7 @@ from PIL import Image
 import hnkernels as hn
 from hnkernels.demo import run, scores
 from hnkernels.demo.glyphs import Pictures, handwritten_digits
-from hnkernels.training.run_folder import RunFolder
+from hnkernels.training.persistence.run_folder import RunFolder
 
 SCORES = {"style_score", "content_accuracy"}
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageCms
 
-from hnkernels.training.data import Example, read_image_folder
+from hnkernels.training.data.examples import Example, read_image_folder
 from tests.fuzz.campaign import Target
 from tests.fuzz.mutations import odd_text, packed, spoilt_bytes, spoilt_text, spoilt_value
 from tests.fuzz.torch_files import FOLDER as TEMPORARY

@@ -11,8 +11,8 @@ from hnkernels.assets import TINY_SD
 from hnkernels.pipeline import load_pipeline
 from hnkernels.training import Example
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.encoding import PipelineData, TextEncoder
-from hnkernels.training.preview import write_preview
+from hnkernels.training.data.encoding import PipelineData, TextEncoder
+from hnkernels.training.progress.preview import write_preview
 
 SIZES = (48, 80, 96)
 
@@ -205,7 +205,7 @@ def test_a_runs_captions_have_the_networks_name(pipeline, tmp_path, monkeypatch)
 
 
 def test_more_texts_than_are_kept_are_still_the_pipelines_own(pipeline, monkeypatch):
-    monkeypatch.setattr("hnkernels.training.encoding._TEXTS_AT_MOST", 2)
+    monkeypatch.setattr("hnkernels.training.data.encoding._TEXTS_AT_MOST", 2)
     text = TextEncoder(pipeline)
     for captions in (["a", "b"], ["b", "c"], ["c", "a", "d"]):
         assert torch.equal(text(captions), TextEncoder(pipeline)(captions))

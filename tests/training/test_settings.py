@@ -11,7 +11,7 @@ import torch
 import hnkernels as hn
 from hnkernels import TrainingConfig
 from hnkernels.training import denoising
-from hnkernels.training.run_record import differences, run_record
+from hnkernels.training.persistence.run_record import differences, run_record
 from tests.training.nets import make_net, make_rows, make_unet
 
 

@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 
 from hnkernels.training.checks import resolution_of
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.data import CaptionMaker, Example
+from hnkernels.training.data.captions import CaptionMaker
+from hnkernels.training.data.examples import Example
 
 _TEXTS_AT_MOST = 4096  # shuffled captions are endless; a CLIP embedding is 236 KB in fp32
 

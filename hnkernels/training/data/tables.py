@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hnkernels.training.text_files import parse_json, read_text
+from hnkernels.training.data.text_files import parse_json, read_text
 from hnkernels.wording import shown
 
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv")

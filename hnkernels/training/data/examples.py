@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from hnkernels.training.folder import FolderContents, read_folder
-from hnkernels.training.pictures import read_picture
+from hnkernels.training.data.folder import FolderContents, read_folder
+from hnkernels.training.data.pictures import read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,37 +69,6 @@ def examples_of(contents: FolderContents, progress: bool) -> list[Example]:
     elif progress:
         tqdm.write(contents.summary(), file=sys.stderr)
     return [Example(*row) for row in contents.rows]
-
-
-class CaptionMaker:
-    """Makes the caption that a training step uses from an example's.
-
-    Args:
-        template: ``[filewords]`` stands for the example's caption, ``[name]`` for ``name``.
-        name: the network's name.
-        shuffle_tags, tag_dropout, caption_dropout: see ``TrainingConfig``.
-    """
-
-    def __init__(
-        self, template: str, name: str, shuffle_tags: bool = False, tag_dropout: float = 0.0, caption_dropout: float = 0
-    ):
-        self.template, self.name = template, name
-        self.shuffle_tags, self.tag_dropout, self.caption_dropout = shuffle_tags, tag_dropout, caption_dropout
-
-    def __call__(self, caption: str, generator: Generator) -> str:
-        if self.caption_dropout and _chance(generator) < self.caption_dropout:
-            return ""
-        if self.shuffle_tags or self.tag_dropout:
-            tags = [tag.strip() for tag in caption.split(",")]
-            tags = [tag for tag in tags if not self.tag_dropout or _chance(generator) >= self.tag_dropout]
-            if self.shuffle_tags:
-                tags = [tags[i] for i in torch.randperm(len(tags), generator=generator).tolist()]
-            caption = ", ".join(tags)
-        return self.template.replace("[filewords]", caption).replace("[name]", self.name)
-
-
-def _chance(generator: Generator) -> float:
-    return torch.rand((), generator=generator).item()
 
 
 def as_examples(data: str | Path | Sequence[Example] | Sequence[tuple], progress: bool = False) -> list[Example]:

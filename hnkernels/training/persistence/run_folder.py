@@ -13,8 +13,8 @@ from pathlib import Path
 from hnkernels.checkpoint.atomic import clear_leftovers
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
-from hnkernels.training.log import rows_of
-from hnkernels.training.state import checkpoints_in
+from hnkernels.training.persistence.state import checkpoints_in
+from hnkernels.training.progress.log import rows_of
 
 LOCK = "run.lock"
 """The file that a run holds locked; it stays when the run is over."""

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from hnkernels.training import Example, read_image_folder
-from hnkernels.training.data import CaptionMaker, as_examples
+from hnkernels.training.data.captions import CaptionMaker
+from hnkernels.training.data.examples import as_examples
 
 
 def save(path, color="red", size=(4, 4), mode="RGB"):

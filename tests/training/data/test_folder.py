@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hnkernels.training import read_image_folder
-from hnkernels.training.data import as_examples
+from hnkernels.training.data.examples import as_examples
 
 
 def save(path):

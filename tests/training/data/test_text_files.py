@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hnkernels.training.text_files import parse_json, read_text
+from hnkernels.training.data.text_files import parse_json, read_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

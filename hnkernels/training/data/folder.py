@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hnkernels.training.pictures import PICTURE_SUFFIXES
-from hnkernels.training.tables import TABLE_NAMES, read_table
-from hnkernels.training.text_files import read_text
+from hnkernels.training.data.pictures import PICTURE_SUFFIXES
+from hnkernels.training.data.tables import TABLE_NAMES, read_table
+from hnkernels.training.data.text_files import read_text
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # the first of them that is there counts
 _FILE_NAMES = "file names"

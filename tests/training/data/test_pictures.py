@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from hnkernels.training import Example
-from hnkernels.training.pictures import read_picture
+from hnkernels.training.data.pictures import read_picture
 
 RAMP = np.tile(np.linspace(0, 1, 16), (16, 1))
 EIGHT_BITS = (RAMP * 255).round().astype("uint8")

@@ -13,10 +13,10 @@ import torch
 
 import hnkernels as hn
 from hnkernels.training import DivergenceError
-from hnkernels.training.log import CsvLog, rows_of
-from hnkernels.training.run_folder import LOCK, RunFolder
-from hnkernels.training.run_record import fingerprint
-from hnkernels.training.state import checkpoints_in, latest_checkpoint, read_checkpoint, save_state
+from hnkernels.training.persistence.run_folder import LOCK, RunFolder
+from hnkernels.training.persistence.run_record import fingerprint
+from hnkernels.training.persistence.state import checkpoints_in, latest_checkpoint, read_checkpoint, save_state
+from hnkernels.training.progress.log import CsvLog, rows_of
 from tests.faults import ERRORS, Killed, every_fault
 from tests.training.nets import make_net, make_rows, make_unet
 
@@ -49,7 +49,7 @@ def test_a_second_run_is_refused_while_one_is_writing(tmp_path):
 
 def test_the_lock_of_a_killed_process_does_not_last(tmp_path):
     code = (
-        "import os, sys; from hnkernels.training.run_folder import RunFolder\n"
+        "import os, sys; from hnkernels.training.persistence.run_folder import RunFolder\n"
         "with RunFolder(sys.argv[1]).locked(): print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

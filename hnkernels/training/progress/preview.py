@@ -10,7 +10,7 @@ import torch
 
 from hnkernels.adapter import WeightAdapter
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.encoding import TextEncoder
+from hnkernels.training.data.encoding import TextEncoder
 
 
 def write_preview(pipeline: Any, config: TrainingConfig, path: Path, adapter: Any) -> None:

@@ -1,0 +1,1 @@
+"""Training data: folders, tables, captions and pictures, read and encoded."""

@@ -1,0 +1,1 @@
+"""What a run shows of how far it has come."""
