@@ -31,7 +31,14 @@ def test_the_defaults_are_part_of_the_interface():
         "caption_template": "[filewords]", "shuffle_tags": False, "tag_dropout": 0.0, "caption_dropout": 0.0,
         "resolution": None, "seed": 0, "output_dir": "runs/train", "checkpoint_every": 500, "preview_every": 0,
         "preview_prompts": (), "preview_conditions": (), "preview_inference_steps": 20, "preview_guidance": 7.5,
-        "progress": True,
+        "progress": True, "keep_tags": 0, "clip_skip": 1, "bucketing": False, "bucket_step": 64,
+        "bucket_max_aspect": 2.0, "random_flip": False, "regularization_data": None, "prior_loss_weight": 1.0,
+        "masked_loss": False, "mask_data": None, "cache_dir": None, "skip_broken": False, "loss_type": "l2",
+        "huber_delta": 0.1, "snr_gamma": None, "min_timestep": 0, "max_timestep": None, "timestep_sampling": "auto",
+        "noise_offset": 0.0, "zero_terminal_snr": False, "optimizer": "adamw", "optimizer_args": {},
+        "lr_scheduler": None, "lr_warmup_steps": 0, "lr_scheduler_args": {}, "learning_rate_factors": {},
+        "decay_biases_and_norms": False, "ema_decay": None, "validation_split": 0.0, "validate_every": 100,
+        "trackers": (),
     }  # fmt: skip
 
 
@@ -106,6 +113,34 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
         ("preview_prompts", ["a", None]),
         ("preview_conditions", "ink"),
         ("preview_conditions", {"ink": 1.0}),
+        ("keep_tags", -1),
+        ("clip_skip", 0),
+        ("bucket_step", 4),
+        ("bucket_max_aspect", 0.5),
+        ("bucketing", 1),
+        ("regularization_data", ""),
+        ("mask_data", 3),
+        ("mask_data", "masks"),  # without masked_loss
+        ("cache_dir", []),
+        ("loss_type", "l1"),
+        ("huber_delta", 0),
+        ("snr_gamma", -1),
+        ("snr_gamma", "5"),
+        ("min_timestep", -1),
+        ("max_timestep", 0),
+        ("timestep_sampling", "late"),
+        ("noise_offset", 2),
+        ("optimizer", None),
+        ("optimizer_args", [1]),
+        ("lr_warmup_steps", 10),  # without lr_scheduler
+        ("lr_scheduler_args", 2),
+        ("learning_rate_factors", {"k": -1}),
+        ("learning_rate_factors", {"k": "2"}),
+        ("ema_decay", 1.5),
+        ("validation_split", -0.1),
+        ("validation_split", 1.5),
+        ("validate_every", 0),
+        ("trackers", 1),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(key, value):
@@ -126,6 +161,18 @@ def test_a_value_out_of_range_is_refused_by_name(key, value):
 )
 def test_a_value_of_which_it_is_clear_what_is_meant_is_taken(key, value):
     assert getattr(TrainingConfig.of({key: value}), key) == value
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_timestep": 500, "max_timestep": 500}, "min_timestep is 500 and max_timestep 500; the first must be"),
+        ({"lr_scheduler": "cosine", "learning_rate": "1e-4:5, 1e-5"}, "learning_rate is the schedule .* lr_scheduler"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig.of(settings)
 
 
 def test_a_config_holds_plain_values_that_a_checkpoint_can_hold():

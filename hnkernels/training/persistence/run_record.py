@@ -18,6 +18,7 @@ from hnkernels.training.config import TrainingConfig
 _MAY_DIFFER = (
     *("output_dir", "progress", "max_steps", "max_epochs", "checkpoint_every", "gradient_checkpointing"),
     *("preview_every", "preview_prompts", "preview_conditions", "preview_inference_steps", "preview_guidance"),
+    *("cache_dir", "validate_every", "trackers"),
 )
 """Settings that decide how long a run is, what it shows and what it keeps, not what a step computes."""
 
