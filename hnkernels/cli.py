@@ -206,9 +206,9 @@ def train(
     from hnkernels.adapter.layers import find_attention
     from hnkernels.convert.survey import model_without_weights
     from hnkernels.pipeline import check_pipeline, load_pipeline
-    from hnkernels.training.checks import check_unet
     from hnkernels.training.data.examples import examples_of
     from hnkernels.training.data.folder import read_folder
+    from hnkernels.training.families import family_of
     from hnkernels.training.persistence.run_folder import RunFolder
 
     settings = _read_config(config)
@@ -216,7 +216,7 @@ def train(
     check_pipeline(model)
     contents = read_folder(data)
     unet = model_without_weights(model)
-    check_unet(unet)
+    family_of(unet)  # refuses a model that cannot be trained on
     if init_from is not None:
         net = load_hypernetwork(init_from)
     else:
@@ -268,7 +268,8 @@ def sample(
     from hnkernels.pipeline import check_pipeline, load_pipeline
     from hnkernels.prompt import resolve_name
     from hnkernels.training.checks import check_conditions
-    from hnkernels.training.data.encoding import TextEncoder
+    from hnkernels.training.data.encoding import text_embedding
+    from hnkernels.training.families import family_of
 
     files = hypernetwork or []
     strengths = _one_each(strength, files)
@@ -302,13 +303,13 @@ def sample(
         for net in nets:
             attach(unet, net).detach()  # refuses a net for another model
             if isinstance(net, WeightHypernetwork):
-                check_conditions(net, [_mixture(style)] if style else [], unet, "--style")
+                check_conditions(net, [_mixture(style)] if style else [], family_of(unet).text_width, "--style")
     pipeline = load_pipeline(model)
     for name, net, factor in zip(names, nets, strengths, strict=True):
         adapter = attach(pipeline, net, strength=factor, name=name)
         if isinstance(adapter, WeightAdapter):
             with torch.no_grad():
-                condition = _mixture(style) if style else TextEncoder(pipeline)([prompt])
+                condition = _mixture(style) if style else text_embedding(pipeline, prompt)
                 adapter.weights = net.generate_weights(condition)
     for name, factor in asked.items():
         adapters(pipeline)[name].strength = factor

@@ -17,8 +17,7 @@ from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.training import TrainingConfig, read_image_folder, train_hypernetwork
 from hnkernels.training.data.encoding import PipelineData
-from hnkernels.training.losses import denoising_loss
-from hnkernels.training.step import make_noise_scheduler
+from hnkernels.training.losses import denoising_errors, process_of
 
 _ROUNDS = 8
 
@@ -33,9 +32,10 @@ def compare_with_a1111_way(net: Hypernetwork, pipeline: Any, folder: Path, batch
         ``iterations_per_second``, ``iterations_per_second_a1111_way`` and ``speedup``.
     """
     examples = read_image_folder(folder)[:batch_size]
-    data = PipelineData(pipeline, examples, TrainingConfig(), net.provenance.name)
-    batch = data.batch(range(len(examples)), torch.Generator().manual_seed(0))
-    unet, scheduler = pipeline.unet, make_noise_scheduler(pipeline)
+    process = process_of(pipeline)
+    data = PipelineData(process.family, examples, TrainingConfig(), net.provenance.name)
+    batch = data.batch(range(len(examples)), [torch.Generator().manual_seed(i) for i in range(len(examples))])
+    unet = pipeline.unet
     ours = copy.deepcopy(net).train()
     our_optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-5)
     theirs = {size: [_Plain(copy.deepcopy(mlp).train()) for mlp in net[size]] for size in net}
@@ -45,14 +45,14 @@ def compare_with_a1111_way(net: Hypernetwork, pipeline: Any, folder: Path, batch
         unet.requires_grad_(True)
         undo = _patch(unet, theirs)
         their_optimizer.zero_grad(set_to_none=True)
-        denoising_loss(unet, scheduler, batch, None).backward()
+        denoising_errors(process, batch, None)[0].mean().backward()
         their_optimizer.step()
         undo()
         unet.zero_grad(set_to_none=True)
         unet.requires_grad_(False)
 
     def hnkernels() -> None:
-        train_hypernetwork(ours, unet, batch, our_optimizer, noise_scheduler=scheduler, gradient_clip=1.0)
+        train_hypernetwork(ours, pipeline, batch, our_optimizer, gradient_clip=1.0)
 
     seconds: dict[Callable[[], None], list[float]] = {a1111: [], hnkernels: []}
     for turn in range(_ROUNDS + 1):

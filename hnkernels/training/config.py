@@ -124,7 +124,7 @@ class TrainingConfig:
         lr_warmup_steps, lr_scheduler_args: its arguments, as ``diffusers.optimization.get_scheduler`` takes them.
         learning_rate_factors: factors on the learning rate: of a ``Hypernetwork`` by stream (``"k"``, ``"v"``), by
             width (``"768"``) and by kind of attention (``"attn1"``, ``"attn2"``) where a width belongs to one; of a
-            ``WeightHypernetwork`` by its parts (``"encoder"``, ``"weight_generator"``, ``"decoder"``).
+            ``WeightHypernetwork`` by its parts (``"encoder"``, ``"generator"``, ``"decoder"``).
         decay_biases_and_norms: applies ``weight_decay`` to these too.
         ema_decay: keeps an exponential moving average of the network, which is what is validated, shown and saved at
             the end; 0.999, say.

@@ -6,23 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from hnkernels.generator import GeneratedWeights
 from hnkernels.generator.algebra import squared_norms
 from hnkernels.generator.lora import weights_of_loras
+from hnkernels.training.families import Family, family_of
+from hnkernels.training.noising import Noising
+from hnkernels.training.objective import DEFAULT, Objective
 
 
 class Step(NamedTuple):
     """What a loss may use.
 
     Attributes:
-        model: the UNet, with the network acting in it.
-        scheduler: the diffusers noise schedule.
+        model: the denoiser, with the network acting in it.
+        scheduler: the diffusers noise schedule that was given; ``None`` for the model's own.
         batch: what the step was given, encoded where the loss denoises.
         generator: a CPU generator for noise and timesteps, or ``None``.
         weights: what a ``WeightHypernetwork`` made of the batch's conditions; ``None`` for a ``Hypernetwork``.
+        process: how the model is called and noise is added; ``None`` for what follows from the model and scheduler.
     """
 
     model: Any
@@ -30,23 +33,73 @@ class Step(NamedTuple):
     batch: Mapping[str, Any]
     generator: Generator | None
     weights: GeneratedWeights | None
+    process: Process | None = None
+
+
+class Process(NamedTuple):
+    """How a model denoises, as far as it is the same in all steps of a run."""
+
+    family: Family
+    noising: Noising
+    objective: Objective
 
 
 Loss = Callable[[Step], Tensor]
 """Step → one number, the mean over the batch. Unless it has an attribute ``denoises = False``, latents are there."""
 
-_TARGETS: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
-    "epsilon": lambda scheduler, latents, noise, timesteps: noise,
-    "v_prediction": lambda scheduler, latents, noise, timesteps: scheduler.get_velocity(latents, noise, timesteps),
-    "sample": lambda scheduler, latents, noise, timesteps: latents,
-}
-PREDICTION_TYPES = tuple(_TARGETS)
-"""What a model may predict: the noise, the velocity or the latents."""
-
 
 def denoising(step: Step) -> Tensor:
-    """Mean squared error of the prediction, in fp32 at least."""
-    return denoising_loss(step.model, step.scheduler, step.batch, step.generator)
+    """The mean error of the prediction, in fp32 at least: squared, unless the settings say otherwise."""
+    process = step.process or process_of(step.model, step.scheduler)
+    errors, timesteps = denoising_errors(process, step.batch, step.generator)
+    for weights in (process.objective.weights(process.noising, timesteps), step.batch.get("loss_weight")):
+        if weights is not None:
+            errors = errors * weights.to(errors)
+    return errors.mean()
+
+
+def process_of(model: Any, scheduler: Any = None, objective: Objective = DEFAULT) -> Process:
+    """How a model is trained.
+
+    Args:
+        model: a diffusers pipeline, or its UNet or transformer.
+        scheduler: a diffusers noise schedule in the place of the model's own.
+        objective: the settings of the error.
+
+    Raises:
+        ValueError: the model is of no known family.
+    """
+    family = family_of(model)
+    return Process(family, family.noising(scheduler), objective)
+
+
+def draw(process: Process, batch: Mapping[str, Any], generators: Sequence[Generator | None]) -> dict[str, Any]:
+    """The batch with noise and timesteps, each sample's from a generator of its own; what it has already stays."""
+    latents, drawn = batch["latents"], dict(batch)
+    shape, objective = latents.shape[1:], process.objective
+    if "noise" not in batch:
+        drawn["noise"] = torch.stack([objective.noise(shape, g) for g in generators])
+    if "timesteps" not in batch:
+        drawn["timesteps"] = torch.stack([objective.timestep(process.noising, shape, g) for g in generators])
+    return drawn
+
+
+def denoising_errors(process: Process, batch: Mapping[str, Any], generator: Generator | None) -> tuple[Tensor, Tensor]:
+    """The error of every sample and its timestep, [B] each.
+
+    Args:
+        process: how the model is called and noise is added.
+        batch: ``latents``, what the family asks for beside them; optional ``noise``, ``timesteps`` and ``loss_mask``
+            [B, 1, h, w].
+        generator: for noise and timesteps, where the batch has none.
+    """
+    family, noising, objective = process
+    batch = draw(process, batch, [generator] * len(batch["latents"]))
+    latents = family.given(batch, "latents")
+    noise, timesteps = batch["noise"].to(latents), batch["timesteps"].to(latents.device)
+    prediction = family.predict(noising.noisy(latents, noise, timesteps), timesteps, batch)
+    mask = batch.get("loss_mask")
+    return objective.errors(prediction, noising.target(latents, noise, timesteps), mask), timesteps
 
 
 class Reconstruction:
@@ -106,24 +159,6 @@ class Mixture:
 def denoises(loss: Loss) -> bool:
     """Whether a loss needs latents and text."""
     return bool(getattr(loss, "denoises", True))
-
-
-def denoising_loss(unet: Any, scheduler: Any, data: Mapping[str, Any], generator: Generator | None) -> Tensor:
-    """The denoising error of a UNet; see ``denoising``."""
-    latents = data["latents"].to(unet.device, unet.dtype)
-    noise = data.get("noise")
-    if noise is None:
-        noise = torch.randn(latents.shape, generator=generator)
-    timesteps = data.get("timesteps")
-    if timesteps is None:
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
-    noise, timesteps = noise.to(latents.device, latents.dtype), timesteps.to(latents.device)
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    context = data["encoder_hidden_states"].to(unet.device, unet.dtype)
-    prediction = unet(noisy, timesteps, encoder_hidden_states=context).sample
-    target = _TARGETS[scheduler.config.prediction_type](scheduler, latents, noise, timesteps)
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    return F.mse_loss(prediction.to(dtype), target.to(dtype))
 
 
 def _difference(weights: GeneratedWeights, targets: GeneratedWeights) -> Sequence[tuple[Tensor, Tensor]]:

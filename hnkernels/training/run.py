@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Generator
 from tqdm.auto import tqdm
 
 from hnkernels.training import checks
+from hnkernels.training.average import Average
 from hnkernels.training.data.encoding import PipelineData, TensorData
 from hnkernels.training.data.examples import Example
+from hnkernels.training.losses import draw
+from hnkernels.training.optimizers import learning_rate_at, make_optimizer
 from hnkernels.training.persistence.interrupt import deferred_interrupt
 from hnkernels.training.persistence.run_record import differences, run_record
 from hnkernels.training.persistence.state import Checkpoint, save_network, save_state
 from hnkernels.training.progress.log import CsvLog
 from hnkernels.training.progress.preview import write_preview
+from hnkernels.training.sampler import Sampler, generator_of
 from hnkernels.training.schedule import Schedule
-from hnkernels.training.step import adapter_of, make_noise_scheduler, train_hypernetwork
+from hnkernels.training.step import Taken, adapter_of, take_step
 
 if TYPE_CHECKING:
     from hnkernels.training.trainer import HypernetworkTrainer
@@ -76,136 +80,220 @@ class Run:
         checkpoint: Checkpoint | None,
         allow_changes: bool,
     ):
-        self.trainer, self.config = trainer, trainer.config
+        self.trainer, self.config, self.processes = trainer, trainer.config, trainer.processes
         self.net, self.unet, self.folder = trainer.net, trainer.unet, trainer.folder
-        self.scheduler = make_noise_scheduler(trainer.model)
-        per_step = self.config.batch_size * self.config.gradient_accumulation_steps
-        self.steps_per_epoch = math.ceil(len(data) / per_step)
-        self.end = self.config.max_epochs * self.steps_per_epoch
-        if self.config.max_steps is not None:
-            self.end = min(self.end, self.config.max_steps)
-        self.learning_rate = Schedule(self.config.learning_rate, self.end)
-        clip = self.config.gradient_clip
-        self.clip = None if clip is None else Schedule(clip, self.end)
-        rows = data.rows if isinstance(data, TensorData) else data
-        self.record = run_record(self.config, rows, trainer.loss, self.unet)
+        config, rows = self.config, data.rows if isinstance(data, TensorData) else data
+        if len(rows) < self.processes.count:
+            raise ValueError(f"{self.processes.count} processes cannot train on {len(rows)} examples; start fewer")
+        if isinstance(data, TensorData):
+            self.data: TensorData | PipelineData = data
+        else:
+            assert trainer.family is not None
+            self.data = PipelineData(trainer.family, data, config, self.net.provenance.name)
+        self.sampler = Sampler(
+            self.data.groups(),
+            config.batch_size * self.processes.count,
+            config.gradient_accumulation_steps,
+            config.seed,
+        )
+        self.end = config.max_epochs * self.sampler.steps_per_epoch
+        if config.max_steps is not None:
+            self.end = min(self.end, config.max_steps)
+        self.learning_rate = learning_rate_at(config, self.end)
+        self.clip = None if config.gradient_clip is None else Schedule(config.gradient_clip, self.end)
+        self.record = run_record(config, rows, trainer.loss, self.unet)
+        if config.lr_scheduler is not None:
+            self.record["steps of the lr_scheduler"] = str(self.end)
         self.step = 0
-        self.losses: list[float] = []
         self.recent: list[float] = []
+        self.losses: list[float] = []
         self.rates: list[float] = []
+        self._settled = 0.0
         if checkpoint is not None:
             self._check_resume(checkpoint, allow_changes)
             self.step, self.recent = checkpoint.state["step"], checkpoint.state["recent_losses"]
             self.net.provenance = checkpoint.net.provenance
         self.first_step = self.net.provenance.step - self.step
         self.files = self.folder.files_for(self.net)
-        every = self.config.checkpoint_every
+        every = config.checkpoint_every
         checks.check_space(self.folder.path, self.net, 1 + ((self.end - self.step) // every if every else 0))
-        self.data = (
-            data
-            if isinstance(data, TensorData)
-            else PipelineData(trainer.model, data, self.config, self.net.provenance.name)
-        )
         self.net.to(self.unet.device, torch.float32)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1.0, weight_decay=float(self.config.weight_decay))
-        half = self.config.mixed_precision == "fp16" or self.unet.dtype == torch.float16
+        self.optimizer = make_optimizer(self.net, config, self.unet)
+        half = config.mixed_precision == "fp16" or self.unet.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.unet.device.type) if half else None
+        self.average = Average(self.net, config.ema_decay) if config.ema_decay is not None else None
+        self.alive = torch.ones((), device=self.unet.device)
         if checkpoint is not None:
-            self.net.load_state_dict(checkpoint.net.state_dict())
-            self.optimizer.load_state_dict(checkpoint.state["optimizer"])
-            if self.scaler is not None and checkpoint.state["scaler"]:
-                self.scaler.load_state_dict(checkpoint.state["scaler"])
+            self._restore(checkpoint)
+        if isinstance(self.data, PipelineData):
+            self.data.encode()
 
     def to_the_end(self) -> TrainingResult:
         stopped = "finished"
-        log = CsvLog(self.folder.log, keep_until=self.step)
-        bar = tqdm(total=self.end, initial=self.step, unit="step", disable=not self.config.progress)
-        with log, bar, deferred_interrupt() as interrupted:
+        log = CsvLog(self.folder.log, keep_until=self.step) if self.processes.main else nullcontext()
+        bar = tqdm(
+            total=self.end, initial=self.step, unit="step", disable=not self.config.progress or not self.processes.main
+        )
+        waiting: _Waiting | None = None
+        with log as rows, bar, deferred_interrupt() as interrupted:
             while self.step < self.end:
-                rate = self.learning_rate.at(self.step)
+                rate = self.learning_rate(self.step)
                 if rate is None:
                     stopped = "schedule"
                     break
-                metrics = self._one_step(rate)
-                if not metrics["updated"] and (self.scaler is None or not math.isfinite(metrics["loss"])):
-                    self._diverged(metrics)
-                self._report(metrics, log, bar)
-                if interrupted.is_set():
+                # The numbers of a step are read when the next one is on its way: nothing waits for the device.
+                before, waiting = waiting, self._one_step(rate, interrupted.is_set())
+                asked = before is not None and self._settle(before, rows, bar)
+                if asked or interrupted.is_set() or self.trainer.callback is not None or self._keeps():
+                    asked = self._settle(waiting, rows, bar) or asked
+                    waiting = None
+                if asked or (self.processes.count == 1 and interrupted.is_set()):
                     self._save()
                     raise KeyboardInterrupt
                 self._keep()
+            if waiting is not None:
+                self._settle(waiting, rows, bar)
         self._save()
-        for file in self.files:
-            save_network(self.net, file)
+        if self.processes.main:
+            with self._averaged():
+                for file in self.files:
+                    save_network(self.net, file)
+        self.processes.wait()
         return TrainingResult(self.step, self._mean_loss(), self.losses, _median(self.rates), stopped, self.files)
 
-    def _one_step(self, rate: float) -> dict[str, float]:
+    def _one_step(self, rate: float, interrupted: bool) -> _Waiting:
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        generator = _generator(self.config.seed, "step", self.step)
-        batches = [self.data.batch(indices, generator) for indices in self._indices()]
+            group["lr"] = rate * group["factor"]
+        batches = self.sampler.step(self.step)
+        generator = generator_of(self.config.seed, "step", self.step, self.processes.rank)
         with torch.random.fork_rng():  # dropout draws from the global generator
             torch.manual_seed(generator.initial_seed())
-            metrics = train_hypernetwork(
+            taken = take_step(
                 self.net,
-                self.trainer.model,
-                batches,
+                self.unet,
+                [batch for batch in map(self._batch, _numbered(batches)) if batch is not None],
                 self.optimizer,
-                noise_scheduler=self.scheduler,
+                process=self.trainer.process,
+                loss=self.trainer.loss,
                 mixed_precision=self.config.mixed_precision,
                 scaler=self.scaler,
                 gradient_clip=None if self.clip is None else self.clip.held_at(self.step),
                 gradient_clip_mode=self.config.gradient_clip_mode,
                 generator=generator,
-                loss=self.trainer.loss,
+                alive=self.alive,
+                processes=self.processes,
+                examples=sum(map(len, batches)),
+                asked=interrupted,
             )
-        metrics["learning_rate"] = rate
-        metrics["iterations_per_second"] = 1 / (time.perf_counter() - started)
-        return metrics
-
-    def _indices(self) -> list[list[int]]:
-        """The examples of this step, per forward pass."""
-        epoch, position = divmod(self.step, self.steps_per_epoch)
-        order = torch.randperm(len(self.data), generator=_generator(self.config.seed, "epoch", epoch)).tolist()
-        size = self.config.batch_size
-        start = position * size * self.config.gradient_accumulation_steps
-        chosen = order[start : start + size * self.config.gradient_accumulation_steps]
-        return [chosen[i : i + size] for i in range(0, len(chosen), size)]
-
-    def _report(self, metrics: dict[str, float], log: CsvLog, bar: tqdm) -> None:
-        epoch = self.step // self.steps_per_epoch
+        # Overflow is what a scaler is there for; without one nothing that is not finite may ever be stepped over.
+        fine = taken.finite if self.scaler is None else taken.loss.isfinite()
+        self.alive = torch.where(fine, self.alive, math.nan)
+        if self.average is not None:
+            self.average.update(self.net)
+        epoch = self.step // self.sampler.steps_per_epoch
         self.step += 1
-        self.net.provenance.step = self.first_step + self.step
+        return _Waiting(self.step, epoch, rate, started, taken)
+
+    def _batch(self, numbered: tuple[int, list[int]]) -> dict[str, Any] | None:
+        """This process's part of a batch of the step, with its noise and timesteps; ``None`` if it has none.
+
+        What is drawn for an example depends on its place in the step alone, not on how many processes there are.
+        """
+        first, indices = numbered
+        start, end = self.processes.bounds(len(indices))
+        if start == end:
+            return None
+        generators = [
+            generator_of(self.config.seed, "example", self.step, first + place) for place in range(start, end)
+        ]
+        batch = self.data.batch(indices[start:end], generators)
+        return batch if self.trainer.process is None else draw(self.trainer.process, batch, generators)
+
+    def _settle(self, waiting: _Waiting, log: CsvLog | None, bar: tqdm) -> bool:
+        """Reads a step's numbers and reports them; whether some process was asked to stop when it took the step.
+
+        Raises:
+            DivergenceError: the step was not finite. No later one has changed anything.
+        """
+        metrics = waiting.taken.metrics()
+        if not metrics["updated"] and (self.scaler is None or not math.isfinite(metrics["loss"])):
+            self._diverged(waiting.step, metrics)
+        self.net.provenance.step = self.first_step + waiting.step
+        now = time.perf_counter()
+        self.rates.append(1 / (now - max(waiting.started, self._settled)))
+        self._settled = now
         self.losses.append(metrics["loss"])
         self.recent = [*self.recent, metrics["loss"]][-_MEAN_OVER:]
-        self.rates.append(metrics["iterations_per_second"])
-        metrics |= {"step": self.step, "epoch": epoch, "mean_loss": self._mean_loss()}
-        log.write(metrics)
+        metrics |= {
+            "step": waiting.step,
+            "epoch": waiting.epoch,
+            "mean_loss": self._mean_loss(),
+            "learning_rate": waiting.learning_rate,
+            "iterations_per_second": self.rates[-1],
+        }
+        if log is not None:
+            log.write(metrics)
         bar.update()
         bar.set_postfix(loss=f"{metrics['mean_loss']:.4f}", lr=f"{metrics['learning_rate']:.1e}")
         if self.trainer.callback is not None:
-            self.trainer.callback(self.step, metrics)
+            self.trainer.callback(waiting.step, metrics)
+        return metrics.pop("asked") > 0
+
+    def _keeps(self) -> bool:
+        """Whether something is kept or shown after this step."""
+        return self._is_due(self.config.checkpoint_every) or self._is_due(self.config.preview_every)
+
+    def _is_due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
 
     def _keep(self) -> None:
-        config = self.config
-        if config.checkpoint_every and self.step % config.checkpoint_every == 0 and self.step < self.end:
+        if self._is_due(self.config.checkpoint_every) and self.step < self.end:
             self._save()
-        if config.preview_every and self.step % config.preview_every == 0:
-            self.net.eval()
-            file = self.folder.path / "previews" / f"step-{self.step:06d}.png"
-            write_preview(self.trainer.model, config, file, adapter_of(self.unet, self.net))
-            self.net.train()
+        if self._is_due(self.config.preview_every) and self.processes.main:
+            with self._averaged(), _evaluating(self.net):
+                file = self.folder.path / "previews" / f"step-{self.step:06d}.png"
+                write_preview(self.trainer.model, self.config, file, adapter_of(self.unet, self.net))
 
-    def _save(self) -> Path:
+    def _save(self, step: int | None = None) -> Path:
+        step = self.step if step is None else step
         state = {
-            "step": self.step,
+            "step": step,
             "recent_losses": self.recent,
             "run": self.record,
             "optimizer": self.optimizer.state_dict(),
+            "parameters": self._names(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "average": self.average.state_dict() if self.average is not None else None,
         }
-        return save_state(self.folder.checkpoints, self.step, self.net, state)
+        folder = self.folder.checkpoints / f"step-{step:06d}"
+        return save_state(self.folder.checkpoints, step, self.net, state) if self.processes.main else folder
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.net.load_state_dict(checkpoint.net.state_dict())
+        self._restore_optimizer(checkpoint)
+        if self.scaler is not None and checkpoint.state["scaler"]:
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+        if self.average is not None and checkpoint.state.get("average"):
+            self.average.load_state_dict(checkpoint.state["average"])
+
+    def _restore_optimizer(self, checkpoint: Checkpoint) -> None:
+        state, own = checkpoint.state["optimizer"], self.optimizer.state_dict()
+        same = checkpoint.state["run"].get("optimizer") == self.record["optimizer"]
+        groups, own_groups = ([len(g["params"]) for g in one["param_groups"]] for one in (state, own))
+        if same and groups == own_groups and checkpoint.state["parameters"] == self._names():
+            self.optimizer.load_state_dict(state)
+        else:
+            warnings.warn(f"the optimiser of {checkpoint.path} is another one; this run's starts anew", stacklevel=4)
+
+    def _names(self) -> list[str]:
+        """The names of the parameters as the optimiser numbers them."""
+        names = {p: name for name, p in self.net.named_parameters()}
+        return [names[p] for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _averaged(self) -> Any:
+        """The network's average in its place, inside."""
+        return nullcontext() if self.average is None else self.average.in_place_of(self.net)
 
     def _check_resume(self, checkpoint: Checkpoint, allow_changes: bool) -> None:
         if checkpoint.state["step"] > self.end:
@@ -221,10 +309,10 @@ class Run:
                 )
             warnings.warn(f"the run continues from {checkpoint.path} with changes: {changes}", stacklevel=4)
 
-    def _diverged(self, metrics: dict[str, float]) -> None:
-        kept = self._save()
+    def _diverged(self, step: int, metrics: dict[str, float]) -> None:
+        kept = self._save(step - 1)
         raise DivergenceError(
-            f"step {self.step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}; "
+            f"step {step}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}; "
             f"the weights from before that step are in {kept}. Try a lower learning_rate, or init='identity'"
         )
 
@@ -232,10 +320,32 @@ class Run:
         return sum(self.recent) / len(self.recent) if self.recent else math.nan
 
 
-def _generator(seed: int, *purpose: str | int) -> Generator:
-    """A generator for one purpose, independent of every other one's."""
-    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+class _Waiting(NamedTuple):
+    """A step that has been taken, whose numbers are still with the device."""
+
+    step: int
+    epoch: int
+    learning_rate: float
+    started: float
+    taken: Taken
+
+
+@contextmanager
+def _evaluating(net: torch.nn.Module) -> Iterator[None]:
+    """The network in eval mode inside."""
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train()
+
+
+def _numbered(batches: Iterable[list[int]]) -> Iterator[tuple[int, list[int]]]:
+    """Every batch with the place of its first example in the step."""
+    first = 0
+    for batch in batches:
+        yield first, batch
+        first += len(batch)
 
 
 def _median(values: list[float]) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,7 +14,9 @@ from hnkernels.adapter.host import Host
 from hnkernels.adapter.layers import TARGETS, denoiser
 from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
-from hnkernels.training.losses import Loss, Step, denoises, denoising
+from hnkernels.training.data.encoding import TextEncoder
+from hnkernels.training.losses import Loss, Process, Step, denoises, denoising, process_of
+from hnkernels.training.processes import ALONE, Processes
 
 Batch = Mapping[str, Any]
 _PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -70,46 +71,133 @@ def train_hypernetwork(
     """
     micro_batches = [batch] if isinstance(batch, Mapping) else list(batch)
     unet: Any = denoiser(model)
-    scheduler = noise_scheduler or make_noise_scheduler(model)
-    device = unet.device.type
-    precision = _PRECISIONS[mixed_precision]
+    process = process_of(model, noise_scheduler) if denoises(loss) else None
+    encoded = [_encode(process, micro_batch) for micro_batch in micro_batches]
     net.train()
-    optimizer.zero_grad(set_to_none=True)
-    encoded = [_encode(model, micro_batch, denoises(loss)) for micro_batch in micro_batches]
-    examples = sum(map(_rows, encoded))
-    total = 0.0
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         if not is_attached(unet, net):
             stack.enter_context(
                 attach(unet, net) if isinstance(net, WeightHypernetwork) else attach(unet, net, targets=targets)
             )
-        for data in encoded:
-            with ExitStack() as within:
-                within.enter_context(torch.autocast(device, precision, enabled=precision is not None))
-                weights = within.enter_context(_conditioned(unet, net, data))
-                value = loss(Step(unet, scheduler, data, generator, weights)) * (_rows(data) / examples)
-            total += value.item()
-            if not math.isfinite(total):
-                optimizer.zero_grad(set_to_none=True)
-                return {"loss": total, "grad_norm": math.nan, "updated": 0.0}
-            (scaler.scale(value) if scaler is not None else value).backward()
+        taken = take_step(
+            net,
+            unet,
+            encoded,
+            optimizer,
+            process=process,
+            loss=loss,
+            mixed_precision=mixed_precision,
+            scaler=scaler,
+            gradient_clip=gradient_clip,
+            gradient_clip_mode=gradient_clip_mode,
+            generator=generator,
+            scheduler=noise_scheduler,
+        )
+    metrics = taken.metrics()
+    return {key: metrics[key] for key in ("loss", "grad_norm", "updated")}
+
+
+class Taken(NamedTuple):
+    """What became of a step: tensors without dimensions, on the device that computed them.
+
+    Attributes:
+        loss: mean over the examples.
+        grad_norm: before clipping.
+        finite: whether both are finite, which is whether the optimiser has stepped.
+        asked: how many processes were asked to stop.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    finite: Tensor
+    asked: Tensor
+
+    def metrics(self) -> dict[str, float]:
+        """As numbers. Waits for the device."""
+        numbers = torch.stack([value.to(self.loss) for value in self]).tolist()
+        return dict(zip(("loss", "grad_norm", "updated", "asked"), numbers, strict=True))
+
+
+def take_step(
+    net: Hypernetwork | WeightHypernetwork,
+    unet: Any,
+    batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    process: Process | None,
+    loss: Loss = denoising,
+    mixed_precision: str = "no",
+    scaler: torch.amp.GradScaler | None = None,
+    gradient_clip: float | None = None,
+    gradient_clip_mode: str = "norm",
+    generator: Generator | None = None,
+    scheduler: Any = None,
+    alive: Tensor | None = None,
+    processes: Processes = ALONE,
+    examples: int | None = None,
+    asked: bool = False,
+) -> Taken:
+    """One optimiser step of an attached network on a frozen model, without waiting for the device.
+
+    That holds for optimisers that leave out a step by themselves (those with ``fused``, see ``GradScaler``); with
+    others it waits for the gradient's norm.
+
+    Args:
+        net, unet, optimizer, loss, mixed_precision, scaler, gradient_clip, gradient_clip_mode, generator: see
+            ``train_hypernetwork``.
+        batches: encoded; none for a process that has no example of this step.
+        process: how the model is called; ``None`` for a loss that does not denoise.
+        scheduler: what the loss is told besides; see ``losses.Step``.
+        alive: 1, or NaN where a step before was not finite and this one is to change nothing.
+        processes: those that take the step together.
+        examples: of all processes in this step; ``None`` for those of ``batches``.
+        asked: whether this process was asked to stop; all learn of it.
+    """
+    device, precision = unet.device.type, _PRECISIONS[mixed_precision]
+    optimizer.zero_grad(set_to_none=True)
+    examples = examples or sum(map(_rows, batches))
+    total = torch.zeros((), device=unet.device)
+    for data in batches:
+        with ExitStack() as within:
+            within.enter_context(torch.autocast(device, precision, enabled=precision is not None))
+            weights = within.enter_context(_conditioned(unet, net, data))
+            value = loss(Step(unet, scheduler, data, generator, weights, process)) * (_rows(data) / examples)
+        if alive is not None:
+            value = value * alive
+        total = total + value.detach()
+        (scaler.scale(value) if scaler is not None else value).backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    total, everywhere = processes.add_gradients(parameters, torch.stack([total, torch.full_like(total, asked)]))
     if scaler is not None:
         scaler.unscale_(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters]).item()
-    finite = math.isfinite(norm)
-    if finite and gradient_clip is not None:
+    parameters = [p for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    finite = total.isfinite() & norm.isfinite()
+    if gradient_clip is not None:
         if gradient_clip_mode == "norm":
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip, torch.tensor(norm))
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip, norm)
         else:
             nn.utils.clip_grad_value_(parameters, gradient_clip)
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()
-    elif finite:
+    else:
+        _step_if(optimizer, finite)
+    return Taken(total, norm, finite, everywhere)
+
+
+def _step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Steps where the gradient is finite. What an optimiser is told for that is what ``GradScaler`` tells it."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        told: Any = optimizer
+        told.grad_scale, told.found_inf = None, (~finite).float()
+        try:
+            optimizer.step()
+        finally:
+            del told.grad_scale, told.found_inf
+    elif finite.item():
         optimizer.step()
-    return {"loss": total, "grad_norm": norm, "updated": float(finite)}
 
 
 def is_attached(unet: nn.Module, net: nn.Module) -> bool:
@@ -145,16 +233,6 @@ def _rows(data: Batch) -> int:
     return len(next(data[key] for key in ("latents", "condition") if key in data))
 
 
-def make_noise_scheduler(model: Any) -> Any:
-    """The forward process that the model was trained with; Stable Diffusion's for a model without a scheduler."""
-    from diffusers import DDPMScheduler
-
-    scheduler = getattr(model, "scheduler", None)
-    if scheduler is not None:
-        return DDPMScheduler.from_config(scheduler.config)
-    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
-
-
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """No parameter of the model (a module, or the modules of a pipeline) takes a gradient inside."""
@@ -170,27 +248,31 @@ def frozen(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _encode(model: Any, batch: Batch, denoises: bool) -> dict[str, Any]:
+def _encode(process: Process | None, batch: Batch) -> dict[str, Any]:
     """The batch with latents and text embeddings, if the loss denoises."""
     data = {key: value for key, value in batch.items() if key not in ("pixel_values", "captions")}
-    if not denoises:
+    if process is None:
         if not {"latents", "condition"} & set(batch):
             raise ValueError(f"batch needs 'condition', or 'latents'; it has {sorted(batch)}")
         return data
-    if "latents" in batch:
-        pass
-    elif "pixel_values" in batch and hasattr(model, "vae"):
-        vae = model.vae
-        latents = vae.encode(batch["pixel_values"].to(vae.device, vae.dtype)).latent_dist.sample()
-        data["latents"] = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
-    else:
-        raise ValueError(f"batch needs 'latents', or 'pixel_values' and a pipeline with a VAE; it has {sorted(batch)}")
-    if "encoder_hidden_states" in batch:
-        pass
-    elif "captions" in batch and hasattr(model, "encode_prompt"):
-        from hnkernels.training.data.encoding import TextEncoder
-
-        data["encoder_hidden_states"] = TextEncoder(model)(batch["captions"])
-    else:
-        raise ValueError(f"batch needs 'encoder_hidden_states', or 'captions' and a pipeline; it has {sorted(batch)}")
+    family = process.family
+    encoder = TextEncoder(family) if family.pipeline is not None else None
+    if "latents" not in batch:
+        if "pixel_values" not in batch or not hasattr(family.pipeline, "vae"):
+            raise ValueError(
+                f"batch needs 'latents', or 'pixel_values' and a pipeline with a VAE; it has {sorted(batch)}"
+            )
+        mean, deviation = family.posterior(batch["pixel_values"])
+        data["latents"] = mean + deviation * torch.randn(mean.shape, device=mean.device)
+        height, width = batch["pixel_values"].shape[-2:]
+        told = family.of_picture((width, height), (0, 0), (width, height))
+        data.update({key: value.expand(len(mean), *value.shape) for key, value in told.items() if key not in data})
+    if "encoder_hidden_states" not in batch:
+        if "captions" not in batch or encoder is None or not hasattr(family.pipeline, "encode_prompt"):
+            raise ValueError(
+                f"batch needs 'encoder_hidden_states', or 'captions' and a pipeline; it has {sorted(batch)}"
+            )
+        data.update(encoder(batch["captions"]))
+    if missing := [key for key in (*family.text_keys, *family.picture_keys) if key not in data]:
+        raise ValueError(f"a batch for {family.label} needs {', '.join(map(repr, missing))} too; it has {sorted(data)}")
     return data

@@ -15,11 +15,15 @@ from hnkernels.training import checks
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data.encoding import TensorData
 from hnkernels.training.data.examples import Example, as_examples
-from hnkernels.training.losses import Loss, denoises, denoising
+from hnkernels.training.families import family_of
+from hnkernels.training.losses import Loss, Process, denoises, denoising
+from hnkernels.training.objective import Objective
+from hnkernels.training.optimizers import learning_rate_at, optimizer_class
 from hnkernels.training.persistence.run_folder import RunFolder
 from hnkernels.training.persistence.state import Checkpoint, latest_checkpoint, read_checkpoint
+from hnkernels.training.processes import Processes
 from hnkernels.training.run import Run, TrainingResult
-from hnkernels.training.step import frozen, is_attached, make_noise_scheduler
+from hnkernels.training.step import frozen, is_attached
 
 
 class HypernetworkTrainer:
@@ -27,13 +31,16 @@ class HypernetworkTrainer:
 
     Args:
         net: the hypernetwork, new or loaded; trained in place. It is moved to the model's device, in fp32.
-        model: a diffusers Stable Diffusion pipeline, or a UNet if the data is encoded already.
+        model: a diffusers pipeline of one of ``training.families``, or its UNet or transformer if the data is encoded
+            already.
         config: a ``TrainingConfig`` or a dict of its fields.
         data: a folder of images with captions (see ``read_image_folder``), or a sequence of (image or path, caption)
             pairs, or of mappings with ``latents`` and ``encoder_hidden_states`` per example. A ``WeightHypernetwork``
             is conditioned on each example's ``condition`` (see ``Example``), or without on its caption.
         callback: called as ``callback(step, metrics)`` after every step.
         loss: what is brought down; see ``training.losses``.
+        accelerator: accelerate's, for several processes; ``None`` for one, or for those that ``accelerate launch`` has
+            started.
 
     Raises:
         ValueError: config or data cannot be used; the message says why.
@@ -48,17 +55,25 @@ class HypernetworkTrainer:
         data: Any = None,
         callback: Any = None,
         loss: Loss = denoising,
+        accelerator: Any = None,
     ):
         self.net, self.model, self.callback, self.loss = net, model, callback, loss
         self.config = TrainingConfig.of(config)
         self._data = data
         self.unet: Any = denoiser(model)
+        self.processes = Processes.of(accelerator)
         self.folder = RunFolder(self.config.output_dir)
         self.folder.files_for(net)  # refuses a name that makes no file name
-        if denoises(loss):
-            checks.check_unet(self.unet, getattr(model, "vae", None))
-            checks.check_scheduler(make_noise_scheduler(model))
-        checks.check_previews(self.config, model, net)
+        self.family = family_of(model) if denoises(loss) or hasattr(model, "vae") else None
+        self.process: Process | None = None
+        if self.family is not None and denoises(loss):
+            noising = self.family.noising(zero_terminal_snr=self.config.zero_terminal_snr)
+            self.process = Process(self.family, noising, Objective.of(self.config))
+            checks.check_model(self.process, self.config)
+        width = None if self.family is None else self.family.text_width
+        checks.check_previews(self.config, model, width, net)
+        optimizer_class(self.config.optimizer)
+        learning_rate_at(self.config, 1)
         if not is_attached(self.unet, net):
             self._attach().detach()  # refuses a net for another model
 
@@ -111,13 +126,13 @@ class HypernetworkTrainer:
             raise ValueError("no data to train on: give a folder of images, or (image, caption) pairs")
         if isinstance(data, Sequence) and not isinstance(data, str) and data and isinstance(data[0], Mapping):
             rows = TensorData(data, denoises(self.loss))
-            if denoises(self.loss):
-                checks.check_rows(data, self.unet, self.config)
+            if self.process is not None:
+                checks.check_rows(data, self.process.family)
             return rows
-        if not hasattr(self.model, "vae"):
+        if self.family is None or not hasattr(self.model, "vae"):
             raise ValueError("images need a pipeline with its VAE and text encoder; for a UNet give encoded data")
         examples = as_examples(data, self.config.progress)
-        checks.check_examples(examples, self.model, self.net, self.config)
+        checks.check_examples(examples, self.family, self.net, self.config)
         return examples
 
     def _checkpoint(self, resume: bool | str | Path) -> Checkpoint | None:

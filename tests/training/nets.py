@@ -3,6 +3,7 @@
 import torch
 
 import hnkernels as hn
+from hnkernels.training.step import Taken
 from tests.models import TEXT_WIDTH, TOKENS, WIDTHS, tiny_unet
 
 
@@ -24,6 +25,11 @@ def make_batch(rows=2):
         "timesteps": torch.randint(1000, (rows,), generator=generator),
         "encoder_hidden_states": torch.randn(rows, TOKENS, TEXT_WIDTH, generator=generator),
     }
+
+
+def taken(loss):
+    """A step of this loss that was taken."""
+    return Taken(torch.tensor(float(loss)), torch.tensor(1.0), torch.tensor(True), torch.tensor(0.0))
 
 
 def make_rows(count=5):

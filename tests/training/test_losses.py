@@ -6,7 +6,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from hnkernels.training.losses import Mixture, Penalty, Reconstruction, Step, denoising_loss
+from hnkernels.training.families.stable_diffusion import StableDiffusion
+from hnkernels.training.losses import Mixture, Penalty, Process, Reconstruction, Step, denoising
+from hnkernels.training.noising import noising_of
+from hnkernels.training.objective import DEFAULT
 from tests.models import TEXT_WIDTH, randomise
 from tests.training.nets import make_unet
 from tests.training.test_weights import lora_of, make_gen
@@ -26,10 +29,12 @@ class Recorder:
         return SimpleNamespace(sample=torch.full_like(noisy, self.answer))
 
 
-def ask(unet, seed=0, rows=64, scheduler=None, **given):
+def ask(unet, seed=0, rows=64, scheduler=None, objective=DEFAULT, **given):
     data = {"latents": torch.zeros(rows, 4, 2, 2), "encoder_hidden_states": torch.zeros(rows, 1, 3), **given}
     generator = torch.Generator().manual_seed(seed)
-    return denoising_loss(unet, scheduler or DDPMScheduler(num_train_timesteps=4), data, generator)
+    noising = noising_of(scheduler or DDPMScheduler(num_train_timesteps=4))
+    process = Process(StableDiffusion(unet), noising, objective)
+    return denoising(Step(unet, None, data, generator, None, process))
 
 
 def test_every_timestep_of_the_schedule_is_drawn_for_every_row_by_itself():

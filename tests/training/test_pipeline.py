@@ -12,7 +12,9 @@ from hnkernels.pipeline import load_pipeline
 from hnkernels.training import Example
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data.encoding import PipelineData, TextEncoder
+from hnkernels.training.families import family_of
 from hnkernels.training.progress.preview import write_preview
+from hnkernels.training.sampler import generator_of
 
 SIZES = (48, 80, 96)
 
@@ -32,8 +34,22 @@ def net(**options):
 
 
 def batches(pipeline, **config):
-    data = PipelineData(pipeline, examples(), TrainingConfig.of(config), "n")
-    return [data.batch([0, 1, 2], torch.Generator().manual_seed(seed)) for seed in range(2)]
+    data = encoded(pipeline, examples(), **config)
+    return [data.batch([0, 1, 2], generators(seed)) for seed in range(2)]
+
+
+def encoded(pipeline, given, name="n", **config):
+    data = PipelineData(family_of(pipeline), given, TrainingConfig.of(config), name)
+    data.encode()
+    return data
+
+
+def generators(seed=0, count=3):
+    return [torch.Generator().manual_seed(10 * seed + place) for place in range(count)]
+
+
+def embedded(pipeline, captions):
+    return TextEncoder(family_of(pipeline))(captions)["encoder_hidden_states"]
 
 
 def test_images_are_encoded_once_and_captions_too(pipeline, monkeypatch, tmp_path):
@@ -70,14 +86,14 @@ def test_deterministic_latents_are_the_scaled_means(pipeline):
 
 
 def test_embeddings_are_the_pipelines_own(pipeline):
-    ours = TextEncoder(pipeline)(["digit one", "letter b", "digit one"])
+    ours = embedded(pipeline, ["digit one", "letter b", "digit one"])
     theirs, _ = pipeline.encode_prompt(["digit one", "letter b"], "cpu", 1, False)
     assert torch.equal(ours, theirs[[0, 1, 0]])
 
 
 def test_caption_dropout_trains_on_the_empty_caption(pipeline):
     batch, _ = batches(pipeline, caption_dropout=1.0)
-    assert torch.equal(batch["encoder_hidden_states"], TextEncoder(pipeline)([""] * 3))
+    assert torch.equal(batch["encoder_hidden_states"], embedded(pipeline, [""] * 3))
 
 
 def test_previews_come_every_n_steps_and_change_nothing(pipeline, tmp_path):
@@ -109,25 +125,6 @@ def test_a_resolution_that_the_model_cannot_have_is_refused(pipeline, tmp_path):
         hn.HypernetworkTrainer(net(), pipeline, config, examples()).train()
 
 
-def test_sdxl_is_refused():
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-        attention_head_dim=2,
-        cross_attention_dim=12,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=2,
-        projection_class_embeddings_input_dim=20,
-    )
-    with pytest.raises(ValueError, match="SDXL"):
-        hn.HypernetworkTrainer(hn.Hypernetwork((8, 12)), unet)
-
-
 def shifted(pipeline, monkeypatch, shift):
     config = type(pipeline.vae.config)({**pipeline.vae.config, "shift_factor": shift})
     monkeypatch.setattr(pipeline.vae, "_internal_dict", config)
@@ -142,9 +139,11 @@ def test_latents_are_shifted_scaled_and_drawn_with_the_seed(pipeline, monkeypatc
         found = pipeline.vae.encode(torch.stack([e.pixels(32) for e in examples()])).latent_dist
     for seed in (0, 1):
         ours = batches(pipeline, latent_sampling=mode, seed=seed)
-        noise = [torch.randn(found.mean.shape, generator=torch.Generator().manual_seed(n)) for n in (0, 1)]
+        shape = found.mean.shape[1:]
+        once = torch.stack([torch.randn(shape, generator=generator_of(seed, "latents", i)) for i in range(3)])
         for number, batch in enumerate(ours):
-            drawn = {"once": noise[seed], "deterministic": 0.0, "random": noise[number]}[mode]
+            each = torch.stack([torch.randn(shape, generator=g) for g in generators(number)])
+            drawn = {"once": once, "deterministic": 0.0, "random": each}[mode]
             expected = (found.mean + found.std * drawn - (shift or 0.0)) * scaling
             torch.testing.assert_close(batch["latents"], expected)
 
@@ -170,8 +169,8 @@ def test_pixels_given_to_a_step_are_drawn_shifted_and_scaled(pipeline, monkeypat
 
 def test_a_batch_has_latents_captions_and_conditions_of_the_same_examples(pipeline):
     given = [Example(e.image, f"caption {i}", f"style {i}") for i, e in enumerate(examples())]
-    data = PipelineData(pipeline, given, TrainingConfig(latent_sampling="deterministic"), "n")
-    whole, some = (data.batch(indices, torch.Generator()) for indices in ([0, 1, 2], [2, 0]))
+    data = encoded(pipeline, given, latent_sampling="deterministic")
+    whole, some = (data.batch(indices, generators(0, len(indices))) for indices in ([0, 1, 2], [2, 0]))
     assert some["condition"] == ["style 2", "style 0"]
     for key in ("latents", "encoder_hidden_states"):
         assert torch.equal(some[key], whole[key][[2, 0]])
@@ -186,9 +185,9 @@ def test_a_batch_has_latents_captions_and_conditions_of_the_same_examples(pipeli
     ],
 )
 def test_caption_settings_reach_the_captions(pipeline, config, expected):
-    data = PipelineData(pipeline, examples(), TrainingConfig(**config), "me")
-    data.text = list
-    assert data.batch([1], torch.Generator())["encoder_hidden_states"] == [expected]
+    data = encoded(pipeline, examples(), "me", **config)
+    data.text = lambda captions: {"encoder_hidden_states": captions}
+    assert data.batch([1], generators(0, 1))["encoder_hidden_states"] == [expected]
 
 
 def test_a_runs_captions_have_the_networks_name(pipeline, tmp_path, monkeypatch):
@@ -206,9 +205,9 @@ def test_a_runs_captions_have_the_networks_name(pipeline, tmp_path, monkeypatch)
 
 def test_more_texts_than_are_kept_are_still_the_pipelines_own(pipeline, monkeypatch):
     monkeypatch.setattr("hnkernels.training.data.encoding._TEXTS_AT_MOST", 2)
-    text = TextEncoder(pipeline)
+    text = TextEncoder(family_of(pipeline))
     for captions in (["a", "b"], ["b", "c"], ["c", "a", "d"]):
-        assert torch.equal(text(captions), TextEncoder(pipeline)(captions))
+        assert torch.equal(text(captions)["encoder_hidden_states"], embedded(pipeline, captions))
 
 
 class Painter:
@@ -216,6 +215,7 @@ class Painter:
 
     def __init__(self, pipeline, adapter=None):
         self.text_encoder, self.encode_prompt = pipeline.text_encoder, pipeline.encode_prompt
+        self.unet, self.tokenizer = pipeline.unet, pipeline.tokenizer
         self._progress_bar_config = {"desc": "mine"}
         self.adapter, self.calls = adapter, []
 
@@ -248,7 +248,7 @@ def test_every_preview_has_its_own_condition_and_guides_as_the_pipeline_does(pip
     with hn.attach(pipeline.unet, gen) as adapter:
         painter = Painter(pipeline, adapter)
         write_preview(painter, config, tmp_path / "preview.png", adapter)
-    given = conditions or [TextEncoder(pipeline)([prompt]) for prompt in prompts]
+    given = conditions or [embedded(pipeline, [prompt]) for prompt in prompts]
     for (_, _, _, (weights, guided)), condition in zip(painter.calls, given, strict=True):
         assert guided is (guidance > 1)  # where diffusers doubles the batch
         for a, b in zip(weights._groups.values(), gen(condition)._groups.values(), strict=True):

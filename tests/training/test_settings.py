@@ -12,7 +12,8 @@ import hnkernels as hn
 from hnkernels import TrainingConfig
 from hnkernels.training import denoising
 from hnkernels.training.persistence.run_record import differences, run_record
-from tests.training.nets import make_net, make_rows, make_unet
+from tests.models import randomise
+from tests.training.nets import make_net, make_rows, make_unet, taken
 
 
 def trainer(out, net=None, rows=None, loss=denoising, unet=None, **config):
@@ -26,11 +27,11 @@ def steps(monkeypatch):
     """What every step was given. Nothing is computed."""
     seen = []
 
-    def step(net, model, batches, optimizer, **options):
+    def step(net, unet, batches, optimizer, **options):
         seen.append(SimpleNamespace(net=net, batches=batches, optimizer=optimizer, **options))
-        return {"loss": float(len(seen)), "grad_norm": 1.0, "updated": 1.0}
+        return taken(len(seen))
 
-    monkeypatch.setattr("hnkernels.training.run.train_hypernetwork", step)
+    monkeypatch.setattr("hnkernels.training.run.take_step", step)
     return seen
 
 
@@ -92,12 +93,18 @@ def test_a_network_of_any_dtype_is_trained_and_kept_in_fp32(tmp_path):
         assert {p.dtype for p in hn.load_hypernetwork(file).parameters()} == {torch.float32}
 
 
-def test_weights_decay_by_the_learning_rate_times_the_weight_decay(tmp_path):
-    nets = [make_net().double() for _ in range(3)]
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_weights_decay_by_the_learning_rate_times_the_weight_decay(tmp_path, all_of_them):
+    nets = [make_net(layer_norm=True).double() for _ in range(3)]
+    for net in nets:
+        randomise(net, 0.1)
+        net.load_state_dict(nets[0].state_dict())
+    config = {"max_steps": 1, "decay_biases_and_norms": all_of_them}
     for number, decay in enumerate((0.0, 0.5)):
-        trainer(tmp_path / str(number), nets[number], weight_decay=decay, max_steps=1).train()
+        trainer(tmp_path / str(number), nets[number], weight_decay=decay, **config).train()
     for start, without, decayed in zip(*(net.parameters() for net in (nets[2], *nets[:2])), strict=True):
-        torch.testing.assert_close(decayed, without - 0.01 * 0.5 * start.float())
+        decays = start.ndim > 1 or all_of_them
+        torch.testing.assert_close(decayed, without - 0.01 * 0.5 * start.float() * decays)
 
 
 def test_a_log_row_has_its_epoch_and_the_mean_of_the_last_50_losses(tmp_path, steps):
@@ -118,13 +125,13 @@ def test_the_loss_scale_is_restored_at_resume(tmp_path, monkeypatch):
     def watched(net, *args, scaler, **options):
         scales.append(scaler.get_scale())
         hook = next(net.parameters()).register_hook(lambda g: g * float("inf")) if len(scales) == 2 else None
-        metrics = step.train_hypernetwork(net, *args, scaler=scaler, **options)
+        metrics = step.take_step(net, *args, scaler=scaler, **options)
         if hook is not None:
             hook.remove()
             signal.raise_signal(signal.SIGINT)
         return metrics
 
-    monkeypatch.setattr("hnkernels.training.run.train_hypernetwork", watched)
+    monkeypatch.setattr("hnkernels.training.run.take_step", watched)
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path, mixed_precision="fp16").train()
     trainer(tmp_path, mixed_precision="fp16", max_steps=3).train(resume=True)
@@ -161,22 +168,37 @@ _OTHER = {
     "learning_rate": 2e-5, "batch_size": 2, "target_layers": ("attn1",), "gradient_accumulation_steps": 2,
     "gradient_clip": 0.5, "gradient_clip_mode": "value", "mixed_precision": "bf16", "weight_decay": 0.5,
     "latent_sampling": "random", "caption_template": "a [filewords]", "shuffle_tags": True, "tag_dropout": 0.5,
-    "caption_dropout": 0.5, "resolution": 64, "seed": 1,
+    "caption_dropout": 0.5, "resolution": 64, "seed": 1, "keep_tags": 1, "clip_skip": 2, "bucketing": True,
+    "bucket_step": 32, "bucket_max_aspect": 3.0, "random_flip": True, "regularization_data": "x",
+    "prior_loss_weight": 0.5, "masked_loss": True, "skip_broken": True, "loss_type": "huber", "huber_delta": 0.5,
+    "snr_gamma": 5.0, "min_timestep": 1, "max_timestep": 7, "timestep_sampling": "uniform", "noise_offset": 0.1,
+    "zero_terminal_snr": True, "optimizer": "sgd", "optimizer_args": {"eps": 1e-6},
+    "learning_rate_factors": {"k": 2.0}, "decay_biases_and_norms": True, "ema_decay": 0.9, "validation_split": 0.5,
+}  # fmt: skip
+_OTHER_TOGETHER = {
+    "mask_data": {"masked_loss": True}, "lr_scheduler": {}, "lr_warmup_steps": {"lr_scheduler": "cosine"},
+    "lr_scheduler_args": {"lr_scheduler": "cosine"},
 }  # fmt: skip
 _MAY_DIFFER = {
     "output_dir": "x", "progress": False, "max_steps": 7, "max_epochs": 7, "checkpoint_every": 7,
     "gradient_checkpointing": True, "preview_every": 7, "preview_prompts": ("a",), "preview_conditions": ("ink",),
-    "preview_inference_steps": 7, "preview_guidance": 2.0,
+    "preview_inference_steps": 7, "preview_guidance": 2.0, "cache_dir": "x", "validate_every": 7, "trackers": ("x",),
 }  # fmt: skip
 
 
 def test_the_record_of_a_run_has_every_setting_of_a_step_and_no_other():
-    assert {field.name for field in dataclasses.fields(TrainingConfig)} == _OTHER.keys() | _MAY_DIFFER.keys()
+    names = _OTHER.keys() | _OTHER_TOGETHER.keys() | _MAY_DIFFER.keys()
+    assert {field.name for field in dataclasses.fields(TrainingConfig)} == names
     unet = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
     prompts = {"preview_prompts": ("b",)}
     then = run_record(TrainingConfig(**prompts), [], denoising, unet)
     for name, value in _OTHER.items():
         (found,) = differences(then, run_record(TrainingConfig(**{**prompts, name: value}), [], denoising, unet))
+        assert found.startswith(f"{name} (")
+    for name, others in _OTHER_TOGETHER.items():
+        value = {"mask_data": "x", "lr_scheduler": "linear", "lr_warmup_steps": 5}.get(name, {"num_cycles": 2})
+        configs = [TrainingConfig(**others, **more) for more in ({}, {name: value})]
+        (found,) = differences(*(run_record(config, [], denoising, unet) for config in configs))
         assert found.startswith(f"{name} (")
     for name, value in _MAY_DIFFER.items():
         assert not differences(then, run_record(TrainingConfig(**{**prompts, name: value}), [], denoising, unet))

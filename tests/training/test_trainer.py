@@ -9,7 +9,7 @@ import torch
 
 import hnkernels as hn
 from hnkernels.training import DivergenceError
-from tests.training.nets import make_net, make_rows, make_unet
+from tests.training.nets import make_net, make_rows, make_unet, taken
 
 
 def trainer(out, net=None, callback=None, **config):
@@ -158,9 +158,9 @@ def test_gradients_are_clipped_to_the_end_of_the_run(tmp_path, monkeypatch):
 
     def step(*args, gradient_clip, **kwargs):
         seen.append(gradient_clip)
-        return {"loss": 1.0, "grad_norm": 1.0, "updated": 1.0}
+        return taken(1)
 
-    monkeypatch.setattr("hnkernels.training.run.train_hypernetwork", step)
+    monkeypatch.setattr("hnkernels.training.run.take_step", step)
     trainer(tmp_path, gradient_clip="1:1, 0.5:2", max_steps=4).train()
     assert seen == [1, 0.5, 0.5, 0.5]
 

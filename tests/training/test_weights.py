@@ -13,6 +13,7 @@ from hnkernels.assets import TINY_SD
 from hnkernels.generator import weights_of_loras
 from hnkernels.pipeline import load_pipeline
 from hnkernels.training import Example, Mixture, Penalty, Reconstruction, denoising
+from hnkernels.training.losses import Step
 from tests.models import TEXT_WIDTH, randomise
 from tests.training.nets import make_batch, make_rows, make_unet
 
@@ -62,9 +63,7 @@ def test_a_step_is_the_gradient_of_the_loss_with_every_row_under_its_condition()
     for row, style in enumerate(("oil", "ink")):
         one = {key: value[row : row + 1] for key, value in batch.items()}
         with hn.attach(unet, gens[1].train()) as adapter, adapter.condition(style):
-            (
-                hn.training.losses.denoising_loss(unet, hn.training.step.make_noise_scheduler(unet), one, None) / 2
-            ).backward()
+            (hn.training.denoising(Step(unet, None, one, None, None)) / 2).backward()
     for a, b in zip(gens[0].parameters(), gens[1].parameters(), strict=True):
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-12)

@@ -127,18 +127,25 @@ def read_checkpoint(path: Path, net: Hypernetwork | WeightHypernetwork) -> Check
 
 
 def _fits(state: Any, net: torch.nn.Module) -> bool:
-    shapes = dict(enumerate(p.shape for p in net.parameters()))
+    shapes = {name: p.shape for name, p in net.named_parameters()}
     try:
-        (group,), moments = state["optimizer"]["param_groups"], state["optimizer"]["state"]
+        groups, moments = state["optimizer"]["param_groups"], state["optimizer"]["state"]
+        names = state["parameters"]
         return (
             type(state["step"]) is int
             and isinstance(state["recent_losses"], list)
             and isinstance(state["run"], dict)
             and isinstance(state["network_sha256"], str)
-            and group["params"] == list(shapes)
-            and all(entry[key].shape == shapes[i] for i, entry in moments.items() for key in ("exp_avg", "exp_avg_sq"))
+            and sorted(names) == sorted(shapes)
+            and [i for group in groups for i in group["params"]] == list(range(len(names)))
+            and all(
+                entry[key].shape == shapes[names[i]]
+                for i, entry in moments.items()
+                for key in ("exp_avg", "exp_avg_sq")
+                if isinstance(entry.get(key), torch.Tensor) and entry[key].ndim == len(shapes[names[i]])
+            )
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return False
 
 

@@ -10,7 +10,7 @@ import torch
 
 from hnkernels.adapter import WeightAdapter
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.data.encoding import TextEncoder
+from hnkernels.training.data.encoding import text_embedding
 
 
 def write_preview(pipeline: Any, config: TrainingConfig, path: Path, adapter: Any) -> None:
@@ -32,7 +32,7 @@ def write_preview(pipeline: Any, config: TrainingConfig, path: Path, adapter: An
             with ExitStack() as conditioned:
                 if isinstance(adapter, WeightAdapter):
                     given = config.preview_conditions
-                    condition = given[number] if given else TextEncoder(pipeline)([prompt])
+                    condition = given[number] if given else text_embedding(pipeline, prompt)
                     guidance = config.preview_guidance > 1
                     conditioned.enter_context(adapter.condition(condition, guidance=guidance))
                 images += pipeline(

@@ -241,7 +241,8 @@ def test_damage_without_another_checkpoint_is_an_error(tmp_path):
 
 def state_of(net, mark):
     optimizer = torch.optim.AdamW(net.parameters()).state_dict()
-    return {"step": 3, "recent_losses": [mark], "optimizer": optimizer, "scaler": None, "run": {}}
+    names = [name for name, _ in net.named_parameters()]
+    return {"step": 3, "recent_losses": [mark], "optimizer": optimizer, "parameters": names, "scaler": None, "run": {}}
 
 
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
