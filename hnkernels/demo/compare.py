@@ -34,6 +34,7 @@ def compare_with_a1111_way(net: Hypernetwork, pipeline: Any, folder: Path, batch
     examples = read_image_folder(folder)[:batch_size]
     process = process_of(pipeline)
     data = PipelineData(process.family, examples, TrainingConfig(), net.provenance.name)
+    data.encode()
     batch = data.batch(range(len(examples)), [torch.Generator().manual_seed(i) for i in range(len(examples))])
     unet = pipeline.unet
     ours = copy.deepcopy(net).train()
