@@ -146,7 +146,8 @@ def _checked(state: Any, counts: dict[int, int]) -> dict[str, Any]:
 
 
 def _is_group(group: object) -> bool:
-    return isinstance(group, Mapping) and isinstance(group.get("params"), (list, tuple))
+    params = group.get("params") if isinstance(group, Mapping) else None
+    return isinstance(params, (list, tuple)) and all(type(index) is int for index in params)
 
 
 def _moves(counts: dict[int, int]) -> dict[int, int]:

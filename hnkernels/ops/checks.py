@@ -77,6 +77,7 @@ def _check_projection(suffix: str, weight: Tensor, bias: Tensor | None, context:
     for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
         if tensor is None:
             continue
+        check_dense(name, tensor)
         if tensor.device != context.device:
             raise ValueError(
                 f"{name} is on {tensor.device}, the context on {context.device}; move one with .to(device)"
@@ -96,6 +97,7 @@ def check_weight(x: Tensor, weight: Tensor, bias: Tensor | None, weights: str = 
             continue
         if not isinstance(t, Tensor) or not t.is_floating_point():
             raise ValueError(f"{name} must be a floating-point tensor, not {describe(t)}")
+        check_dense(name, t)
         check_same_device(name, t, x)
         if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"{name} is {t.dtype} and x {x.dtype}; cast one of them, or run under torch.autocast")
@@ -115,6 +117,7 @@ def check_factors(
     for name, t in {f"a{number}": a, f"b{number}": b}.items():
         if not isinstance(t, Tensor) or not t.is_floating_point():
             raise ValueError(f"{name} must be a floating-point tensor, not {describe(t)}")
+        check_dense(name, t)
         check_same_device(name, t, x)
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[1] != b.shape[2]:
         given = f"{list(a.shape)} and {list(b.shape)}"
@@ -146,13 +149,21 @@ def check_factors(
         return
     if not (isinstance(scale, Tensor) and scale.is_floating_point() and scale.shape in ((samples,), (sets,))):
         raise ValueError(f"scale must be a number, [{samples}] or [{sets}], not {describe(scale)}")
+    check_dense("scale", scale)
     check_same_device("scale", scale, x)
 
 
 def check_computed(name: str, t: Tensor) -> None:
-    """Refuses a floating-point tensor whose dtype only stores."""
+    """Refuses a floating-point tensor whose dtype only stores, or that is sparse."""
+    check_dense(name, t)
     if t.dtype not in COMPUTED:
         raise ValueError(f"{name} is {t.dtype}, in which PyTorch does not compute; cast it with .half() or .float()")
+
+
+def check_dense(name: str, t: Tensor) -> None:
+    """Refuses a sparse tensor."""
+    if t.layout is not torch.strided:
+        raise ValueError(f"{name} is {str(t.layout).removeprefix('torch.')}; make it dense with .to_dense()")
 
 
 def is_real(t: Tensor) -> bool:

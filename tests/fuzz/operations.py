@@ -106,7 +106,8 @@ def _check_hyper(case: dict[str, Any], results: tuple[Any, ...]) -> None:
             each = strength if isinstance(strength, list) else [strength] * len(mlps)
             for mlp, s in zip(mlps, each, strict=True):
                 h, eager = _at(reference_of(mlp), s)(h), _at(reference_of(mlp, x.dtype), s)(eager)
-        _close(y, *(t @ w.to(t.dtype).T + (0 if b is None else b.to(t.dtype)) for t in (h, eager)))
+        terms = h.abs() @ w.double().abs().T + (0 if b is None else b.double().abs())
+        _close(y, *(t @ w.to(t.dtype).T + (0 if b is None else b.to(t.dtype)) for t in (h, eager)), terms=terms)
 
 
 def _at(exact: MLP, strength: Any) -> MLP:
@@ -114,14 +115,21 @@ def _at(exact: MLP, strength: Any) -> MLP:
     return exact
 
 
-def _close(y: Tensor, exact: Tensor, eager: Tensor, computed: torch.dtype | None = None) -> None:
-    """The result is as near to float64 as eager's in its dtype is, or nearly, or as ``computed`` lets it be."""
+def _close(
+    y: Tensor, exact: Tensor, eager: Tensor, computed: torch.dtype | None = None, terms: Tensor | None = None
+) -> None:
+    """The result is as near to float64 as eager's in its dtype is, or nearly, or as ``computed`` lets it be.
+
+    The error is relative to the result, or to the sizes of what is added up to it, which may be much larger.
+    """
+    computed = computed or y.dtype
     assert y.shape == exact.shape, (y.shape, exact.shape)
     assert y.dtype == eager.dtype
-    if not exact.numel() or not exact.abs().max() <= torch.finfo(y.dtype).max / 10:
+    if not exact.numel() or not exact.abs().max() <= min(torch.finfo(t).max for t in (y.dtype, computed)) / 10:
         return
-    error, eagers = ((t.double() - exact).norm() / exact.norm().clamp(min=1e-3) for t in (y, eager))
-    bound = max(_ERRORS[y.dtype], _ERRORS[computed or y.dtype])
+    size = (exact if terms is None else terms).norm().clamp(min=1e-3)
+    error, eagers = ((t.double() - exact).norm() / size for t in (y, eager))
+    bound = max(_ERRORS[y.dtype], _ERRORS[computed])
     assert error <= bound or error <= 3 * eagers, f"differs by {error}, eager's by {eagers}"
 
 

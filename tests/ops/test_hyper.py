@@ -479,6 +479,8 @@ class TestRefusals:
             ({"mlp_v": None}, "mlp_v must be a HypernetworkMLP .* not NoneType"),
             ({"mlp_v": ""}, "mlp_v must be a HypernetworkMLP .* not str"),
             ({"context": torch.ones(2, 8).to(torch.float8_e4m3fn)}, "context is torch.float8_e4m3fn, in which PyTorch"),
+            ({"w_k": torch.ones(6, 8).to_sparse()}, r"w_k is sparse_coo; make it dense with .to_dense\(\)"),
+            ({"context": torch.ones(2, 8).to_sparse()}, "context is sparse_coo"),
             ({"strength": torch.tensor(1j)}, r"a tensor without dimensions, .* not torch.complex64 \[\]"),
             ({"strength": torch.tensor(1.0).to(torch.float8_e5m2)}, "must be a number, .* not torch.float8_e5m2"),
             ({"strength": (1.0, 2.0)}, "strength has 2 values and mlp_k is a chain of 1"),
