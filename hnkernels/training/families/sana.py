@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,12 @@ class Sana(Family):
         return int(self.pipeline.vae_scale_factor)
 
     def text(self, captions: Sequence[str], clip_skip: int = 1) -> dict[str, Tensor]:
-        embeddings, mask, _, _ = self.pipeline.encode_prompt(list(captions), do_classifier_free_guidance=False)
+        # The pipeline puts an instruction before every prompt, which is a default of its call alone.
+        call = inspect.signature(type(self.pipeline).__call__).parameters
+        instruction = call["complex_human_instruction"].default if "complex_human_instruction" in call else None
+        embeddings, mask, _, _ = self.pipeline.encode_prompt(
+            list(captions), do_classifier_free_guidance=False, complex_human_instruction=instruction
+        )
         return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

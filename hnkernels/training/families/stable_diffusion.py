@@ -25,7 +25,7 @@ class StableDiffusion(Family):
         config = model.config
         further = ("addition_embed_type", "class_embed_type", "num_class_embeds")
         return (
-            {"cross_attention_dim", "in_channels", "out_channels"} <= set(config)
+            any(kind.__name__ == "UNet2DConditionModel" for kind in type(model).__mro__)
             and all(config.get(key) is None for key in further)
             and config.get("encoder_hid_dim_type") in (None, "text_proj")
         )

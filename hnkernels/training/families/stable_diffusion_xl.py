@@ -21,7 +21,8 @@ _REFINERS_TEXT_WIDTH = 1280
 def numbers_of(model: Any, pipeline: Any = None) -> int:
     """How many numbers of a picture a model is told beside the pooled text: 6, a refiner 5; 0 if it is none of them."""
     config = model.config
-    if config.get("addition_embed_type") != "text_time" or config.get("class_embed_type") is not None:
+    unet = any(kind.__name__ == "UNet2DConditionModel" for kind in type(model).__mro__)
+    if not unet or config.get("addition_embed_type") != "text_time" or config.get("class_embed_type") is not None:
         return 0
     encoder = getattr(pipeline, "text_encoder_2", None)
     if encoder is None:
