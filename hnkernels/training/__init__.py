@@ -5,7 +5,8 @@ a function of the seed and the step, so that a resumed run continues bit for bit
 """
 
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.data.examples import Example, read_image_folder
+from hnkernels.training.data.example import Example
+from hnkernels.training.data.examples import read_image_folder
 from hnkernels.training.losses import Mixture, Penalty, Reconstruction, denoising
 from hnkernels.training.run import DivergenceError, TrainingResult
 from hnkernels.training.schedule import Schedule

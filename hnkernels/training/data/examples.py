@@ -5,42 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from hnkernels.training.data.example import Example
 from hnkernels.training.data.folder import FolderContents, read_folder
-from hnkernels.training.data.pictures import read_picture
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class Example:
-    """One image, as a path or a PIL image, its caption, and what a ``WeightHypernetwork`` is to see of it.
-
-    The condition is a style's name, a mixture ``{style: weight}``, or a tensor; ``None`` stands for the caption's text
-    embeddings. All examples of a run have one of a kind, or none has one.
-    """
-
-    image: Path | Image
-    caption: str
-    condition: Any = None
-
-    def pixels(self, resolution: int) -> Tensor:
-        """The image as [3, resolution, resolution] in [-1, 1]: centre crop, Lanczos resize, transparency on white.
-
-        Raises:
-            ValueError: the image cannot be read; the message names it.
-        """
-        image = read_picture(self.image, resolution)
-        return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
 def read_image_folder(folder: str | Path) -> list[Example]:

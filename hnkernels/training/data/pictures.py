@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.Image import Resampling
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from hnkernels.training.data.buckets import Size
+
+_END_OF_PNG = 2**17  # bytes; twice what EXIF may have in a JPEG
+
+Source = str | PathLike[str] | Image.Image  # a file, or an image that lies in memory
 
 PICTURE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp", ".dib"),
@@ -18,54 +29,115 @@ PICTURE_SUFFIXES = (
 )
 
 
-def read_picture(source: str | PathLike[str] | Image, resolution: int) -> Image:
-    """The picture as RGB of [resolution, resolution]: upright, centre crop, Lanczos resize, transparency on white.
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it is trained on.
+
+    Attributes:
+        image: RGB of the size that was asked for.
+        original_size: width and height of the file's picture in pixels, upright.
+        crop: left and top edge of ``image`` in that picture once it is scaled, in whole pixels of ``image``.
+    """
+
+    image: Image.Image
+    original_size: Size
+    crop: tuple[int, int]
+
+
+def read_picture(source: Source, size: int | Size) -> Picture:
+    """The picture as RGB of a size: upright, centre crop, Lanczos resize, transparency on white.
 
     Of an animation the first frame, of a document the first page. Values of 16 bits, whole numbers and floating-point
     values are scaled to 8 bits; an embedded colour profile is applied.
 
+    Args:
+        source: a file or an image of PIL.
+        size: width and height in pixels, or the side of a square.
+
     Raises:
         ValueError: the picture cannot be read, for whatever reason; the message names it.
     """
-    from PIL import Image
+    width, height = (size, size) if isinstance(size, int) else size
+    with opened(source) as image:
+        profile = image.info.get("icc_profile")
+        image = ImageOps.exif_transpose(image)
+        scale = max(width / image.width, height / image.height)
+        crop = round((image.width * scale - width) / 2), round((image.height * scale - height) / 2)
+        fitted = ImageOps.fit(eight_bits(image), (width, height), Resampling.LANCZOS)
+        return Picture(_in_srgb(fitted, profile).convert("RGB"), image.size, crop)
 
+
+def picture_size(source: Source) -> Size:
+    """Width and height in pixels as ``read_picture`` sees them, upright; of a file the header is read alone.
+
+    Raises:
+        ValueError: this is not a picture that can be opened; the message names it.
+    """
+    with opened(source) as image:
+        width, height = image.size
+        if isinstance(image, TiffImageFile):  # of which some versions of Pillow turn the size and others do not
+            width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+        turned = _orientation(image) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The orientation that EXIF or XMP says, found without decoding the picture where that is possible."""
+    exif = image.getexif
+    if isinstance(image, PngImageFile) and "exif" not in image.info and not _says_more_after_its_pixels(image):
+        exif = partial(Image.Image.getexif, image)  # PngImageFile's decodes the picture to see what comes after it
+    return exif().get(ExifTags.Base.Orientation, 1)
+
+
+def _says_more_after_its_pixels(image: PngImageFile) -> bool:
+    """Whether metadata may lie after a PNG's pixels, where exiftool puts it."""
+    if image.fp is None:  # decoded already
+        return False
+    at = image.fp.tell()
+    image.fp.seek(max(0, image.fp.seek(0, io.SEEK_END) - _END_OF_PNG))
+    end = image.fp.read()
+    image.fp.seek(at)
+    return any(chunk in end for chunk in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"))
+
+
+@contextmanager
+def opened(source: Source, what: str = "image") -> Iterator[Image.Image]:
+    """The image of PIL that is behind a picture; whatever goes wrong in the body is an error that names the picture.
+
+    Args:
+        source: a file or an image of PIL.
+        what: what the error calls it.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         with warnings.catch_warnings():
             # Between 89 and 179 million pixels PIL warns, above it raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(source, Image.Image):
-                return _fitted(source, resolution)
-            with Image.open(source) as opened:
-                return _fitted(opened, resolution)
+                yield source
+            else:
+                with Image.open(source) as image:
+                    yield image
     except Image.DecompressionBombError as error:
-        raise ValueError(f"the image {source} is too large: {error}; scale it down") from error
+        raise ValueError(f"the {what} {source} is too large: {error}; scale it down") from error
     except Exception as error:  # PIL's plugins raise nearly everything: OSError, SyntaxError, struct.error, MemoryError
         remedy = "remove it, or save it again as 8-bit RGB PNG"
-        raise ValueError(f"cannot read the image {source}: {error or type(error).__name__}; {remedy}") from error
+        raise ValueError(f"cannot read the {what} {source}: {error or type(error).__name__}; {remedy}") from error
 
 
-def _fitted(image: Image, resolution: int) -> Image:
-    from PIL import Image, ImageOps
-
-    profile = image.info.get("icc_profile")
-    image = _flat(ImageOps.exif_transpose(image))
-    image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
-    return _in_srgb(image, profile).convert("RGB")
-
-
-def _flat(image: Image) -> Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """The image with 8 bits per channel, without palette or transparency."""
-    from PIL import Image
-
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(image), image.mode))
+        return Image.fromarray(_scaled(np.asarray(image), image.mode))
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
 
 
-def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+def _scaled(values: np.ndarray, mode: str) -> np.ndarray:
     """Grey values of PIL's modes ``I;16``, ``I`` (32-bit integers) and ``F`` (floating point) as 8 bits.
 
     Raises:
@@ -84,10 +156,8 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     return (values * (255 / white)).round().astype(np.uint8)
 
 
-def _in_srgb(image: Image, profile: Any) -> Image:
+def _in_srgb(image: Image.Image, profile: Any) -> Image.Image:
     """The image with its colour profile applied, if that is one for its mode."""
-    from PIL import ImageCms
-
     if not profile:
         return image
     try:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from hnkernels.training import Example
-from hnkernels.training.data.pictures import read_picture
+from hnkernels.training.data.pictures import picture_size, read_picture
 
 RAMP = np.tile(np.linspace(0, 1, 16), (16, 1))
 EIGHT_BITS = (RAMP * 255).round().astype("uint8")
@@ -19,7 +19,7 @@ LOSS = 3  # of 255: what JPEG and conversions of colours round
 
 def shown(source):
     """The picture's grey values, which are those of all three channels but for rounding."""
-    image = np.asarray(read_picture(source, 16)).astype(int)
+    image = np.asarray(read_picture(source, 16).image).astype(int)
     assert image.shape == (16, 16, 3)
     assert np.ptp(image, axis=-1).max() <= LOSS
     return image[..., 0]
@@ -83,6 +83,68 @@ def test_values_of_which_black_and_white_are_unknown_are_refused(tmp_path, value
         read_picture(tmp_path / "a.tif", 4)
 
 
+@pytest.mark.parametrize(
+    ("original", "size", "crop"),
+    [
+        ((8, 4), (4, 4), (2, 0)),
+        ((4, 8), (4, 4), (0, 2)),
+        ((8, 4), (8, 4), (0, 0)),
+        ((30, 20), (24, 8), (0, 4)),
+        ((4, 4), (8, 6), (0, 1)),
+    ],
+)
+def test_a_picture_is_scaled_until_it_covers_its_size_and_cropped_around_its_centre(original, size, crop):
+    picture = read_picture(Image.new("RGB", original), size)
+    assert picture.image.size == size
+    assert picture.original_size == original
+    assert picture.crop == crop
+    assert Example(Image.new("RGB", original), "").pixels(size).shape == (3, size[1], size[0])
+
+
+def test_what_is_cropped_is_where_it_is_said_to_be():
+    image = Image.new("L", (32, 16))
+    image.paste(255, (12, 0, 16, 16))
+    left = read_picture(image, 16).crop[0]
+    assert np.flatnonzero(np.asarray(read_picture(image, 16).image)[8, :, 0] > 127).tolist() == [
+        x - left for x in range(12, 16)
+    ]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
+def test_the_size_is_that_of_the_upright_picture(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (12, 7)).save(tmp_path / name, exif=exif)
+    size = (7, 12) if orientation > 4 else (12, 7)
+    assert picture_size(tmp_path / name) == read_picture(tmp_path / name, 4).original_size == size
+
+
+def test_the_size_is_upright_where_exif_follows_the_pixels_of_a_png(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (12, 7)).save(tmp_path / "a.png", exif=exif)
+    data = (tmp_path / "a.png").read_bytes()
+    at = data.index(b"eXIf") - 4
+    chunk = data[at : at + 12 + int.from_bytes(data[at : at + 4], "big")]
+    (tmp_path / "a.png").write_bytes(data.replace(chunk, b"").replace(b"\0\0\0\0IEND", chunk + b"\0\0\0\0IEND"))
+    assert picture_size(tmp_path / "a.png") == read_picture(tmp_path / "a.png", 4).original_size == (7, 12)
+    with Image.open(tmp_path / "a.png") as image:
+        assert picture_size(image) == (7, 12)
+        image.load()
+        assert picture_size(image) == (7, 12)
+
+
+def test_the_size_is_read_from_the_header_alone(tmp_path, monkeypatch):
+    for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.gif", "a.bmp"):
+        GREY.save(tmp_path / name)
+        with monkeypatch.context() as patch:
+            patch.setattr("PIL.ImageFile.ImageFile.load", None)
+            assert picture_size(tmp_path / name) == (16, 16)
+    cut(tmp_path / "a.png")
+    assert picture_size(tmp_path / "a.png") == (16, 16)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_upright(tmp_path, orientation):
     back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what undoes an orientation, as numbers of PIL's Transpose
@@ -110,7 +172,7 @@ def test_a_colour_profile_is_applied(tmp_path):
     # The columns of red and green, exchanged in the profile, exchange them in the picture.
     profile = srgb.replace(b"rXYZ", b"?XYZ").replace(b"gXYZ", b"rXYZ").replace(b"?XYZ", b"gXYZ")
     picture.save(tmp_path / "a.png", icc_profile=profile)
-    pixel = read_picture(tmp_path / "a.png", 4).getpixel((0, 0))
+    pixel = read_picture(tmp_path / "a.png", 4).image.getpixel((0, 0))
     assert max(abs(a - b) for a, b in zip(pixel, (80, 200, 40), strict=True)) <= LOSS
     for other in (b"nonsense", ImageCms.ImageCmsProfile(lab).tobytes(), srgb):
         GREY.save(tmp_path / "b.png", icc_profile=other)
@@ -158,6 +220,9 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, write, said):
     write(tmp_path / "a.png")
     with pytest.raises(ValueError, match=rf"the image .*a\.png.*({said})"):
         Example(tmp_path / "a.png", "").pixels(4)
+    if write not in (cut, text_bomb):
+        with pytest.raises(ValueError, match=rf"the image .*a\.png.*({said})"):
+            Example(tmp_path / "a.png", "").picture_size()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), struct.error("short"), KeyError("x"), SyntaxError("broken")])
