@@ -214,7 +214,7 @@ def train(
     settings = _read_config(config)
     training = TrainingConfig.of({**settings["training"], **({"output_dir": str(output_dir)} if output_dir else {})})
     check_pipeline(model)
-    contents = read_folder(data)
+    contents = read_folder(data, training.mask_data)
     unet = model_without_weights(model)
     family_of(unet)  # refuses a model that cannot be trained on
     if init_from is not None:

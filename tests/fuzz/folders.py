@@ -1,4 +1,4 @@
-"""A folder of training data in which a picture, a caption or a table is spoilt."""
+"""A folder of training data in which a picture, a caption, a table or a shard is spoilt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import struct
+import tarfile
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -15,7 +16,10 @@ from typing import Any
 import torch
 from PIL import Image, ImageCms
 
-from hnkernels.training.data.examples import Example, read_image_folder
+from hnkernels.training.data.contents import file_of
+from hnkernels.training.data.example import Example
+from hnkernels.training.data.examples import read_image_folder
+from hnkernels.training.data.shard_member import ShardMember
 from tests.fuzz.campaign import Target
 from tests.fuzz.mutations import odd_text, packed, spoilt_bytes, spoilt_text, spoilt_value
 from tests.fuzz.torch_files import FOLDER as TEMPORARY
@@ -78,7 +82,7 @@ def _draw(random: Random) -> Files:
     name, picture = random.choice(list(_pictures().items()))
     files: Files = {f"a{Path(name).suffix}": picture, "sub/b.png": _pictures()["rgb.png"]}
     first = next(iter(files))
-    match random.randrange(4):
+    match random.randrange(6):
         case 0:
             files[first] = _spoilt_picture(picture, random)
             files["a.txt"] = b"a castle"
@@ -91,6 +95,11 @@ def _draw(random: Random) -> Files:
             files["metadata.jsonl"] = _jsonl(first, random)
         case 3:
             files["metadata.csv"] = _csv(first, random)
+        case 4:
+            files["meta_cap.json"] = _kohya(first, random)
+        case 5:
+            files["0.tar"] = spoilt_bytes(_shard(first, picture, random), random)
+            files["a.txt"] = files["sub/b.txt"] = b"a castle"
     if random.random() < 0.1:
         extra = random.choice(
             ("b.txt", "a.caption", "metadata.csv", "sub/metadata.jsonl", ".hidden.png", "x.json", "A.TXT")
@@ -158,6 +167,25 @@ def _csv(first: str, random: Random) -> bytes:
     return _encoded(spoilt_text(text, random, _PIECES) if random.random() < 0.5 else text, random)
 
 
+def _kohya(first: str, random: Random) -> bytes:
+    entries: Any = {first: {"caption": "a castle", "tags": "grey, tall"}, "sub/b": {"tags": "night"}}
+    return _encoded(json.dumps(spoilt_value(entries, random, tensors=False)), random)
+
+
+def _shard(first: str, picture: bytes, random: Random) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=random.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT))) as tar:
+        for name, content in (
+            (first, picture),
+            ("a.txt", b"a castle"),
+            ("x" * random.choice((1, 150)) + ".json", b"{}"),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()[:-8192]  # of the zeros at the end, too many to be worth spoiling
+
+
 def _place(files: Files) -> Path:
     shutil.rmtree(_FOLDER, ignore_errors=True)
     (_FOLDER / "sub").mkdir(parents=True)
@@ -173,8 +201,8 @@ def _read(folder: Path) -> list[tuple[Example, torch.Tensor]]:
 def _check(_: Files, examples: list[tuple[Example, torch.Tensor]]) -> None:
     assert examples
     for example, pixels in examples:
-        assert isinstance(example.image, Path)
-        assert example.image.resolve().is_relative_to(_FOLDER.resolve())
+        assert isinstance(example.image, (Path, ShardMember))
+        assert file_of(example.image).resolve().is_relative_to(_FOLDER.resolve())
         assert isinstance(example.caption, str)
         assert pixels.shape == (3, _SIDE, _SIDE)
         assert bool((pixels.abs() <= 1).all())

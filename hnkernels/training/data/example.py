@@ -14,11 +14,12 @@ from torch import Tensor
 from hnkernels.training.data.buckets import Size
 from hnkernels.training.data.masks import read_mask
 from hnkernels.training.data.pictures import picture_size, read_picture
+from hnkernels.training.data.shard_member import ShardMember
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image, as a path or a PIL image, its caption, and what else is known of it.
+    """One image, as a path, a part of a shard or a PIL image, its caption, and what else is known of it.
 
     Args:
         image: the picture.
@@ -32,7 +33,7 @@ class Example:
         size: width and height of ``image`` in pixels, upright, where they are known already.
     """
 
-    image: Path | Image
+    image: Path | ShardMember | Image
     caption: str
     condition: Any = None
     repeats: int = 1

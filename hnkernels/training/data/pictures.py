@@ -18,10 +18,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from hnkernels.training.data.buckets import Size
+from hnkernels.training.data.shard_member import ShardMember
 
 _END_OF_PNG = 2**17  # bytes; twice what EXIF may have in a JPEG
 
-Source = str | PathLike[str] | Image.Image  # a file, or an image that lies in memory
+Source = str | PathLike[str] | ShardMember | Image.Image  # a file, a part of one, or an image that lies in memory
 
 PICTURE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp", ".dib"),
@@ -118,7 +119,7 @@ def opened(source: Source, what: str = "image") -> Iterator[Image.Image]:
             if isinstance(source, Image.Image):
                 yield source
             else:
-                with Image.open(source) as image:
+                with Image.open(source.open() if isinstance(source, ShardMember) else source) as image:
                     yield image
     except Image.DecompressionBombError as error:
         raise ValueError(f"the {what} {source} is too large: {error}; scale it down") from error

@@ -1,4 +1,4 @@
-"""Tables of pictures and captions: ``metadata.jsonl`` and ``metadata.csv``."""
+"""Tables of pictures and captions: ``metadata.jsonl``, ``.csv`` and ``.parquet``, and kohya's ``meta_*.json``."""
 
 from __future__ import annotations
 
@@ -6,105 +6,209 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hnkernels.training.data.example import Example
+from hnkernels.training.data.kohya import KOHYA_NAMES, kohya_entries
+from hnkernels.training.data.pictures import PICTURE_SUFFIXES
 from hnkernels.training.data.text_files import parse_json, read_text
 from hnkernels.wording import shown
 
-TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
-COLUMNS = ("file_name", "text", "condition")
+TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_PICTURE = ("file_name", "edited_image_file_name")  # of these names of a column the first that is there counts
+_CAPTION = ("text", "caption", "prompt", "edit_prompt")
+_SOURCE = ("source_file_name", "input_image_file_name")
 _EXPECTED = '{"file_name": "…", "text": "…"}'
 
+Cells = dict[str, Any]
 
-def read_table(path: Path, root: Path) -> Iterator[tuple[int, Path, str, Any, set[str]]]:
-    """The lines of a table: number, picture, caption, condition, and the columns that are not known.
+
+@dataclass(frozen=True)
+class TableRow:
+    """What a table says of one picture.
+
+    Attributes:
+        place: where in the table.
+        example: the picture with its caption and what else there is.
+        unknown: columns that nothing reads.
+    """
+
+    place: str
+    example: Example
+    unknown: frozenset[str]
+
+
+def find_tables(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The tables among these files, and those of kohya's trainers that a later one in their folder replaces.
+
+    Raises:
+        ValueError: a folder holds more than one.
+    """
+    tables: dict[Path, list[Path]] = defaultdict(list)
+    kohyas: dict[Path, list[Path]] = defaultdict(list)
+    for path in files:
+        if path.name.lower() in TABLE_NAMES:
+            tables[path.parent].append(path)
+        elif path.name.lower() in KOHYA_NAMES and kohya_entries(path):
+            kohyas[path.parent].append(path)
+    replaced = []
+    for folder, found in kohyas.items():
+        *earlier, last = sorted(found, key=lambda path: KOHYA_NAMES.index(path.name.lower()))
+        tables[folder].append(last)
+        replaced += earlier
+    for folder, found in tables.items():
+        if len(found) > 1:
+            raise ValueError(f"{folder} holds both {found[0].name} and {found[1].name}; remove one of them")
+    return [path for found in tables.values() for path in found], replaced
+
+
+def read_table(path: Path, root: Path) -> Iterator[TableRow]:
+    """The rows of a table.
 
     Args:
-        path: ``metadata.jsonl``, an object per line, or ``metadata.csv``, with a header. The names in it are relative
-            to its folder.
+        path: ``metadata.jsonl``, an object per line; ``metadata.csv``, with a header; ``metadata.parquet``; or one of
+            ``KOHYA_NAMES``. The names in it are relative to its folder.
         root: the folder of the data, outside of which no picture may lie.
 
     Raises:
-        ValueError: the table cannot be read or a line of it cannot be used; the message names file and line.
+        ValueError: the table cannot be read or a row of it cannot be used; the message names file and row.
     """
-    lines = _json_lines if path.suffix.lower() == ".jsonl" else _csv_lines
-    text = read_text(path)
-    number = 0
+    suffixes = ("", *PICTURE_SUFFIXES) if path.name.lower() in KOHYA_NAMES else ("",)
+    place = ""
     try:
-        for number, cells in lines(text):
-            image = _image(cells["file_name"], path.parent, root)
-            yield (
-                number,
-                image,
-                _caption(cells["text"]),
+        for place, cells in _rows(path):
+            picture, caption, source = (_column(cells, names) for names in (_PICTURE, _CAPTION, _SOURCE))
+            assert picture is not None  # _rows has seen to it, and to the caption
+            assert caption is not None
+            start = None if source is None else cells[source]
+            example = Example(
+                _image(cells[picture], picture, path.parent, root, suffixes),
+                _caption(cells[caption], caption),
                 _condition(cells.get("condition")),
-                cells.keys() - set(COLUMNS),
+                source=None if start is None else _image(start, str(source), path.parent, root, suffixes),
             )
-    except _LineError as error:
-        raise ValueError(f"{path}, line {error.number or number}: {error}") from None
+            yield TableRow(place, example, frozenset(cells.keys() - {picture, caption, source, "condition"}))
+    except _RowError as error:
+        raise ValueError(f"{path}, {error.place or place}: {error}") from None
 
 
-class _LineError(Exception):
-    """A line cannot be used; without its number it is the current one."""
+class _RowError(Exception):
+    """A row cannot be used; without its place it is the current one."""
 
-    def __init__(self, message: str, number: int | None = None):
+    def __init__(self, message: str, place: str | None = None):
         super().__init__(message)
-        self.number = number
+        self.place = place
 
 
-def _json_lines(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path) -> Iterator[tuple[str, Cells]]:
+    """Place and cells of each row, with a column for the picture and one for the caption in every one."""
+    if path.name.lower() in KOHYA_NAMES:
+        return _kohya_rows(path)
+    if path.suffix.lower() == ".parquet":
+        return _parquet_rows(path)
+    return (_json_rows if path.suffix.lower() == ".jsonl" else _csv_rows)(read_text(path))
+
+
+def _column(cells: Iterable[str], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in cells), None)
+
+
+def _is_row(columns: Iterable[str]) -> bool:
+    return _column(columns, _PICTURE) is not None and _column(columns, _CAPTION) is not None
+
+
+def _json_rows(text: str) -> Iterator[tuple[str, Cells]]:
     # str.splitlines would split at U+2028 too, which may stand in a JSON string.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        place = f"line {number}"
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise _LineError(f"expected {_EXPECTED}, found {line[:80]!r}: {error}", number) from None
-        if not isinstance(row, dict) or not row.keys() >= {"file_name", "text"}:
-            raise _LineError(f"expected {_EXPECTED}, found {line[:80]!r}", number)
-        yield number, row
+            raise _RowError(f"expected {_EXPECTED}, found {line[:80]!r}: {error}", place) from None
+        if not isinstance(row, dict) or not _is_row(row):
+            raise _RowError(f"expected {_EXPECTED}, found {line[:80]!r}", place)
+        yield place, row
 
 
-def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(text: str) -> Iterator[tuple[str, Cells]]:
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        if not {"file_name", "text"} <= set(header) or len(set(header)) < len(header):
-            raise _LineError(f"expected the columns file_name,text, each once, found {','.join(header)[:80]!r}", 1)
+        _check_columns(header, "line 1")
         for cells in reader:
+            place = f"line {reader.line_num}"
             if not any(cells):
                 continue
             if len(cells) != len(header):
-                raise _LineError(
-                    f"expected {len(header)} cells, found {len(cells)}; put quotes around a text with a comma",
-                    reader.line_num,
+                raise _RowError(
+                    f"expected {len(header)} cells, found {len(cells)}; put quotes around a text with a comma", place
                 )
-            row: dict[str, Any] = dict(zip(header, cells, strict=True))
-            yield reader.line_num, {**row, "condition": row.get("condition") or None}
+            row: Cells = dict(zip(header, cells, strict=True))
+            for name in {"condition", *_SOURCE} & row.keys():
+                row[name] = row[name] or None
+            yield place, row
     except csv.Error as error:
-        raise _LineError(str(error), reader.line_num) from None
+        raise _RowError(str(error), f"line {reader.line_num}") from None
 
 
-def _image(name: Any, folder: Path, root: Path) -> Path:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Cells]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise ValueError(
+            f"{path} can only be read with pyarrow; install it (pip install pyarrow), or save the table as "
+            f"{path.with_suffix('.csv').name}"
+        ) from None
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names, "its header")
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    if isinstance(condition := row.get("condition"), dict):  # all rows have all names
+                        row["condition"] = {
+                            name: value for name, value in condition.items() if value is not None
+                        } or None
+                    yield f"row {number}", row
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def _check_columns(names: Sequence[str], place: str) -> None:
+    if not _is_row(names) or len(set(names)) < len(names):
+        raise _RowError(f"expected the columns file_name,text, each once, found {','.join(names)[:80]!r}", place)
+
+
+def _kohya_rows(path: Path) -> Iterator[tuple[str, Cells]]:
+    for name, caption in (kohya_entries(path) or {}).items():
+        yield f"entry {shown(name)}", {"file_name": name, "text": caption}
+
+
+def _image(name: Any, column: str, folder: Path, root: Path, suffixes: Sequence[str]) -> Path:
     """The picture of this name as a path below ``root``, whichever way it is written."""
     if not isinstance(name, str) or not name.strip():
-        raise _LineError(f"file_name must be the name of a picture, not {shown(name)}")
-    written = [folder / name, folder / name.replace("\\", "/")]
+        raise _RowError(f"{column} must be the name of a picture, not {shown(name)}")
+    written = [folder / (text + suffix) for text in (name, name.replace("\\", "/")) for suffix in suffixes]
     image = os.path.abspath(next((path for path in written if os.path.isfile(path)), written[0]))
     for base in (os.path.abspath(root), os.path.realpath(root)):
         if Path(image).is_relative_to(base):
             if not os.path.isfile(image):
-                raise _LineError(f"there is no file {shown(name)} in {folder}")
+                raise _RowError(f"there is no file {shown(name)} in {folder}")
             return root / os.path.relpath(image, base)
-    raise _LineError(f"{shown(name)} lies outside {root}; copy it into the folder, and give its name there")
+    raise _RowError(f"{shown(name)} lies outside {root}; copy it into the folder, and give its name there")
 
 
-def _caption(text: Any) -> str:
+def _caption(text: Any, column: str) -> str:
     if not isinstance(text, str):
-        raise _LineError(f'text must be a text in quotes, "" for none, not {shown(text)}')
+        raise _RowError(f'{column} must be a text in quotes, "" for none, not {shown(text)}')
     return text
 
 
@@ -113,7 +217,7 @@ def _condition(condition: Any) -> str | dict[str, float] | None:
         return condition
     if isinstance(condition, dict) and condition and all(map(_is_weight, condition.values())):
         return condition
-    raise _LineError(f"condition must be a style's name or {{style: weight}}, not {shown(condition)}")
+    raise _RowError(f"condition must be a style's name or {{style: weight}}, not {shown(condition)}")
 
 
 def _is_weight(value: Any) -> bool:

@@ -26,13 +26,18 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
+    return decoded(data, path)
+
+
+def decoded(data: bytes, name: str | Path) -> str:
+    """The text of a file of this name; see ``read_text``."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+        raise ValueError(f"{name} is not UTF-8 text: {error}; save it as UTF-8") from error
     if "\0" in text:  # UTF-16 without its mark, or no text at all
-        raise ValueError(f"{path} is not UTF-8 text: it holds zero bytes; save it as UTF-8")
+        raise ValueError(f"{name} is not UTF-8 text: it holds zero bytes; save it as UTF-8")
     return text
 
 

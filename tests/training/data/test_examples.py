@@ -91,7 +91,8 @@ def test_examples_may_be_given_in_memory(tmp_path):
     path = save(tmp_path / "a.png")
     examples = as_examples([(image, "x"), (str(path), "y"), Example(image, "z")])
     assert [e.caption for e in examples] == ["x", "y", "z"]
-    for bad in ([], [5], [(image,)], ["ab"], [(image, None)], [(image, 5)], [(image, ["x"])], [Example(image, None)]):
+    for bad in ([], [5], [(image,)], ["ab"], [(image, None)], [(image, 5)], [(image, ["x"])], [Example(image, None)],
+                [Example(image, "x", repeats=0)], [Example(image, "x", repeats=True)]):  # fmt: skip
         with pytest.raises(ValueError, match="data"):
             as_examples(bad)
 

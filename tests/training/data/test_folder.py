@@ -68,7 +68,7 @@ def test_of_two_captions_the_txt_counts_and_the_other_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "unread",
-    ["captions.txt", "captions/a.txt", "a_caption.txt", "a.json", "captions.csv", "metadata.parquet", "meta_cap.json",
+    ["captions.txt", "captions/a.txt", "a_caption.txt", "a.json", "captions.csv", "train.parquet", "meta_cap.json",
      "a.tags", "train.jsonl"],
 )  # fmt: skip
 def test_no_file_name_becomes_a_caption_while_captions_lie_unread(tmp_path, unread):
@@ -148,10 +148,59 @@ def test_pictures_in_folders_below_are_found_in_the_order_of_their_paths(tmp_pat
     assert read(tmp_path) == [(name, name) for name in ("cover.png", "train/a.png", "train/b/1.png")]
 
 
-def test_the_number_of_a_folder_is_no_repeat_count(tmp_path):
-    write(save(tmp_path / "10_cat" / "0.png").with_suffix(".txt"))
-    with pytest.warns(UserWarning, match="the number of 10_cat is not a repeat count here"):
-        assert read(tmp_path) == [("10_cat/0.png", "a cat")]
+def test_the_number_of_a_folder_says_how_often_its_pictures_are_used(tmp_path, silent):
+    for name in ("10_a cat/0.png", "10_a cat/below/1.png", "10_a cat/3_night/2.png", "other/3.png", "x/2_dog/4.png"):
+        write(save(tmp_path / name).with_suffix(".txt"), name)
+    assert {e.image.stem: e.repeats for e in read_image_folder(tmp_path)} == {"0": 10, "1": 10, "2": 3, "3": 1, "4": 2}
+
+
+def test_the_folder_of_the_data_itself_has_no_number(tmp_path, silent):
+    save(tmp_path / "10_cat" / "a dog.png")
+    assert [(e.caption, e.repeats) for e in read_image_folder(tmp_path / "10_cat")] == [("a dog", 1)]
+
+
+def test_the_rest_of_the_name_of_a_numbered_folder_is_the_caption_where_there_is_none(tmp_path, silent, capsys):
+    save(tmp_path / "10_sks cat_toy" / "IMG_1.png")
+    save(tmp_path / "1_cat" / "2.png")
+    examples = as_examples(tmp_path, progress=True)
+    assert [(e.caption, e.repeats) for e in examples] == [("sks cat_toy", 10), ("cat", 1)]
+    said = capsys.readouterr().err
+    assert "captions from names of folders (2)" in said
+    assert "pictures in 10_sks cat_toy (1, each 10 times per epoch), 1_cat (1)" in said
+
+
+def test_a_caption_beside_the_picture_comes_before_the_name_of_its_folder(tmp_path):
+    write(save(tmp_path / "10_cat" / "0.png").with_suffix(".txt"), "a black cat")
+    save(tmp_path / "10_cat" / "1.png")
+    with pytest.warns(UserWarning, match=r"no caption beside 10_cat/1\.png: the name of the folder is the caption"):
+        assert read(tmp_path) == [("10_cat/0.png", "a black cat"), ("10_cat/1.png", "cat")]
+
+
+def test_no_name_of_a_folder_becomes_a_caption_while_captions_lie_unread(tmp_path):
+    save(tmp_path / "10_cat" / "0.png")
+    write(tmp_path / "10_cat" / "captions.json")
+    with pytest.raises(ValueError, match=r"no caption beside 10_cat/0\.png .* may lie in 10_cat/captions\.json"):
+        read(tmp_path)
+
+
+def test_pictures_of_a_folder_with_the_number_0_are_left_out(tmp_path):
+    save(tmp_path / "0_reg" / "a.png")
+    save(tmp_path / "1_cat" / "b.png")
+    with pytest.warns(UserWarning, match=r"left out: pictures in folders whose number is 0 \(1: 0_reg/a\.png\)"):
+        assert read(tmp_path) == [("1_cat/b.png", "cat")]
+
+
+@pytest.mark.parametrize("name", ["20230512_holiday", "1001_x", "9" * 200 + "_x"])
+def test_a_number_that_cannot_be_meant_as_repeats_is_refused(tmp_path, name):
+    save(tmp_path / name / "a.png")
+    with pytest.raises(ValueError, match=rf"folder .*{name} says .* numbers up to 1000, so rename it"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cat_10", "10", "10-cat", "_10_cat", "\u0661_cat"])
+def test_other_names_of_folders_are_no_repeats(tmp_path, silent, name):
+    save(tmp_path / name / "a dog.png")
+    assert [(e.caption, e.repeats) for e in read_image_folder(tmp_path)] == [("a dog", 1)]
 
 
 def test_links_may_go_round_and_no_folder_is_read_twice(tmp_path):

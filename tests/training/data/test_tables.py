@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from hnkernels.training import read_image_folder
+from hnkernels.training.data import tables
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_a_backslash_separates_folders(folder):
         ('{"file_name": "a.png", "text": "x", "condition": {"ink": NaN}}', "condition must be"),
         (f'{{"file_name": "a.png", "text": "x", "condition": {{"ink": 1{"0" * 400}}}}}', "condition must be"),
         ('{"file_name": "a.png", "text": "x", "text": "y"}', "'text' is given twice"),
-        ('{"file_name": "a.png", "caption": "x"}', "expected"),
+        ('{"file_name": "a.png", "title": "x"}', "expected"),
         ("[" * 5000, "expected"),
         ('"a.png"', "expected"),
     ],
@@ -149,5 +150,165 @@ def test_columns_that_nothing_reads_are_named(folder):
 def test_two_tables_in_a_folder_are_refused(folder):
     table(folder, rows(("a.png", "x")))
     table(folder, "file_name,text\na.png,y\n", "metadata.csv")
-    with pytest.raises(ValueError, match=r"holds both metadata\.jsonl and metadata\.csv; remove one"):
+    with pytest.raises(ValueError, match=r"holds both metadata\.csv and metadata\.jsonl; remove one"):
+        read(folder)
+
+
+@pytest.mark.parametrize("column", ["caption", "prompt", "edit_prompt"])
+def test_the_caption_may_have_another_column(folder, column):
+    table(folder, json.dumps({"file_name": "a.png", column: "an a"}) + "\n" + rows(("b.png", "a b")))
+    assert read(folder) == BOTH[::-1]
+    (folder / "metadata.jsonl").unlink()
+    table(folder, f"{column},file_name\na b,b.png\nan a,a.png\n", "metadata.csv")
+    assert read(folder) == BOTH
+
+
+def test_of_two_columns_of_captions_the_text_counts(folder):
+    table(folder, "file_name,caption,text\nb.png,x,a b\na.png,x,an a\n", "metadata.csv")
+    with pytest.warns(UserWarning, match=r"unknown columns of tables \(1: caption\)"):
+        assert read(folder) == BOTH
+
+
+@pytest.mark.parametrize("columns", [("file_name", "source_file_name"), ("file_name", "input_image_file_name"),
+                                     ("edited_image_file_name", "input_image_file_name")])  # fmt: skip
+def test_a_column_names_the_picture_that_is_edited(folder, columns, recwarn):
+    table(folder, f"{','.join(columns)},edit_prompt\na.png,b.png,make it an a\n", "metadata.csv")
+    (example,) = read_image_folder(folder)
+    assert (example.image.name, example.source.name, example.caption) == ("a.png", "b.png", "make it an a")
+    assert not recwarn.list
+
+
+def test_a_row_may_have_nothing_to_start_from(folder):
+    table(folder, "file_name,source_file_name,text\na.png,,x\nb.png,a.png,y\n", "metadata.csv")
+    assert [e.source and e.source.name for e in read_image_folder(folder)] == [None, "a.png"]
+
+
+def test_a_picture_to_start_from_that_is_not_there_is_named(folder):
+    table(folder, "file_name,source_file_name,text\na.png,none.png,x\n", "metadata.csv")
+    with pytest.raises(ValueError, match=r"metadata\.csv, line 2: there is no file 'none\.png'"):
+        read(folder)
+
+
+def test_pictures_of_a_table_in_a_numbered_folder_have_its_repeats(tmp_path):
+    data = tmp_path / "10_cat"
+    data.mkdir()
+    Image.new("RGB", (4, 4)).save(data / "a.png")
+    table(data, rows(("a.png", "x")))
+    assert [(e.caption, e.repeats) for e in read_image_folder(tmp_path)] == [("x", 10)]
+
+
+def parquet(folder, columns):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow, which reads parquet, is not installed")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.table(columns), folder / "metadata.parquet")
+
+
+def test_a_parquet_file_says_the_same(folder, recwarn):
+    parquet(folder, {"file_name": ["b.png", "a.png"], "text": ["a b", "an a"]})
+    assert read(folder) == BOTH
+    assert not recwarn.list
+
+
+def test_a_parquet_file_may_hold_conditions_and_pictures_to_start_from(folder):
+    parquet(
+        folder,
+        {
+            "caption": ["x", "y"],
+            "file_name": ["a.png", "b.png"],
+            "condition": [{"ink": 0.5, "oil": 0.5}, {"ink": 1.0, "oil": None}],
+            "source_file_name": ["b.png", None],
+        },
+    )
+    first, second = read_image_folder(folder)
+    assert (first.condition, second.condition) == ({"ink": 0.5, "oil": 0.5}, {"ink": 1.0})
+    assert (first.source.name, second.source) == ("b.png", None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"file_name": ["a.png"]}, "its header: expected the columns file_name,text, each once, found 'file_name'"),
+        ({"file_name": ["a.png", "none.png"], "text": ["x", "y"]}, "row 2: there is no file"),
+        ({"file_name": ["a.png"], "text": [None]}, "row 1: text must be a text"),
+        ({"file_name": [None], "text": ["x"]}, "row 1: file_name must be the name of a picture, not None"),
+        ({"file_name": ["a.png"], "text": [5]}, "row 1: text must be a text"),
+    ],
+)
+def test_a_row_of_a_parquet_file_that_cannot_be_used_is_named(folder, columns, said):
+    parquet(folder, columns)
+    with pytest.raises(ValueError, match=rf"metadata\.parquet, {said}"):
+        read(folder)
+
+
+def test_a_file_that_is_no_parquet_is_named(folder):
+    pytest.importorskip("pyarrow", reason="pyarrow, which reads parquet, is not installed")
+    table(folder, "PAR1 nothing PAR1", "metadata.parquet")
+    with pytest.raises(ValueError, match=r"cannot read .*metadata\.parquet: "):
+        read(folder)
+
+
+def test_without_pyarrow_the_error_says_what_to_install(folder, monkeypatch):
+    table(folder, "PAR1", "metadata.parquet")
+    monkeypatch.setitem(tables.sys.modules, "pyarrow", None)
+    with pytest.raises(
+        ValueError, match=r"only be read with pyarrow; install it \(pip install pyarrow\), or save .*csv"
+    ):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["meta_cap.json", "meta_lat.json", "metadata.json"])
+@pytest.mark.parametrize("suffix", ["", ".png"])
+def test_the_tables_of_kohyas_tools_are_read(folder, name, suffix, recwarn):
+    (folder / "x").mkdir()
+    (folder / "a.png").rename(folder / "x" / "a.png")
+    entries = {
+        f"b{suffix}": {"caption": "a b", "train_resolution": [64, 64]},
+        f"x/a{suffix}": {"tags": "1a, sitting", "caption": "an a"},
+    }
+    table(folder, json.dumps(entries), name)
+    assert read(folder) == [BOTH[0], ("x/a.png", "an a, 1a, sitting", None)]
+    assert not recwarn.list
+
+
+def test_tags_alone_are_the_caption(folder):
+    table(folder, json.dumps({"a": {"tags": "1a, sitting"}, "b": {"tags": "1b", "caption": ""}}), "meta_cap.json")
+    assert [caption for _, caption, _ in read(folder)] == ["1a, sitting", "1b"]
+
+
+def test_of_the_tables_of_kohyas_tools_the_last_counts(folder):
+    table(folder, json.dumps({"a": {"caption": "x"}}), "meta_cap.json")
+    table(folder, json.dumps({"a": {"caption": "y"}, "b": {"caption": "z"}}), "meta_lat.json")
+    with pytest.warns(UserWarning, match=r"that a later one of the same trainer replaces \(1: meta_cap\.json\)"):
+        assert [caption for _, caption, _ in read(folder)] == ["y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"none": {"caption": "x"}}, "entry 'none': there is no file 'none'"),
+        ({"../outside": {"caption": "x"}}, "entry '../outside': .* lies outside"),
+        ({"a": {"caption": 5}}, "entry 'a': text must be a text"),
+        ({"a": {"caption": "x"}, "b": {"train_resolution": [4, 4]}}, "entry 'b': text must be a text .* not None"),
+    ],
+)
+def test_an_entry_that_cannot_be_used_is_named(folder, entries, said):
+    table(folder, json.dumps(entries), "meta_cap.json")
+    with pytest.raises(ValueError, match=rf"meta_cap\.json, {said}"):
+        read(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"a": 5}', '{"a": {"width": 4}}', "5"])
+def test_another_file_of_that_name_is_no_table(folder, text):
+    for name in "ab":
+        (folder / f"{name}.txt").write_text(name)
+    table(folder, text, "metadata.json")
+    with pytest.warns(UserWarning, match=r"files of other types \(1: metadata\.json\)"):
+        assert [caption for _, caption, _ in read(folder)] == ["a", "b"]
+
+
+def test_kohyas_table_beside_another_is_refused(folder):
+    table(folder, rows(("a.png", "x")))
+    table(folder, json.dumps({"a": {"caption": "x"}}), "meta_cap.json")
+    with pytest.raises(ValueError, match=r"holds both metadata\.jsonl and meta_cap\.json; remove one"):
         read(folder)

@@ -1,0 +1,69 @@
+"""The files below a folder of training data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hnkernels.training.data.contents import AGAIN, HIDDEN, NOT_FILES, RUN, SYSTEM, FolderContents
+from hnkernels.training.data.pictures import PICTURE_SUFFIXES
+
+_SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
+
+
+def walk(contents: FolderContents, without: Path | None = None) -> list[Path]:
+    """All files below the folder that may be data, in the order of their paths; each folder once, whatever links to it.
+
+    Args:
+        contents: of the folder; what is passed over is left out there.
+        without: a folder that is not gone into.
+
+    Raises:
+        ValueError: a folder cannot be read.
+    """
+    root = Path(os.path.realpath(contents.folder))
+    files: list[Path] = []
+    starts, seen = [contents.folder], set[str]()
+    for start in starts:  # grows: linked folders come after those that lie here
+        for place, folders, names in os.walk(start, onerror=_refuse):
+            real = os.path.realpath(place)
+            if without is not None and real == os.path.realpath(without):
+                folders.clear()
+                continue
+            if real in seen or root.parent.is_relative_to(real):
+                contents.leave_out(AGAIN, [place])
+                folders.clear()
+                continue
+            seen.add(real)
+            paths = _visible(contents, place, folders, names)
+            files += [path for path in paths if path.is_file()]
+            contents.leave_out(NOT_FILES, [path for path in paths if not path.is_file() and not path.is_dir()])
+            starts += [path for path in paths if path.is_dir() and path.is_symlink()]
+            folders[:] = [path.name for path in paths if path.is_dir() and not path.is_symlink()]
+    return sorted(files, key=lambda path: path.parts)
+
+
+def is_the_systems(name: str) -> bool:
+    """Whether a file or folder of this name is one that systems leave everywhere."""
+    return name.startswith("._") or name.lower() in _SYSTEM_NAMES
+
+
+def _visible(contents: FolderContents, place: str, folders: list[str], names: list[str]) -> list[Path]:
+    """What lies in a folder but for hidden files, the system's, and those of a training run that wrote there."""
+    run = {"log.csv", "checkpoints", "previews"} if "log.csv" in names and "checkpoints" in folders else set()
+    visible = []
+    for path in [Path(place, name) for name in sorted([*folders, *names])]:
+        if path.name in run:
+            contents.leave_out(RUN, [path])
+        elif is_the_systems(path.name):
+            contents.leave_out(SYSTEM, [path])
+        elif path.name.startswith("."):
+            picture = path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+            contents.leave_out(HIDDEN if picture else SYSTEM, [path])
+        else:
+            visible.append(path)
+    return visible
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"cannot read the folder {error.filename}: {error}") from error
