@@ -12,24 +12,32 @@ class CaptionMaker:
     Args:
         template: ``[filewords]`` stands for the example's caption, ``[name]`` for ``name``.
         name: the network's name.
-        shuffle_tags, tag_dropout, caption_dropout: see ``TrainingConfig``.
+        shuffle_tags, tag_dropout, caption_dropout, keep_tags: see ``TrainingConfig``.
     """
 
     def __init__(
-        self, template: str, name: str, shuffle_tags: bool = False, tag_dropout: float = 0.0, caption_dropout: float = 0
+        self,
+        template: str,
+        name: str,
+        shuffle_tags: bool = False,
+        tag_dropout: float = 0.0,
+        caption_dropout: float = 0.0,
+        keep_tags: int = 0,
     ):
         self.template, self.name = template, name
         self.shuffle_tags, self.tag_dropout, self.caption_dropout = shuffle_tags, tag_dropout, caption_dropout
+        self.keep_tags = keep_tags
 
     def __call__(self, caption: str, generator: Generator) -> str:
         if self.caption_dropout and _chance(generator) < self.caption_dropout:
             return ""
         if self.shuffle_tags or self.tag_dropout:
             tags = [tag.strip() for tag in caption.split(",")]
+            kept, tags = tags[: self.keep_tags], tags[self.keep_tags :]
             tags = [tag for tag in tags if not self.tag_dropout or _chance(generator) >= self.tag_dropout]
             if self.shuffle_tags:
                 tags = [tags[i] for i in torch.randperm(len(tags), generator=generator).tolist()]
-            caption = ", ".join(tags)
+            caption = ", ".join([*kept, *tags])
         return self.template.replace("[filewords]", caption).replace("[name]", self.name)
 
 

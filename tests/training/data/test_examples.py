@@ -116,6 +116,23 @@ def test_tags_are_shuffled_and_dropped():
     assert [t for t in tags if t in dropped] == dropped.split(", ")  # order kept
 
 
+@pytest.mark.parametrize("options", [{"shuffle_tags": True}, {"tag_dropout": 0.7}, {"tag_dropout": 1.0}])
+def test_the_first_tags_are_neither_shuffled_nor_dropped(options):
+    maker = CaptionMaker("a [filewords]", "n", keep_tags=2, **options)
+    seen = {maker("me,  a hat, c, d, e, f", generator(seed)) for seed in range(20)}
+    assert all(caption.startswith("a me, a hat") for caption in seen)
+    assert len(seen) > 1 or seen == {"a me, a hat"}
+
+
+@pytest.mark.parametrize("caption", ["", "me", "me, a hat"])
+def test_a_caption_of_few_tags_is_kept_whole(caption):
+    assert CaptionMaker("[filewords]", "n", True, 1.0, keep_tags=2)(caption, generator()) == caption
+
+
+def test_a_caption_of_which_tags_are_kept_may_be_dropped_as_a_whole():
+    assert CaptionMaker("[filewords]", "n", caption_dropout=1.0, keep_tags=2)("a, b", generator()) == ""
+
+
 def test_caption_dropout_trains_the_empty_caption():
     maker = CaptionMaker("a [filewords]", "n", caption_dropout=0.5)
     seen = [maker("cat", generator(seed)) for seed in range(40)]
