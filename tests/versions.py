@@ -54,7 +54,7 @@ def oldest() -> tuple[str, ...]:
 RUNNING = ("numpy", "safetensors", "pytest", "pytest-xdist", "hypothesis")
 EVERYTHING = (
     *(*RUNNING, "diffusers", "transformers", "accelerate", "peft", "typer", "rich", "tqdm", "pillow"),
-    *("matplotlib", "scikit-learn", "pytest-benchmark"),
+    *("matplotlib", "scikit-learn", "pytest-benchmark", "tensorboard"),
 )
 ENVIRONMENTS = (
     Environment("oldest", "3.10", (*oldest(), "numpy", "tqdm", "pillow"), "the oldest that are accepted"),
