@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 app = typer.Typer(
@@ -20,6 +21,8 @@ app = typer.Typer(
     add_completion=False,
 )
 console, errors = Console(), Console(stderr=True)
+
+_LONGEST = 500  # characters of a value that info shows: tags of a data set may be megabytes
 
 
 @app.command()
@@ -64,8 +67,10 @@ def info(
         if weights is not None and model is not None:
             raise ValueError(f"{file} says itself which layers it is for; attach refuses any other model")
         table = Table(show_header=False, box=None)
-        for key, value in (weights or describe(file)).items():
-            table.add_row(str(key), str(value))
+        said = weights or describe(file)
+        training = said.pop("training", {})
+        for key, value in (said | training).items():
+            table.add_row(_printable(key), _printable(value))
         console.print(table)
     if model is not None:
         known = None if file is None else load_hypernetwork(file, allow_legacy_activations=True).sizes
@@ -323,6 +328,12 @@ def sample(
     out.parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     console.print(f"wrote {out}")
+
+
+def _printable(value: Any) -> str:
+    """What a file says, as text that is neither markup nor control characters to a terminal, and not too long."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return escape(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
 
 
 def _check_target(path: Path, force: bool, make_parents: bool = False) -> None:

@@ -105,6 +105,19 @@ def test_info_of_nothing(cli):
     assert "give a hypernetwork file, or a model with --model" in err
 
 
+def test_info_shows_what_a_file_says_of_training(cli, tmp_path):
+    net = hn.Hypernetwork((8,), name="[/red]\x1b[2J")
+    net.provenance.training = {"ss_steps": "90", "ss_x": "[bold]\x1b]0;x\x07", "ss_tag_frequency": "cat " * 10**5}
+    hn.save_hypernetwork(net, tmp_path / "a.safetensors")
+    code, out, _ = cli("info", tmp_path / "a.safetensors")
+    assert code == 0
+    assert ["ss_steps", "90"] in [line.split() for line in out.splitlines()]
+    assert "[/red]" in out
+    assert "[bold]" in out
+    assert "\x1b" not in out
+    assert len(out) < 5000
+
+
 def test_info_shows_what_files_of_weight_hypernetworks_hold(cli, tmp_path):
     gen = hn.WeightHypernetwork("attn2.v", embedding_dim=8, hidden_dim=8, rank=2, styles=("ink", "oil"), name="wash")
     gen.save(tmp_path / "gen.safetensors")

@@ -67,8 +67,8 @@ def save_hypernetwork(net: Hypernetwork, path: str | os.PathLike[str]) -> None:
     """Saves a hypernetwork, so that the file is either new and whole or as it was.
 
     ``.safetensors`` loses nothing. ``.pt`` is what AUTOMATIC1111 loads: tensors always in fp32, the activation
-    ``None`` as ``"linear"``, the init ``"identity"`` as ``"KaimingNormal"``. The same network gives the same ``.pt``
-    bytes. Multipliers and training mode are not part of a file.
+    ``None`` as ``"linear"``, the init ``"identity"`` as ``"KaimingNormal"``, without ``provenance.training``. The same
+    network gives the same bytes. Multipliers and training mode are not part of a file.
 
     Args:
         net: on any device.
@@ -76,7 +76,7 @@ def save_hypernetwork(net: Hypernetwork, path: str | os.PathLike[str]) -> None:
 
     Raises:
         CheckpointError: the file cannot be written, or could not be read back (NaN or infinite weights, several
-            dtypes in ``.safetensors``, no data).
+            dtypes or entries of ``provenance.training`` that are no texts in ``.safetensors``, no data).
         TypeError: ``net`` is not a ``Hypernetwork``.
     """
     if not isinstance(net, Hypernetwork):

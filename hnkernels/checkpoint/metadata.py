@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from hnkernels.checkpoint.errors import Fault, brief
@@ -63,15 +64,23 @@ class Metadata:
         return Fault(f"has {key} = {found}, which must be {expected}", "correct it where the file was made")
 
 
-def provenance(meta: Metadata, name: str) -> Provenance:
-    """Step and base model beside a name."""
+def provenance(meta: Metadata, name: str, training: Mapping[str, str] | None = None) -> Provenance:
+    """Step and base model beside a name, and what the file's header says of training."""
     return Provenance(
         name=name,
         step=meta.integer("step", 0),
         sd_checkpoint=meta.optional_text("sd_checkpoint"),
         sd_checkpoint_name=meta.optional_text("sd_checkpoint_name"),
         optional_info=meta.optional_text("optional_info"),
+        training=dict(training or {}),
     )
+
+
+def provenance_to_json(origin: Provenance) -> dict[str, Any]:
+    """The inverse of ``provenance`` but for the name; ``training`` stands in the header itself."""
+    content = asdict(origin)
+    del content["training"]
+    return content
 
 
 def config(**options: Any) -> MLPConfig:

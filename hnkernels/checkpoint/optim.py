@@ -18,11 +18,16 @@ from hnkernels.checkpoint.files import extension_of, read_record
 from hnkernels.checkpoint.metadata import Metadata
 from hnkernels.checkpoint.reading import check_regular, open_regular, read_torch_file
 from hnkernels.checkpoint.sublayers import check_finite, check_tensor
+from hnkernels.network.hypernetwork import Hypernetwork
 
 _HASH_DIGITS = 10
 _LEGACY_DIGITS = 8
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000
 _DELETE = "delete it to train on with a fresh optimizer"
+_LIKE_PARAMETER = {
+    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "acc_delta", "sum"),
+}
+"""What the optimizers of PyTorch keep in the shape of a parameter; they do not check it themselves."""
 
 
 class OptimizerState(NamedTuple):
@@ -87,27 +92,91 @@ def load_optimizer_state(path: str | os.PathLike[str]) -> OptimizerState | None:
         return OptimizerState(name, _checked(state, {width: len(k) + len(v) for width, (k, v) in pairs.items()}))
 
 
-def save_optimizer_state(path: str | os.PathLike[str], optimizer: torch.optim.Optimizer) -> None:
+def save_optimizer_state(
+    path: str | os.PathLike[str], optimizer: torch.optim.Optimizer, net: Hypernetwork | None = None
+) -> None:
     """Writes the side file of a ``.pt`` file that has just been saved.
 
     Args:
         path: the hypernetwork, not the side file.
-        optimizer: over ``net.parameters()`` of that network, in one group.
+        optimizer: over ``net.parameters()`` of that network, in one group; or, with ``net``, in any groups.
+        net: the network. The state is written as one group, which is all that A1111 reads, with the options of the
+            group that has most parameters.
 
     Raises:
-        CheckpointError: there is no such ``.pt`` file, or the side file cannot be written.
+        CheckpointError: there is no such ``.pt`` file, the side file cannot be written, or the optimizer has other
+            parameters than the network.
     """
     side = side_file(path)
     with naming(path):
         digest = _hashes(Path(path))[0]
     with naming(side), torch.no_grad():
+        state = optimizer.state_dict() if net is None else _in_one_group(optimizer, net)
         content = {
             "optimizer_name": type(optimizer).__name__,
             "hash": digest,
-            "optimizer_state_dict": _plain(optimizer.state_dict()),
+            "optimizer_state_dict": _plain(state),
         }
         with replacing(side) as file:
             write_torch_file(content, file)
+
+
+def restore_optimizer_state(path: str | os.PathLike[str], net: Hypernetwork, optimizer: torch.optim.Optimizer) -> bool:
+    """Puts what the side file of a ``.pt`` file holds into an optimizer, so that it goes on where that one stopped.
+
+    Moments and counts of steps are taken over; learning rates and the other options stay the optimizer's own.
+
+    Args:
+        path: the hypernetwork, not the side file.
+        net: what was loaded from it.
+        optimizer: over parameters of ``net``, in any groups.
+
+    Returns:
+        Whether there was a state that belongs to the file; see ``load_optimizer_state``.
+
+    Raises:
+        CheckpointError: the state is damaged, of another class of optimizer, or does not fit the network; the optimizer
+            is as before.
+    """
+    loaded = load_optimizer_state(path)
+    if loaded is None:
+        return False
+    with naming(side_file(path)):
+        if loaded.optimizer_name != type(optimizer).__name__:
+            raise Fault(
+                f"holds the state of {brief(loaded.optimizer_name)}, and the optimizer is {type(optimizer).__name__}",
+                f"train on with that one, or {_DELETE}",
+            )
+        state = loaded.state_dict["state"]
+        parameters = list(net.parameters())
+        for index, entries in state.items():
+            for key in _LIKE_PARAMETER & entries.keys():
+                found, expected = getattr(entries[key], "shape", None), parameters[index].shape
+                if entries[key] is not None and found != expected:
+                    shape = "no tensor" if found is None else list(found)
+                    raise Fault(f"has {shape} for {key} of parameter {index}, not {list(expected)}", _DELETE)
+        indices = _indices(optimizer, net)
+        moved = {own: state[index] for own, index in enumerate(indices) if index in state}
+        optimizer.load_state_dict({"state": moved, "param_groups": optimizer.state_dict()["param_groups"]})
+    return True
+
+
+def _in_one_group(optimizer: torch.optim.Optimizer, net: Hypernetwork) -> dict[str, Any]:
+    """The optimizer's state dict as if it had one group over ``net.parameters()``."""
+    indices, state = _indices(optimizer, net), optimizer.state_dict()
+    options = max(state["param_groups"], key=lambda group: len(group["params"]))
+    moved = {indices[own]: entries for own, entries in state["state"].items()}
+    count = sum(1 for _ in net.parameters())
+    return {"state": dict(sorted(moved.items())), "param_groups": [{**options, "params": list(range(count))}]}
+
+
+def _indices(optimizer: torch.optim.Optimizer, net: Hypernetwork) -> list[int]:
+    """For every parameter of the optimizer, in its order, its number in ``net.parameters()``."""
+    numbers = {id(parameter): number for number, parameter in enumerate(net.parameters())}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not all(id(parameter) in numbers for parameter in parameters):
+        raise Fault("cannot hold the state of an optimizer of other parameters", "give the network that it trains")
+    return [numbers[id(parameter)] for parameter in parameters]
 
 
 def _hashes(path: Path) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field
 
 import torch
 
@@ -74,7 +75,7 @@ def record_of(net: Hypernetwork) -> Record:
                 raise Fault(f"{place(width, stream)} has no data, it is on the meta device", "load or train it first")
             states.append({key: tensor.to("cpu", copy=True).contiguous() for key, tensor in state.items()})
         pairs[width] = (states[0], states[1])
-    return Record(net.config, replace(net.provenance), pairs)
+    return Record(net.config, deepcopy(net.provenance), pairs)
 
 
 def _skeleton(record: Record) -> Hypernetwork:
@@ -94,7 +95,7 @@ def _skeleton(record: Record) -> Hypernetwork:
     except ValueError as error:
         raise Fault(str(error), "save it again with the program that made it") from error
     net.config = config
-    net.provenance = replace(record.provenance)
+    net.provenance = deepcopy(record.provenance)
     for width in net:
         for mlp in net[width]:
             mlp.config = config

@@ -8,10 +8,13 @@ tools expect, and under ``"hnkernels"`` one JSON object::
                 "activate_output": false, "init": "normal"},
      "provenance": {"name": "style", "step": 0, "sd_checkpoint": null, "sd_checkpoint_name": null,
                     "optional_info": null}}
+
+A network that was trained has ``modelspec.…`` and ``ss_…`` entries beside it, which other programs show.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -23,10 +26,11 @@ import safetensors.torch
 from torch import Tensor
 
 from hnkernels.checkpoint.errors import Fault, brief
-from hnkernels.checkpoint.metadata import Metadata, config, provenance
+from hnkernels.checkpoint.metadata import Metadata, config, provenance, provenance_to_json
 from hnkernels.checkpoint.reading import read_safetensors_file
 from hnkernels.checkpoint.record import Record, place
 from hnkernels.checkpoint.sublayers import StateDict, check_state_dict
+from hnkernels.checkpoint.training_metadata import HASH, SPECIFICATION, checked, kept_of
 
 _VERSION = 1
 _HEADER = "hnkernels"
@@ -60,6 +64,7 @@ def parse(
         raise Fault("has a header that is not valid JSON", _AGAIN) from error
     sections = _sections(content)
     options, origin = Metadata(sections["config"]), Metadata(sections["provenance"])
+    notes: list[str] = []
     return Record(
         config(
             layer_structure=options.numbers("layer_structure") or (),
@@ -70,8 +75,9 @@ def parse(
             init=options.text("init", "normal"),
             allow_legacy_activations=allow_legacy_activations,
         ),
-        provenance(origin, origin.text("name", stem)),
+        provenance(origin, origin.text("name", stem), kept_of(header, notes)),
         _pairs(tensors),
+        notes,
     )
 
 
@@ -79,7 +85,7 @@ def header_and_tensors(record: Record) -> tuple[dict[str, str], dict[str, Tensor
     """The inverse of ``parse``."""
     options = asdict(record.config)
     del options["allow_legacy_activations"]  # the reader's decision, not the file's
-    content = {"version": _VERSION, "config": options, "provenance": asdict(record.provenance)}
+    content = {"version": _VERSION, "config": options, "provenance": provenance_to_json(record.provenance)}
     tensors = {
         f"{width}.{stream}.{key}": tensor
         for width, pair in record.pairs.items()
@@ -87,7 +93,7 @@ def header_and_tensors(record: Record) -> tuple[dict[str, str], dict[str, Tensor
         for key, tensor in state.items()
     }
     try:
-        return {"format": "pt", _HEADER: json.dumps(content)}, tensors
+        return {**checked(record.provenance.training), "format": "pt", _HEADER: json.dumps(content)}, tensors
     except TypeError as error:
         raise Fault(f"cannot hold the options or the provenance: {error}", "use plain strings and numbers") from error
 
@@ -98,7 +104,10 @@ def to_bytes(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
     # The package writes the metadata in an order that changes from process to process.
     end = 8 + int.from_bytes(data[:8], "little")
     entries = json.loads(data[8:end])
-    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    metadata = entries["__metadata__"]
+    if SPECIFICATION in metadata:
+        metadata[HASH] = f"0x{hashlib.sha256(data[end:]).hexdigest()}"
+    entries["__metadata__"] = dict(sorted(metadata.items()))
     ordered = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     ordered += b" " * (-len(ordered) % 8)
     return len(ordered).to_bytes(8, "little") + ordered + data[end:]

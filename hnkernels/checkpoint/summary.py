@@ -22,7 +22,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         Plain values, ready for JSON, in this order: ``format`` ("pt" or "safetensors"), ``name``, ``step``, ``sizes``
         (context widths), ``layer_structure``, ``activation``, ``layer_norm``, ``dropout_structure`` (``None`` without
         dropout), ``activate_output``, ``init``, ``parameters`` (count), ``dtype``, ``file_size`` (bytes),
-        ``base_model`` (its name), ``base_model_hash``, ``optional_info``, ``warnings`` (a list of sentences).
+        ``base_model`` (its name), ``base_model_hash``, ``optional_info``, ``warnings`` (a list of sentences), and
+        ``training`` (see ``Provenance``) where the file has any.
 
     Raises:
         CheckpointError: as ``load_hypernetwork``; so a file that is described has finite weights of the right shapes.
@@ -56,4 +57,5 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "base_model_hash": origin.sd_checkpoint,
         "optional_info": origin.optional_info,
         "warnings": warnings,
+        **({"training": origin.training} if origin.training else {}),
     }

@@ -22,6 +22,7 @@ from hnkernels.checkpoint.atomic import replacing
 from hnkernels.checkpoint.errors import CheckpointError, Fault, brief, naming
 from hnkernels.checkpoint.reading import read_safetensors_file
 from hnkernels.checkpoint.safetensors_format import to_bytes
+from hnkernels.checkpoint.training_metadata import kept_of
 from hnkernels.generator.targets import TargetLayer
 from hnkernels.ops.checks import HIGHEST_RANK
 
@@ -39,8 +40,14 @@ _AGAIN = "fetch or save the file again"
 T = TypeVar("T")
 
 
-def write(path: str | os.PathLike[str], kind: str, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes a file, whole or not at all.
+def write(
+    path: str | os.PathLike[str],
+    kind: str,
+    content: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    training: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a file, whole or not at all; ``training`` as ``checkpoint.training_metadata.checked`` lets pass.
 
     Raises:
         CheckpointError: the extension is another, the file cannot be written, or a tensor has no data or is not finite.
@@ -51,13 +58,15 @@ def write(path: str | os.PathLike[str], kind: str, content: Mapping[str, Any], t
         _check_tensors(tensors)
         # safetensors refuses tensors that share memory, as scales of several layers may.
         apart = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        data = to_bytes({"format": "pt", _HEADER: header}, apart)
+        data = to_bytes({**(training or {}), "format": "pt", _HEADER: header}, apart)
         with replacing(Path(path)) as file:
             file.write(data)
 
 
 def read(path: str | os.PathLike[str], kind: str, parse: Callable[[Mapping[str, Any], dict[str, Tensor]], T]) -> T:
     """What ``parse`` makes of the JSON content and the tensors, which are the caller's own, of a file of this kind.
+
+    The content has under ``"training"`` what the file's metadata say of it.
 
     Raises:
         CheckpointError: it cannot be read, is damaged or of another kind, a tensor is not finite, or ``parse`` refuses
@@ -69,7 +78,9 @@ def read(path: str | os.PathLike[str], kind: str, parse: Callable[[Mapping[str, 
         content = _content(header, kind)
         _check_tensors(mapped)
         try:
-            return parse(content, {name: tensor.clone() for name, tensor in mapped.items()})
+            return parse(
+                {**content, "training": kept_of(header, [])}, {name: tensor.clone() for name, tensor in mapped.items()}
+            )
         except (ValueError, TypeError, OverflowError, RuntimeError) as error:
             what = str(error).partition("\n")[0][:300]
             raise Fault(f"contradicts itself: {what}", _AGAIN) from error

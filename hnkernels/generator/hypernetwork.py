@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from hnkernels.adapter.strength import PROJECTIONS
 from hnkernels.checkpoint.errors import Fault, naming
-from hnkernels.checkpoint.metadata import Metadata, provenance
+from hnkernels.checkpoint.metadata import Metadata, provenance, provenance_to_json
+from hnkernels.checkpoint.training_metadata import checked
 from hnkernels.generator import files, targets
 from hnkernels.generator.architectures import projections_of
 from hnkernels.generator.decoder import HypernetworkDecoder
@@ -55,7 +55,7 @@ class WeightHypernetwork(nn.Module):
     Attributes:
         layers: what weights are generated for, in the order of the data.
         encoder, generator, decoder: the parts.
-        provenance: name and training steps, kept in files.
+        provenance: name, training steps and how it was trained, kept in files.
 
     Raises:
         ValueError: an option is outside its range; the message says which and what is accepted.
@@ -165,14 +165,15 @@ class WeightHypernetwork(nn.Module):
                         "save the state_dict() and build the parts again yourself",
                     )
             content: dict[str, Any] = {part: getattr(self, part).config for part in _PARTS}
-            content |= {"layers": files.layers_to_json(self.layers), "provenance": asdict(self.provenance)}
+            content |= {"layers": files.layers_to_json(self.layers), "provenance": provenance_to_json(self.provenance)}
+            training = checked(self.provenance.training)
             tensors = self.state_dict()
             try:
                 self._parse(content, dict(tensors))
             except (ValueError, RuntimeError) as error:
                 what = str(error).partition("\n")[0][:300]
                 raise Fault(f"could not be read back: {what}", "undo the change to the parts") from error
-        files.write(path, files.NETWORK, content, tensors)
+        files.write(path, files.NETWORK, content, tensors, training)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WeightHypernetwork:
@@ -201,7 +202,7 @@ class WeightHypernetwork(nn.Module):
         nn.Module.__init__(net)
         origin = Metadata(options["provenance"])
         name = origin.text("name", "hypernetwork")
-        net._assemble(layers, encoder, generator, decoder, provenance(origin, name))
+        net._assemble(layers, encoder, generator, decoder, provenance(origin, name, content.get("training")))
         expected = net.state_dict()
         for name in sorted(expected.keys() ^ tensors.keys()):
             raise ValueError(f"the tensor {name!r} is {'missing' if name in expected else 'foreign'}")

@@ -52,10 +52,13 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     else:
         said |= {"sets": loaded.sets}
         dtype = loaded.dtype
-    return said | {
+    said |= {
         "layers": len(layers),
         "projections": sorted({f"{layer.kind}.{layer.projection}" for layer in layers}),
         "ranks": sorted({layer.rank for layer in layers}),
         "dtype": str(dtype).removeprefix("torch."),
         "file_size": Path(path).stat().st_size,
     }
+    if isinstance(loaded, WeightHypernetwork) and loaded.provenance.training:
+        said |= {"training": loaded.provenance.training}
+    return said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import nn
@@ -23,6 +23,8 @@ class Provenance:
         sd_checkpoint: short hash of the base model.
         sd_checkpoint_name: its name.
         optional_info: free text.
+        training: how it was trained, for other programs: ``modelspec.…`` and ``ss_…`` entries of safetensors metadata,
+            see ``checkpoint.training_metadata``. A ``.pt`` file has no place for them.
     """
 
     name: str = "hypernetwork"
@@ -30,6 +32,7 @@ class Provenance:
     sd_checkpoint: str | None = None
     sd_checkpoint_name: str | None = None
     optional_info: str | None = None
+    training: dict[str, str] = field(default_factory=dict)
 
 
 class Hypernetwork(nn.Module):

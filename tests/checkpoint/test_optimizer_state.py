@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hnkernels import CheckpointError, Hypernetwork, load_hypernetwork, save_hypernetwork
-from hnkernels.checkpoint import load_optimizer_state, save_optimizer_state
+from hnkernels.checkpoint import load_optimizer_state, restore_optimizer_state, save_optimizer_state
 from tests.checkpoint.a1111_files import flat_dict, pair, write
 from tests.checkpoint.hostile import RunsCode
 
@@ -200,3 +200,109 @@ def test_views_do_not_drag_their_storage_into_the_side_file(tmp_path):
     assert (tmp_path / "style.pt.optim").stat().st_size < 10**5
     loaded = load_optimizer_state(path).state_dict["state"]
     assert torch.equal(loaded[0]["exp_avg"], next(iter(optimizer.state.values()))["exp_avg"])
+
+
+def grouped(net):
+    """As a trainer groups parameters: by weight decay, and in an order of its own."""
+    biases = [p for p in net.parameters() if p.ndim == 1]
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    groups = [
+        {"params": biases[::-1], "weight_decay": 0.0},
+        {"params": weights[:1], "lr": 3e-3},
+        {"params": weights[1:]},
+    ]
+    return torch.optim.AdamW(groups, lr=1e-2)
+
+
+def test_groups_become_the_one_that_a1111_reads(tmp_path):
+    net = Hypernetwork((4, 10))
+    optimizer = grouped(net)
+    step(net, optimizer)
+    path = tmp_path / "style.pt"
+    save_hypernetwork(net, path)
+    save_optimizer_state(path, optimizer, net)
+    content = torch.load(tmp_path / "style.pt.optim", weights_only=True)
+    assert content["hash"] == hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    (one,) = content["optimizer_state_dict"]["param_groups"]
+    assert one["params"] == list(range(16))
+    assert one["lr"] == 1e-2
+    theirs = torch.optim.AdamW(load_hypernetwork(path).parameters())
+    theirs.load_state_dict(content["optimizer_state_dict"])
+    for ours, their in zip(net.parameters(), theirs.param_groups[0]["params"], strict=True):
+        assert torch.equal(optimizer.state[ours]["exp_avg"], theirs.state[their]["exp_avg"])
+        assert torch.equal(optimizer.state[ours]["exp_avg_sq"], theirs.state[their]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("written", [grouped, optimizer_of])
+@pytest.mark.parametrize("read", [grouped, optimizer_of])
+def test_a_state_goes_on_in_any_groups(tmp_path, written, read):
+    net = Hypernetwork((4, 10))
+    optimizer = written(net)
+    step(net, optimizer)
+    path = tmp_path / "style.pt"
+    save_hypernetwork(net, path)
+    save_optimizer_state(path, optimizer, net)
+    resumed = load_hypernetwork(path)
+    again = read(resumed)
+    options = [{**group, "params": len(group["params"])} for group in again.param_groups]
+    assert restore_optimizer_state(path, resumed, again)
+    assert [{**group, "params": len(group["params"])} for group in again.param_groups] == options
+    for a, b in zip(net.parameters(), resumed.parameters(), strict=True):
+        assert optimizer.state[a]["step"] == again.state[b]["step"]
+        assert torch.equal(optimizer.state[a]["exp_avg"], again.state[b]["exp_avg"])
+        assert torch.equal(optimizer.state[a]["exp_avg_sq"], again.state[b]["exp_avg_sq"])
+    if written is read:
+        for _ in range(3):
+            step(net, optimizer)
+            step(resumed, again)
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), resumed.parameters(), strict=True))
+
+
+def test_the_state_of_a_file_of_a1111_in_its_own_order_is_taken_up(tmp_path):
+    modules = {width: pair(width) for width in (10, 4)}
+    path = write(tmp_path / "f.pt", flat_dict(modules, layer_structure=[1, 2, 1]))
+    theirs = torch.optim.AdamW([p for two in modules.values() for mlp in two for p in mlp.parameters()])
+    sum(p.square().sum() for group in theirs.param_groups for p in group["params"]).backward()
+    theirs.step()
+    save_optimizer_state(path, theirs)
+    net = load_hypernetwork(path)
+    ours = grouped(net)
+    assert restore_optimizer_state(path, net, ours)
+    expected = [p for width in (4, 10) for mlp in modules[width] for p in mlp.parameters()]
+    for parameter, their in zip(net.parameters(), expected, strict=True):
+        assert torch.equal(ours.state[parameter]["exp_avg"], theirs.state[their]["exp_avg"])
+
+
+def test_without_a_state_that_belongs_to_the_file_nothing_is_restored(tmp_path):
+    net, _, path = saved(tmp_path)
+    with torch.no_grad():
+        net[4][0].linear[0].bias.add_(1)
+    save_hypernetwork(net, path)
+    optimizer = optimizer_of(net)
+    assert not restore_optimizer_state(path, net, optimizer)
+    assert not optimizer.state
+
+
+def test_a_state_that_does_not_fit_is_refused_and_the_optimizer_stays(tmp_path):
+    net, _, path = saved(tmp_path)
+    sgd = optimizer_of(net, torch.optim.SGD)
+    with pytest.raises(
+        CheckpointError, match=r"style\.pt\.optim: holds the state of 'AdamW', and the optimizer is SGD"
+    ):
+        restore_optimizer_state(path, net, sgd)
+    foreign = optimizer_of(Hypernetwork((4, 10)))
+    with pytest.raises(CheckpointError, match="of other parameters; give the network that it trains"):
+        restore_optimizer_state(path, net, foreign)
+    with pytest.raises(CheckpointError, match="of other parameters"):
+        save_optimizer_state(path, foreign, net)
+    optimizer = optimizer_of(net)
+    for bad, message in (
+        (torch.zeros(2), r"has \[2\] for exp_avg of parameter 0, not \[8, 4\]"),
+        (1.0, "has no tensor"),
+    ):
+        state = torch.load(tmp_path / "style.pt.optim", weights_only=True)["optimizer_state_dict"]
+        state["state"][0]["exp_avg"] = bad
+        rewrite(path, optimizer_state_dict=state)
+        with pytest.raises(CheckpointError, match=message):
+            restore_optimizer_state(path, net, optimizer)
+    assert not optimizer.state

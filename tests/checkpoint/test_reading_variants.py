@@ -195,7 +195,7 @@ def test_the_init_is_translated_and_never_draws_or_warns(written, read, tmp_path
 
 def test_provenance_is_carried(tmp_path):
     said = {"name": "n", "step": 9, "sd_checkpoint": "abc", "sd_checkpoint_name": "v2", "optional_info": "free text"}
-    assert vars(load_hypernetwork(plain_file(tmp_path / "f.pt", **said)).provenance) == said
+    assert vars(load_hypernetwork(plain_file(tmp_path / "f.pt", **said)).provenance) == {**said, "training": {}}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
