@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
+from hnkernels.checkpoint import CheckpointError
 from hnkernels.training import checks
 from hnkernels.training.average import Average
 from hnkernels.training.data.encoding import PipelineData, TensorData
@@ -22,12 +22,14 @@ from hnkernels.training.losses import draw
 from hnkernels.training.optimizers import learning_rate_at, make_optimizer
 from hnkernels.training.persistence.interrupt import deferred_interrupt
 from hnkernels.training.persistence.run_record import differences, run_record
-from hnkernels.training.persistence.state import Checkpoint, save_network, save_state
-from hnkernels.training.progress.log import CsvLog
+from hnkernels.training.persistence.state import Checkpoint, read_network, save_network, save_state
+from hnkernels.training.progress.health import Health
 from hnkernels.training.progress.preview import write_preview
+from hnkernels.training.progress.reporter import Reporter, RunReporter
 from hnkernels.training.sampler import Sampler, generator_of
 from hnkernels.training.schedule import Schedule
 from hnkernels.training.step import Taken, adapter_of, take_step
+from hnkernels.training.validation import Validation, split
 
 if TYPE_CHECKING:
     from hnkernels.training.trainer import HypernetworkTrainer
@@ -90,11 +92,10 @@ class Run:
         else:
             assert trainer.family is not None
             self.data = PipelineData(trainer.family, data, config, self.net.provenance.name)
+        batch_size = config.batch_size * self.processes.count
+        self.own, held = split(len(rows), config.validation_split)
         self.sampler = Sampler(
-            self.data.groups(),
-            config.batch_size * self.processes.count,
-            config.gradient_accumulation_steps,
-            config.seed,
+            self.data.groups(), self.own, batch_size, config.gradient_accumulation_steps, config.seed
         )
         self.end = config.max_epochs * self.sampler.steps_per_epoch
         if config.max_steps is not None:
@@ -108,7 +109,7 @@ class Run:
         self.recent: list[float] = []
         self.losses: list[float] = []
         self.rates: list[float] = []
-        self._settled = 0.0
+        self._settled, self.best = 0.0, math.inf
         if checkpoint is not None:
             self._check_resume(checkpoint, allow_changes)
             self.step, self.recent = checkpoint.state["step"], checkpoint.state["recent_losses"]
@@ -127,15 +128,25 @@ class Run:
             self._restore(checkpoint)
         if isinstance(self.data, PipelineData):
             self.data.encode()
+        self.start = self._start()
+        self.validation: Validation | None = None
+        if held:
+            assert trainer.process is not None
+            self.validation = Validation(
+                trainer.process, self.net, self.unet, self.data, held, self.own, config.batch_size,
+                config.mixed_precision, self.processes,
+            )  # fmt: skip
 
     def to_the_end(self) -> TrainingResult:
         stopped = "finished"
-        log = CsvLog(self.folder.log, keep_until=self.step) if self.processes.main else nullcontext()
-        bar = tqdm(
-            total=self.end, initial=self.step, unit="step", disable=not self.config.progress or not self.processes.main
-        )
+        reporter = Reporter()
+        if self.processes.main:
+            name = self.net.provenance.name
+            reporter = RunReporter(self.folder.path, self.config, name, self.step, self.end)
         waiting: _Waiting | None = None
-        with log as rows, bar, deferred_interrupt() as interrupted:
+        with reporter, deferred_interrupt() as interrupted:
+            if self.step == 0:
+                self._begin(reporter)
             while self.step < self.end:
                 rate = self.learning_rate(self.step)
                 if rate is None:
@@ -143,21 +154,24 @@ class Run:
                     break
                 # The numbers of a step are read when the next one is on its way: nothing waits for the device.
                 before, waiting = waiting, self._one_step(rate, interrupted.is_set())
-                asked = before is not None and self._settle(before, rows, bar)
+                asked = before is not None and self._settle(before, reporter)
                 if asked or interrupted.is_set() or self.trainer.callback is not None or self._keeps():
-                    asked = self._settle(waiting, rows, bar) or asked
+                    asked = self._settle(waiting, reporter) or asked
                     waiting = None
                 if asked or (self.processes.count == 1 and interrupted.is_set()):
                     self._save()
                     raise KeyboardInterrupt
-                self._keep()
+                self._keep(reporter)
             if waiting is not None:
-                self._settle(waiting, rows, bar)
-        self._save()
-        if self.processes.main:
-            with self._averaged():
-                for file in self.files:
-                    save_network(self.net, file)
+                self._settle(waiting, reporter)
+            if self.step and not self._is_due(self.config.validate_every):
+                self._measure(reporter)
+            self._save()
+            if self.processes.main:
+                with self._averaged():
+                    for file in self.files:
+                        save_network(self.net, file)
+            reporter.stopped(stopped)
         self.processes.wait()
         return TrainingResult(self.step, self._mean_loss(), self.losses, _median(self.rates), stopped, self.files)
 
@@ -210,7 +224,7 @@ class Run:
         batch = self.data.batch(indices[start:end], generators)
         return batch if self.trainer.process is None else draw(self.trainer.process, batch, generators)
 
-    def _settle(self, waiting: _Waiting, log: CsvLog | None, bar: tqdm) -> bool:
+    def _settle(self, waiting: _Waiting, reporter: Reporter) -> bool:
         """Reads a step's numbers and reports them; whether some process was asked to stop when it took the step.
 
         Raises:
@@ -232,28 +246,56 @@ class Run:
             "learning_rate": waiting.learning_rate,
             "iterations_per_second": self.rates[-1],
         }
-        if log is not None:
-            log.write(metrics)
-        bar.update()
-        bar.set_postfix(loss=f"{metrics['mean_loss']:.4f}", lr=f"{metrics['learning_rate']:.1e}")
+        reporter.step({key: value for key, value in metrics.items() if key != "asked"})
         if self.trainer.callback is not None:
             self.trainer.callback(waiting.step, metrics)
         return metrics.pop("asked") > 0
 
     def _keeps(self) -> bool:
         """Whether something is kept or shown after this step."""
-        return self._is_due(self.config.checkpoint_every) or self._is_due(self.config.preview_every)
+        every = (self.config.checkpoint_every, self.config.preview_every, self.config.validate_every)
+        return any(map(self._is_due, every))
 
     def _is_due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
 
-    def _keep(self) -> None:
+    def _begin(self, reporter: Reporter) -> None:
+        """Keeps and measures what the run begins with."""
+        if self.processes.main:
+            self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            save_network(self.net, self.folder.start)
+        self._measure(reporter)
+
+    def _measure(self, reporter: Reporter) -> None:
+        """Validates, keeps the best network so far, and looks at how the network is."""
+        with self._averaged():
+            if self.validation is not None:
+                measured, training_loss = self.validation.measure()
+                reporter.validation(measured, self.step, training_loss)
+                if measured.loss < self.best:
+                    self.best = measured.loss
+                    if self.processes.main and self.step:
+                        save_network(self.net, self.folder.best_of(self.net))
+            if self.processes.main and self.start is not None:
+                reporter.health(Health.of(self.net, self.start, self._contexts()), self.step)
+
+    def _contexts(self) -> dict[int, torch.Tensor]:
+        """Some of the text that the network is trained on, by its width."""
+        if self.trainer.process is None:
+            return {}
+        text = self.data.plain_batch(self.own[:1])["encoder_hidden_states"]
+        return {text.shape[-1]: text.flatten(0, -2).to(self.unet.device, torch.float32)}
+
+    def _keep(self, reporter: Reporter) -> None:
+        if self._is_due(self.config.validate_every):
+            self._measure(reporter)
         if self._is_due(self.config.checkpoint_every) and self.step < self.end:
             self._save()
         if self._is_due(self.config.preview_every) and self.processes.main:
             with self._averaged(), _evaluating(self.net):
                 file = self.folder.path / "previews" / f"step-{self.step:06d}.png"
                 write_preview(self.trainer.model, self.config, file, adapter_of(self.unet, self.net))
+                reporter.preview(file, self.step)
 
     def _save(self, step: int | None = None) -> Path:
         step = self.step if step is None else step
@@ -265,6 +307,7 @@ class Run:
             "parameters": self._names(),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "average": self.average.state_dict() if self.average is not None else None,
+            "best": self.best,
         }
         folder = self.folder.checkpoints / f"step-{step:06d}"
         return save_state(self.folder.checkpoints, step, self.net, state) if self.processes.main else folder
@@ -276,6 +319,7 @@ class Run:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         if self.average is not None and checkpoint.state.get("average"):
             self.average.load_state_dict(checkpoint.state["average"])
+        self.best = checkpoint.state.get("best", math.inf)
 
     def _restore_optimizer(self, checkpoint: Checkpoint) -> None:
         state, own = checkpoint.state["optimizer"], self.optimizer.state_dict()
@@ -290,6 +334,15 @@ class Run:
         """The names of the parameters as the optimiser numbers them."""
         names = {p: name for name, p in self.net.named_parameters()}
         return [names[p] for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _start(self) -> dict[str, torch.Tensor] | None:
+        """What the network began with; ``None`` where that is not known any more."""
+        if self.step == 0:
+            return {key: value.cpu().clone() for key, value in self.net.state_dict().items()}
+        try:
+            return read_network(self.folder.start, self.net).state_dict()
+        except (CheckpointError, ValueError):
+            return None
 
     def _averaged(self) -> Any:
         """The network's average in its place, inside."""

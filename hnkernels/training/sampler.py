@@ -20,27 +20,28 @@ class Sampler:
 
     Args:
         groups: of every example.
+        own: the examples to train on.
         batch_size: examples per batch, over all processes.
         accumulation: batches per step.
         seed: of the run.
         repeats: how often every example comes in an epoch; once without it.
-        prior: how many examples, the last ones, are for prior preservation.
+        prior: the examples for prior preservation.
     """
 
     def __init__(
         self,
         groups: Sequence[Hashable],
+        own: Sequence[int],
         batch_size: int,
         accumulation: int,
         seed: int,
         repeats: Sequence[int] | None = None,
-        prior: int = 0,
+        prior: Sequence[int] = (),
     ):
         self._groups, self._size, self._accumulation, self._seed = groups, batch_size, accumulation, seed
-        own = len(groups) - prior
-        self._uses = [i for i in range(own) for _ in range(1 if repeats is None else repeats[i])]
+        self._uses = [i for i in own for _ in range(1 if repeats is None else repeats[i])]
         self._prior = defaultdict(list)
-        for i in range(own, len(groups)):
+        for i in prior:
             self._prior[groups[i]].append(i)
         sizes = Counter(groups[i] for i in self._uses)
         batches = sum(math.ceil(count / batch_size) for count in sizes.values())

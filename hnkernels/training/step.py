@@ -154,14 +154,13 @@ def take_step(
         examples: of all processes in this step; ``None`` for those of ``batches``.
         asked: whether this process was asked to stop; all learn of it.
     """
-    device, precision = unet.device.type, _PRECISIONS[mixed_precision]
     optimizer.zero_grad(set_to_none=True)
     examples = examples or sum(map(_rows, batches))
     total = torch.zeros((), device=unet.device)
     for data in batches:
         with ExitStack() as within:
-            within.enter_context(torch.autocast(device, precision, enabled=precision is not None))
-            weights = within.enter_context(_conditioned(unet, net, data))
+            within.enter_context(autocast(unet, mixed_precision))
+            weights = within.enter_context(conditioned(unet, net, data))
             value = loss(Step(unet, scheduler, data, generator, weights, process)) * (_rows(data) / examples)
         if alive is not None:
             value = value * alive
@@ -212,8 +211,14 @@ def adapter_of(unet: nn.Module, net: nn.Module) -> Any:
     return next((adapter for adapter in adapters if getattr(adapter, "net", None) is net), None)
 
 
+def autocast(unet: Any, mixed_precision: str) -> torch.autocast:
+    """Autocast on the model's device, or none for ``"no"``."""
+    precision = _PRECISIONS[mixed_precision]
+    return torch.autocast(unet.device.type, precision, enabled=precision is not None)
+
+
 @contextmanager
-def _conditioned(unet: nn.Module, net: nn.Module, data: Batch) -> Iterator[GeneratedWeights | None]:
+def conditioned(unet: nn.Module, net: nn.Module, data: Batch) -> Iterator[GeneratedWeights | None]:
     """The weights for the batch, acting inside; ``None`` for a network that generates none."""
     if not isinstance(net, WeightHypernetwork):
         yield None

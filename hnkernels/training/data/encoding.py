@@ -49,6 +49,10 @@ class TensorData:
         """Latents [B, C, h, w], embeddings [B, tokens, d] and the rest of these rows."""
         return {key: stacked([self.rows[i][key] for i in indices]) for key in self.rows[0]}
 
+    def plain_batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The same with nothing drawn, as it is in rows anyway."""
+        return self.batch(indices, [])
+
 
 class PipelineData:
     """Images and captions, encoded by the pipeline's own VAE and text encoder.

@@ -33,6 +33,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.log = self.path / "log.csv"
+        self.start = self.checkpoints / "start.safetensors"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -79,6 +80,11 @@ class RunFolder:
             )
         return files
 
+    def best_of(self, net: Hypernetwork | WeightHypernetwork) -> Path:
+        """The file of the network that did best on the pictures held out."""
+        file = self.files_for(net)[0]
+        return file.with_name(f"{file.stem}-best{file.suffix}")
+
     def check_unused(self, net: Hypernetwork | WeightHypernetwork) -> None:
         """Refuses what a new run of ``net`` would overwrite.
 
@@ -94,7 +100,8 @@ class RunFolder:
                 f"{self.path} holds the log of another run, which ended before its first checkpoint; name another "
                 f"output_dir, or remove {self.log}"
             )
-        if there := [file.name for file in self.files_for(net) if file.exists()]:
+        files = (*self.files_for(net), self.best_of(net))
+        if there := [file.name for file in files if file.exists()]:
             raise ValueError(
                 f"{self.path} holds {' and '.join(there)}, which the run would overwrite; name another output_dir or "
                 "give the network another name"

@@ -97,6 +97,28 @@ def save_network(net: Hypernetwork | WeightHypernetwork, file: Path) -> None:
         save_hypernetwork(net, file)
 
 
+def read_network(file: Path, net: Hypernetwork | WeightHypernetwork) -> Hypernetwork | WeightHypernetwork:
+    """Reads a network like ``net``, which stays as it is.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+        ValueError: it is of another network than ``net``.
+    """
+    if isinstance(net, WeightHypernetwork):
+        generating = WeightHypernetwork.load(file)
+        shapes, own = ({k: t.shape for k, t in n.state_dict().items()} for n in (generating, net))
+        if generating.layers != net.layers or shapes != own:
+            raise ValueError(f"{file.parent} holds a weight hypernetwork of other layers or widths than this one")
+        return generating
+    stored = load_hypernetwork(file, allow_legacy_activations=net.config.allow_legacy_activations)
+    if (stored.sizes, stored.config) != (net.sizes, net.config):
+        raise ValueError(
+            f"{file.parent} holds a hypernetwork of widths {stored.sizes} with {stored.config}; this one has "
+            f"{net.sizes} with {net.config}"
+        )
+    return stored
+
+
 def read_checkpoint(path: Path, net: Hypernetwork | WeightHypernetwork) -> Checkpoint:
     """Reads and checks a checkpoint of ``net``, which stays as it is.
 
@@ -104,19 +126,7 @@ def read_checkpoint(path: Path, net: Hypernetwork | WeightHypernetwork) -> Check
         CheckpointError: a file of it is missing or damaged.
         ValueError: it is of another network than ``net``.
     """
-    stored: Hypernetwork | WeightHypernetwork
-    if isinstance(net, WeightHypernetwork):
-        stored = WeightHypernetwork.load(path / _NETWORK)
-        shapes, own = ({k: t.shape for k, t in n.state_dict().items()} for n in (stored, net))
-        if stored.layers != net.layers or shapes != own:
-            raise ValueError(f"{path} holds a weight hypernetwork of other layers or widths than this one")
-    else:
-        stored = load_hypernetwork(path / _NETWORK, allow_legacy_activations=net.config.allow_legacy_activations)
-        if (stored.sizes, stored.config) != (net.sizes, net.config):
-            raise ValueError(
-                f"{path} holds a hypernetwork of widths {stored.sizes} with {stored.config}; this one has "
-                f"{net.sizes} with {net.config}"
-            )
+    stored = read_network(path / _NETWORK, net)
     with naming(path / _STATE):
         state = read_torch_file(path / _STATE)
         if not _fits(state, stored):
