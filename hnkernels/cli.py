@@ -273,7 +273,7 @@ def sample(
     from hnkernels.pipeline import check_pipeline, load_pipeline
     from hnkernels.prompt import resolve_name
     from hnkernels.training.checks import check_conditions
-    from hnkernels.training.data.encoding import text_embedding
+    from hnkernels.training.data.text_encoder import text_embedding
     from hnkernels.training.families import family_of
 
     files = hypernetwork or []

@@ -16,7 +16,7 @@ from hnkernels.adapter.layers import find_attention
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.training import TrainingConfig, read_image_folder, train_hypernetwork
-from hnkernels.training.data.encoding import PipelineData
+from hnkernels.training.data.pipeline_data import PipelineData
 from hnkernels.training.losses import denoising_errors, process_of
 
 _ROUNDS = 8

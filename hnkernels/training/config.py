@@ -85,7 +85,8 @@ class TrainingConfig:
         caption_template: ``[filewords]`` stands for the example's caption, ``[name]`` for the network's name.
         shuffle_tags: shuffles the comma-separated parts of a caption at every use.
         tag_dropout: probability of leaving out each of these parts.
-        caption_dropout: probability of training on the empty caption, for classifier-free guidance.
+        caption_dropout: probability of training on the empty caption, for classifier-free guidance; for InstructPix2Pix
+            likewise, and by itself, of training without the picture to be edited.
         keep_tags: the first so many parts of a caption are neither shuffled nor left out.
         clip_skip: which hidden layer of CLIP the text comes from, counted from the end; 1 is the last, and 2 what
             many anime models want. Of the UNets of Stable Diffusion 1.x and 2.x.

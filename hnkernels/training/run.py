@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,10 @@ import torch
 from hnkernels.checkpoint import CheckpointError
 from hnkernels.training import checks
 from hnkernels.training.average import Average
-from hnkernels.training.data.encoding import PipelineData, TensorData
-from hnkernels.training.data.examples import Example
+from hnkernels.training.data.cache import Cache
+from hnkernels.training.data.example import Example
+from hnkernels.training.data.pipeline_data import PipelineData
+from hnkernels.training.data.tensor_data import TensorData
 from hnkernels.training.losses import draw
 from hnkernels.training.optimizers import learning_rate_at, make_optimizer
 from hnkernels.training.persistence.interrupt import deferred_interrupt
@@ -68,6 +70,8 @@ class Run:
     Args:
         trainer: whose settings, network and model they are; its folder is locked.
         data: encoded here, unless it is already.
+        prior: examples for prior preservation.
+        cache: for what is encoded; ``None`` for one in memory.
         checkpoint: where the run continues; ``None`` for a new one.
         allow_changes: see ``HypernetworkTrainer.train``.
 
@@ -79,24 +83,24 @@ class Run:
         self,
         trainer: HypernetworkTrainer,
         data: TensorData | list[Example],
+        prior: Sequence[Example],
+        cache: Cache | None,
         checkpoint: Checkpoint | None,
         allow_changes: bool,
     ):
         self.trainer, self.config, self.processes = trainer, trainer.config, trainer.processes
         self.net, self.unet, self.folder = trainer.net, trainer.unet, trainer.folder
-        config, rows = self.config, data.rows if isinstance(data, TensorData) else data
-        if len(rows) < self.processes.count:
-            raise ValueError(f"{self.processes.count} processes cannot train on {len(rows)} examples; start fewer")
+        config, rows = self.config, data.rows if isinstance(data, TensorData) else [*data, *prior]
+        self.prior = list(range(len(rows) - len(prior), len(rows)))
         if isinstance(data, TensorData):
             self.data: TensorData | PipelineData = data
         else:
             assert trainer.family is not None
-            self.data = PipelineData(trainer.family, data, config, self.net.provenance.name)
-        batch_size = config.batch_size * self.processes.count
-        self.own, held = split(len(rows), config.validation_split)
-        self.sampler = Sampler(
-            self.data.groups(), self.own, batch_size, config.gradient_accumulation_steps, config.seed
-        )
+            self.data = PipelineData(
+                trainer.family, [*data, *prior], config, self.net.provenance.name, self.processes, len(prior), cache
+            )
+        self.own, held = split(len(rows) - len(prior), config.validation_split)
+        self.sampler = self._sampler()
         self.end = config.max_epochs * self.sampler.steps_per_epoch
         if config.max_steps is not None:
             self.end = min(self.end, config.max_steps)
@@ -126,8 +130,11 @@ class Run:
         self.alive = torch.ones((), device=self.unet.device)
         if checkpoint is not None:
             self._restore(checkpoint)
-        if isinstance(self.data, PipelineData):
-            self.data.encode()
+        if isinstance(self.data, PipelineData) and (broken := set(self.data.encode())):
+            self.own, held = ([i for i in indices if i not in broken] for indices in (self.own, held))
+            self.prior = [i for i in self.prior if i not in broken]
+            self.sampler = self._sampler()
+            self.end = min(self.end, config.max_epochs * self.sampler.steps_per_epoch)
         self.start = self._start()
         self.validation: Validation | None = None
         if held:
@@ -136,6 +143,23 @@ class Run:
                 trainer.process, self.net, self.unet, self.data, held, self.own, config.batch_size,
                 config.mixed_precision, self.processes,
             )  # fmt: skip
+
+    def _sampler(self) -> Sampler:
+        config = self.config
+        if len(self.own) < self.processes.count:
+            raise ValueError(
+                f"{self.processes.count} processes cannot train on {len(self.own)} examples; start fewer, or give more "
+                "pictures"
+            )
+        return Sampler(
+            self.data.groups(),
+            self.own,
+            config.batch_size * self.processes.count,
+            config.gradient_accumulation_steps,
+            config.seed,
+            self.data.repeats(),
+            self.prior,
+        )
 
     def to_the_end(self) -> TrainingResult:
         stopped = "finished"
@@ -262,7 +286,6 @@ class Run:
     def _begin(self, reporter: Reporter) -> None:
         """Keeps and measures what the run begins with."""
         if self.processes.main:
-            self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
             save_network(self.net, self.folder.start)
         self._measure(reporter)
 

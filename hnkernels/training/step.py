@@ -14,7 +14,7 @@ from hnkernels.adapter.host import Host
 from hnkernels.adapter.layers import TARGETS, denoiser
 from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
-from hnkernels.training.data.encoding import TextEncoder
+from hnkernels.training.data.text_encoder import TextEncoder
 from hnkernels.training.losses import Loss, Process, Step, denoises, denoising, process_of
 from hnkernels.training.processes import ALONE, Processes
 

@@ -13,8 +13,11 @@ from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training import checks
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.data.encoding import TensorData
-from hnkernels.training.data.examples import Example, as_examples
+from hnkernels.training.data.cache import Cache, DiskCache, MemoryCache
+from hnkernels.training.data.example import Example
+from hnkernels.training.data.examples import as_examples
+from hnkernels.training.data.readable import readable
+from hnkernels.training.data.tensor_data import TensorData
 from hnkernels.training.families import family_of
 from hnkernels.training.losses import Loss, Process, denoises, denoising
 from hnkernels.training.objective import Objective
@@ -97,10 +100,15 @@ class HypernetworkTrainer:
                 ``output_dir`` holds another run; or one is writing to it; or the disk is too small.
             CheckpointError: the checkpoint to resume is damaged (with ``True``: all are), or one cannot be written.
         """
-        data = self._checked(data if data is not None else self._data)
         with ExitStack() as stack:
-            stack.enter_context(self.folder.locked())
-            run = Run(self, data, self._checkpoint(resume), allow_changes)
+            cache = stack.enter_context(
+                MemoryCache() if self.config.cache_dir is None else DiskCache(self.config.cache_dir)
+            )
+            data = self._checked(data if data is not None else self._data, cache)
+            prior = self._prior(data, cache)
+            if self.processes.main:
+                stack.enter_context(self.folder.locked())
+            run = Run(self, data, prior, cache, self._checkpoint(resume), allow_changes)
             stack.enter_context(frozen(self.model))
             if not is_attached(self.unet, self.net):
                 stack.enter_context(self._attach())
@@ -120,7 +128,7 @@ class HypernetworkTrainer:
             )
         return attach(self.unet, self.net)
 
-    def _checked(self, data: Any) -> TensorData | list[Example]:
+    def _checked(self, data: Any, cache: Cache) -> TensorData | list[Example]:
         """The data, from what a user may pass, with nothing encoded yet."""
         if data is None:
             raise ValueError("no data to train on: give a folder of images, or (image, caption) pairs")
@@ -131,9 +139,18 @@ class HypernetworkTrainer:
             return rows
         if self.family is None or not hasattr(self.model, "vae"):
             raise ValueError("images need a pipeline with its VAE and text encoder; for a UNet give encoded data")
-        examples = as_examples(data, self.config.progress)
+        examples = as_examples(data, self.config.progress and self.processes.main, self.config.mask_data)
         checks.check_examples(examples, self.family, self.net, self.config)
-        return examples
+        return readable(examples, self.config.skip_broken, cache)
+
+    def _prior(self, data: TensorData | list[Example], cache: Cache) -> list[Example]:
+        """The examples for prior preservation."""
+        if self.config.regularization_data is None:
+            return []
+        if isinstance(data, TensorData):
+            raise ValueError("regularization_data is for pictures; encoded rows may have a 'loss_weight' each instead")
+        examples = as_examples(self.config.regularization_data, self.config.progress and self.processes.main)
+        return readable(examples, self.config.skip_broken, cache)
 
     def _checkpoint(self, resume: bool | str | Path) -> Checkpoint | None:
         """Where the run is to continue; ``None`` for a new one."""

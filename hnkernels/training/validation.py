@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hnkernels.training.data.encoding import PipelineData, TensorData
+from hnkernels.training.data.pipeline_data import PipelineData
+from hnkernels.training.data.tensor_data import TensorData
 from hnkernels.training.losses import Process, denoising_errors
 from hnkernels.training.processes import Processes
 from hnkernels.training.progress.measured import Measured

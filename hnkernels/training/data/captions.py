@@ -28,7 +28,8 @@ class CaptionMaker:
         self.shuffle_tags, self.tag_dropout, self.caption_dropout = shuffle_tags, tag_dropout, caption_dropout
         self.keep_tags = keep_tags
 
-    def __call__(self, caption: str, generator: Generator) -> str:
+    def __call__(self, caption: str, generator: Generator | None = None) -> str:
+        """The caption; what is drawn for it comes from ``generator``, and nothing is unless a setting says so."""
         if self.caption_dropout and _chance(generator) < self.caption_dropout:
             return ""
         if self.shuffle_tags or self.tag_dropout:
@@ -41,5 +42,5 @@ class CaptionMaker:
         return self.template.replace("[filewords]", caption).replace("[name]", self.name)
 
 
-def _chance(generator: Generator) -> float:
+def _chance(generator: Generator | None) -> float:
     return torch.rand((), generator=generator).item()

@@ -94,6 +94,10 @@ class Family(ABC):
         shift, scaling = vae.config.get("shift_factor") or 0.0, vae.config["scaling_factor"]
         return (posterior.mean.float() - shift) * scaling, posterior.std.float() * scaling
 
+    def source_latents(self, pixels: Tensor) -> Tensor:
+        """Latents of pictures to be edited, for models that have ``"source_latents"`` among their ``picture_keys``."""
+        raise NotImplementedError
+
     def of_picture(self, original: tuple[int, int], crop: tuple[int, int], size: tuple[int, int]) -> dict[str, Tensor]:
         """What the model is told of a picture: ``picture_keys`` → tensors.
 

@@ -33,7 +33,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.log = self.path / "log.csv"
-        self.start = self.checkpoints / "start.safetensors"
+        self.start = self.path / "start.safetensors"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

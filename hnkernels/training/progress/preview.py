@@ -10,7 +10,7 @@ import torch
 
 from hnkernels.adapter import WeightAdapter
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.data.encoding import text_embedding
+from hnkernels.training.data.text_encoder import text_embedding
 
 
 def write_preview(pipeline: Any, config: TrainingConfig, path: Path, adapter: Any) -> None:

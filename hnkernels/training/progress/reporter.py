@@ -91,10 +91,11 @@ class RunReporter(Reporter):
         self._trackers.log({f"health/{key}": value for key, value in row.items() if key != "step"}, step)
 
     def preview(self, path: Path, step: int) -> None:
-        from PIL import Image
+        if self._settings["trackers"]:
+            from PIL import Image
 
-        with Image.open(path) as image:
-            self._trackers.log_image("preview", image, step)
+            with Image.open(path) as image:
+                self._trackers.log_image("preview", image, step)
 
     def stopped(self, how: str) -> None:
         write_run(self._folder, self._name, self._settings, self._end, how)

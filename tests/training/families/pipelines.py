@@ -209,7 +209,8 @@ def sana():
 def stable_diffusion_3():
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16, out_channels=4, pos_embed_max_size=16,
+        joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16, out_channels=4,
+        pos_embed_max_size=16,
     )  # fmt: skip
     encoders = clip(8, True), clip_tokenizer(), clip(8, True), clip_tokenizer("!")
     return StableDiffusion3Pipeline(

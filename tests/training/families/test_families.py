@@ -180,15 +180,14 @@ def test_text_is_what_the_pipeline_samples_with(name):
         seen.update(kwargs | kwargs.get("added_cond_kwargs", {}))
 
     hook = model.register_forward_pre_hook(note, with_kwargs=True)
-    options = {"image": torch.rand(1, 3, 16, 16), "strength": 1.0} if name == "refiner" else {"height": 16, "width": 16}
-    if name == "sana":
+    options = {"image": torch.rand(1, 3, 32, 32), "strength": 1.0} if name == "refiner" else {"height": 32, "width": 32}
+    if name in ("pixart", "sana"):
         options["use_resolution_binning"] = False
     try:
         pipeline("a digit one", num_inference_steps=1, guidance_scale=0.0, output_type="latent", **options)
     finally:
         hook.remove()
     text = family_of(pipeline).text(["a digit one"])
-    assert len(text) > 1 or name == "x"
     for key, value in text.items():
         torch.testing.assert_close(seen[key], value)
 
