@@ -86,7 +86,7 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The file to write; its extension says the format.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite TARGET.")] = False,
 ) -> None:
-    """Convert between A1111's .pt and .safetensors, without loss."""
+    """Convert between A1111's .pt and .safetensors; .pt has no place for metadata about training."""
     from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
     from hnkernels.checkpoint.files import extension_of
 

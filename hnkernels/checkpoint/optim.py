@@ -148,17 +148,32 @@ def restore_optimizer_state(path: str | os.PathLike[str], net: Hypernetwork, opt
                 f"train on with that one, or {_DELETE}",
             )
         state = loaded.state_dict["state"]
-        parameters = list(net.parameters())
+        parameters = dict(enumerate(net.parameters()))
         for index, entries in state.items():
-            for key in _LIKE_PARAMETER & entries.keys():
-                found, expected = getattr(entries[key], "shape", None), parameters[index].shape
-                if entries[key] is not None and found != expected:
-                    shape = "no tensor" if found is None else list(found)
-                    raise Fault(f"has {shape} for {key} of parameter {index}, not {list(expected)}", _DELETE)
+            if index not in parameters:
+                raise Fault(f"has more than the {len(parameters)} parameters of the network", "load that from the file")
+            _check_entries(f"of parameter {index}", entries, parameters[index], optimizer)
         indices = _indices(optimizer, net)
         moved = {own: state[index] for own, index in enumerate(indices) if index in state}
         optimizer.load_state_dict({"state": moved, "param_groups": optimizer.state_dict()["param_groups"]})
     return True
+
+
+def _check_entries(where: str, entries: Mapping[Any, Any], parameter: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses what PyTorch would take up, and fail over in a later step."""
+    needed: set[str] = set()
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        amsgrad = any(group["amsgrad"] for group in optimizer.param_groups)
+        needed = {"step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])}
+    for key in sorted(needed - entries.keys()):
+        raise Fault(f"has no {key} {where}", _DELETE)
+    for key, value in entries.items():
+        shape = value.shape if isinstance(value, Tensor) else torch.Size()
+        expected = {"step": torch.Size()}.get(key, parameter.shape if key in _LIKE_PARAMETER else shape)
+        optional = value is None and key not in needed
+        if not (isinstance(value, (Tensor, int, float)) and shape == expected) and not optional:
+            found = list(shape) if isinstance(value, Tensor) else brief(value)
+            raise Fault(f"has {found} for {brief(key)} {where}, which must be {list(expected)}", _DELETE)
 
 
 def _in_one_group(optimizer: torch.optim.Optimizer, net: Hypernetwork) -> dict[str, Any]:

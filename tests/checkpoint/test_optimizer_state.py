@@ -295,14 +295,68 @@ def test_a_state_that_does_not_fit_is_refused_and_the_optimizer_stays(tmp_path):
         restore_optimizer_state(path, net, foreign)
     with pytest.raises(CheckpointError, match="of other parameters"):
         save_optimizer_state(path, foreign, net)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("exp_avg", torch.zeros(2), r"has \[2\] for 'exp_avg' of parameter 0, which must be \[8, 4\]"),
+        ("exp_avg", 1.0, r"has 1\.0 for 'exp_avg' of parameter 0, which must be \[8, 4\]"),
+        ("exp_avg", None, "has None for 'exp_avg'"),
+        ("exp_avg_sq", ..., "has no exp_avg_sq of parameter 0"),
+        ("step", ..., "has no step of parameter 0"),
+        ("step", torch.zeros(3), r"has \[3\] for 'step'"),
+        ("step", "ten", "has 'ten' for 'step'"),
+        ("note", "abc", "has 'abc' for 'note'"),
+        ("note", [1, [2]], "has a list for 'note'"),
+    ],
+)
+def test_what_would_fail_in_a_later_step_is_refused(tmp_path, key, value, message):
+    net, _, path = saved(tmp_path)
+    state = torch.load(tmp_path / "style.pt.optim", weights_only=True)["optimizer_state_dict"]
+    entries = {**state["state"][0], key: value}
+    state["state"][0] = {key: value for key, value in entries.items() if value is not ...}
+    rewrite(path, optimizer_state_dict=state)
     optimizer = optimizer_of(net)
-    for bad, message in (
-        (torch.zeros(2), r"has \[2\] for exp_avg of parameter 0, not \[8, 4\]"),
-        (1.0, "has no tensor"),
-    ):
-        state = torch.load(tmp_path / "style.pt.optim", weights_only=True)["optimizer_state_dict"]
-        state["state"][0]["exp_avg"] = bad
-        rewrite(path, optimizer_state_dict=state)
-        with pytest.raises(CheckpointError, match=message):
-            restore_optimizer_state(path, net, optimizer)
+    with pytest.raises(CheckpointError, match=message):
+        restore_optimizer_state(path, net, optimizer)
     assert not optimizer.state
+
+
+def test_a_count_of_steps_that_is_no_tensor_is_taken_up(tmp_path):
+    net, _, path = saved(tmp_path)
+    state = torch.load(tmp_path / "style.pt.optim", weights_only=True)["optimizer_state_dict"]
+    for entries in state["state"].values():
+        entries["step"] = 1
+    rewrite(path, optimizer_state_dict=state)
+    optimizer = optimizer_of(net)
+    assert restore_optimizer_state(path, net, optimizer)
+    step(net, optimizer)
+    assert all(entries["step"] == 2 for entries in optimizer.state.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (torch.optim.SGD, {}),
+        (torch.optim.Adagrad, {}),
+        (torch.optim.Adafactor, {}),
+        (torch.optim.Adam, {"amsgrad": True}),
+    ],
+)
+def test_other_optimizers_go_on_too(tmp_path, kind, options):
+    net, optimizer, path = saved(tmp_path, kind, **options)
+    resumed = load_hypernetwork(path)
+    again = optimizer_of(resumed, kind, **options)
+    assert restore_optimizer_state(path, resumed, again)
+    step(net, optimizer)
+    step(resumed, again)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_state_of_a_larger_network_is_refused(tmp_path):
+    *_, path = saved(tmp_path)
+    smaller = Hypernetwork((4,))
+    with pytest.raises(CheckpointError, match="more than the 8 parameters of the network; load that from the file"):
+        restore_optimizer_state(path, smaller, optimizer_of(smaller))
