@@ -28,6 +28,7 @@ _LIKE_PARAMETER = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "acc_delta", "sum"),
 }
 """What the optimizers of PyTorch keep in the shape of a parameter; they do not check it themselves."""
+_NOT_NEGATIVE = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}
 
 
 class OptimizerState(NamedTuple):
@@ -174,6 +175,11 @@ def _check_entries(where: str, entries: Mapping[Any, Any], parameter: Tensor, op
         if not (isinstance(value, (Tensor, int, float)) and shape == expected) and not optional:
             found = list(shape) if isinstance(value, Tensor) else brief(value)
             raise Fault(f"has {found} for {brief(key)} {where}, which must be {list(expected)}", _DELETE)
+        number = torch.as_tensor(0 if value is None else value)
+        if key in _NOT_NEGATIVE and (
+            number.dtype in (torch.bool, torch.complex64, torch.complex128) or number.lt(0).any()
+        ):
+            raise Fault(f"has {brief(key)} {where} with values that are no numbers >= 0", _DELETE)
 
 
 def _in_one_group(optimizer: torch.optim.Optimizer, net: Hypernetwork) -> dict[str, Any]:

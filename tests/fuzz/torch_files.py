@@ -9,6 +9,7 @@ import pickletools
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -18,7 +19,12 @@ import torch
 from torch._weights_only_unpickler import _get_allowed_globals
 
 from hnkernels import CheckpointError, Hypernetwork, load_hypernetwork, save_hypernetwork
-from hnkernels.checkpoint import load_optimizer_state, safetensors_format, save_optimizer_state
+from hnkernels.checkpoint import (
+    load_optimizer_state,
+    restore_optimizer_state,
+    safetensors_format,
+    save_optimizer_state,
+)
 from hnkernels.checkpoint.record import record_of
 from tests.checkpoint.a1111_files import flat_dict, pair
 from tests.fuzz.campaign import Target
@@ -306,11 +312,20 @@ def _optimizer_argument(data: bytes) -> Path:
 
 
 def _check_optimizer(_: Any, state: Any) -> None:
-    """What was read can be loaded by the optimizer that it names, if PyTorch has that."""
+    """What was read numbers the parameters; an AdamW that takes it up can make a step."""
     assert not MARKER.exists(), "the file was executed"
     if state is not None:
         assert isinstance(state.optimizer_name, str)
         assert [i for group in state.state_dict["param_groups"] for i in group["params"]] == list(range(16))
+        if state.optimizer_name == "AdamW":
+            path = FOLDER / "trained.pt"
+            net = load_hypernetwork(path)
+            optimizer = torch.optim.AdamW(net.parameters())
+            with suppress(CheckpointError):
+                restore_optimizer_state(path, net, optimizer)
+            for parameter in net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
 
 
 OPTIM = Target(
