@@ -84,7 +84,7 @@ class RunReporter(Reporter):
 
     def health(self, health: Health, step: int) -> None:
         if self._healths is None:
-            log = CsvLog(self._folder / HEALTH, self._step, health.columns(), every_step=False)
+            log = CsvLog(self._folder / HEALTH, self._step, ("step", *health.columns()), every_step=False)
             self._healths = self._stack.enter_context(log)
         row = health.row(step)
         self._healths.write(row)

@@ -71,10 +71,14 @@ def test_a_run_tidies_up_after_a_killed_one(tmp_path):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-000002", "step-000004"]
     assert sorted(os.listdir(tmp_path)) == [
         "checkpoints",
+        "health.csv",
         "hypernetwork.pt",
         "hypernetwork.safetensors",
         "log.csv",
+        "report.html",
+        "run.json",
         LOCK,
+        "start.safetensors",
     ]
 
 
