@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 import hnkernels
 from hnkernels.training.config import TrainingConfig
+from hnkernels.training.data.content import hash_of
+from hnkernels.training.data.shard_member import ShardMember
 
 _MAY_DIFFER = (
     *("output_dir", "progress", "max_steps", "max_epochs", "checkpoint_every", "gradient_checkpointing"),
@@ -23,7 +26,9 @@ _MAY_DIFFER = (
 """Settings that decide how long a run is, what it shows and what it keeps, not what a step computes."""
 
 
-def run_record(config: TrainingConfig, data: Any, loss: Any, unet: Any) -> dict[str, str]:
+def run_record(
+    config: TrainingConfig, data: Any, loss: Any, unet: Any, content: Callable[[Any], str] = hash_of
+) -> dict[str, str]:
     """What a step of the run depends on beside the weights, each thing in a few words.
 
     Args:
@@ -31,11 +36,12 @@ def run_record(config: TrainingConfig, data: Any, loss: Any, unet: Any) -> dict[
         data: a sequence of ``Example`` or of rows of encoded data.
         loss: see ``training.losses``.
         unet: the base model.
+        content: the hash of a picture's content; a cache's ``content_hash`` need not read it again.
     """
     settings = {key: _text(value) for key, value in _fields(config).items() if key not in _MAY_DIFFER}
     return {
         **settings,
-        "data": f"{len(data)} examples, {fingerprint(data)}",
+        "data": f"{len(data)} examples, {fingerprint(data, content)}",
         "loss": getattr(loss, "__qualname__", type(loss).__qualname__),
         "hnkernels": hnkernels.__version__,
         "torch": str(torch.__version__),
@@ -50,37 +56,37 @@ def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [f"{key} ({then[key]} then, {now[key]} now)" for key in now if key in then and then[key] != now[key]]
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: Any, content: Callable[[Any], str] = hash_of) -> str:
     """A short hash of data: of pictures their files' or their pixels' content, of tensors their dtype, shape and bits.
+
+    Args:
+        value: the data.
+        content: the hash of a picture's content.
 
     Raises:
         ValueError: a picture's file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
-    _feed(digest, value)
+    _feed(digest, value, content)
     return digest.hexdigest()
 
 
-def _feed(digest: Any, value: Any) -> None:
+def _feed(digest: Any, value: Any, content: Callable[[Any], str]) -> None:
     if isinstance(value, Tensor):
         digest.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Path):
-        try:
-            content = value.read_bytes()
-        except OSError as error:
-            raise ValueError(f"cannot read the image {value}: {error.strerror}; remove it or save it again") from error
-        digest.update(f"file {len(content)};".encode() + content)
+    elif isinstance(value, (Path, ShardMember, Image)):
+        digest.update(f"picture {content(value)};".encode())
     elif isinstance(value, Mapping):
-        _feed(digest, [part for key in sorted(value, key=str) for part in (key, value[key])])
+        _feed(digest, [part for key in sorted(value, key=str) for part in (key, value[key])], content)
     elif isinstance(value, (list, tuple)):
         digest.update(f"list {len(value)};".encode())
         for entry in value:
-            _feed(digest, entry)
+            _feed(digest, entry, content)
     elif dataclasses.is_dataclass(value):
-        _feed(digest, _fields(value))
-    elif hasattr(value, "tobytes"):  # a picture of PIL, or an array
-        digest.update(f"pixels {getattr(value, 'mode', None)} {getattr(value, 'size', None)};".encode())
+        _feed(digest, _fields(value), content)
+    elif hasattr(value, "tobytes"):  # an array
+        digest.update(f"array {getattr(value, 'dtype', None)} {getattr(value, 'shape', None)};".encode())
         digest.update(value.tobytes())
     elif value is None or isinstance(value, (str, int, float)):
         text = repr(value)
@@ -88,7 +94,8 @@ def _feed(digest: Any, value: Any) -> None:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    """The fields that make two values equal or not."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.compare}
 
 
 def _text(value: Any) -> str:

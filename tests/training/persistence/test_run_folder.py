@@ -5,14 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import hnkernels as hn
-from hnkernels.training import DivergenceError
+from hnkernels.training import DivergenceError, Example
+from hnkernels.training.data.shards import read_shard
 from hnkernels.training.persistence.run_folder import LOCK, RunFolder
 from hnkernels.training.persistence.run_record import fingerprint
 from hnkernels.training.persistence.state import checkpoints_in, latest_checkpoint, read_checkpoint, save_state
@@ -171,8 +175,6 @@ def test_a_run_is_not_resumed_beyond_its_end(tmp_path):
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
-    from PIL import Image
-
     values = ["a", "b", 1, 1.5, None, ["a", "b"], ["ab"], {"a": 1}, {"b": 1}, torch.zeros(2), torch.zeros(2, 1)]
     values += [torch.zeros(2, dtype=torch.bfloat16), torch.zeros(()), Image.new("RGB", (2, 2)), Image.new("L", (2, 6))]
     for name in "xy":
@@ -184,6 +186,25 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     with pytest.raises(ValueError, match="cannot read the image"):
         fingerprint([tmp_path / "none.png"])
+
+
+def test_the_fingerprint_of_examples_is_of_what_is_trained_on_wherever_it_lies(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (2, 2), (0, 0, ord(name))).save(tmp_path / f"{name}.png")
+    for shard in ("0.tar", "1.tar"):
+        with tarfile.open(tmp_path / shard, "w") as tar:
+            tar.add(tmp_path / "b.png", "other.png")
+            tar.add(tmp_path / "a.png", "a.png")
+    inside = [read_shard(tmp_path / shard).pictures[1][0] for shard in ("0.tar", "1.tar")]
+    example = Example(tmp_path / "a.png", "x")
+    same = [example, replace(example, size=(2, 2)), *(Example(member, "x") for member in inside)]
+    others = [replace(example, repeats=2), replace(example, mask=tmp_path / "b.png"), Example(tmp_path / "b.png", "x")]
+    assert len(set(map(fingerprint, same))) == 1
+    assert len(set(map(fingerprint, [example, *others]))) == 4
+
+
+def test_a_fingerprint_may_be_taken_without_reading_again(tmp_path):
+    assert fingerprint([tmp_path / "none.png"], lambda source: "its hash")
 
 
 def test_name_step_and_origin_are_restored(tmp_path):
