@@ -19,6 +19,7 @@ from PIL import Image, ImageCms
 from hnkernels.training.data.contents import file_of
 from hnkernels.training.data.example import Example
 from hnkernels.training.data.examples import read_image_folder
+from hnkernels.training.data.pictures import read_picture
 from hnkernels.training.data.shard_member import ShardMember
 from tests.fuzz.campaign import Target
 from tests.fuzz.mutations import odd_text, packed, spoilt_bytes, spoilt_text, spoilt_value
@@ -204,6 +205,8 @@ def _check(_: Files, examples: list[tuple[Example, torch.Tensor]]) -> None:
         assert isinstance(example.image, (Path, ShardMember))
         assert file_of(example.image).resolve().is_relative_to(_FOLDER.resolve())
         assert isinstance(example.caption, str)
+        assert example.picture_size() == read_picture(example.image, _SIDE).original_size
+        assert bool(((weights := example.weights(_SIDE)) >= 0).all() and (weights <= 1).all())
         assert pixels.shape == (3, _SIDE, _SIDE)
         assert bool((pixels.abs() <= 1).all())
 
