@@ -261,6 +261,11 @@ class TrainingConfig:
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
                 raise ValueError(f"{name} must be an object of names and values, not {shown(value)}")
+            if strange := [key for key, entry in value.items() if not _is_plain(entry)]:
+                raise ValueError(
+                    f"{name}[{strange[0]!r}] must be a number, a text, true, false, null or a list of these, not "
+                    f"{shown(value[strange[0]])}"
+                )
             object.__setattr__(self, name, dict(value))
         for key, factor in self.learning_rate_factors.items():
             number = isinstance(factor, Real) and not isinstance(factor, bool)
@@ -316,6 +321,13 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} must be a text or a list of texts, not {shown(value)}")
     return tuple(texts)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can stand in a JSON file and in a checkpoint."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _check_schedule(name: str, value: Any) -> None:

@@ -17,6 +17,7 @@ from hnkernels.checkpoint import CheckpointError
 from hnkernels.training import checks
 from hnkernels.training.average import Average
 from hnkernels.training.data.cache import Cache
+from hnkernels.training.data.content import hash_of
 from hnkernels.training.data.example import Example
 from hnkernels.training.data.pipeline_data import PipelineData
 from hnkernels.training.data.tensor_data import TensorData
@@ -106,7 +107,8 @@ class Run:
             self.end = min(self.end, config.max_steps)
         self.learning_rate = learning_rate_at(config, self.end)
         self.clip = None if config.gradient_clip is None else Schedule(config.gradient_clip, self.end)
-        self.record = run_record(config, rows, trainer.loss, self.unet)
+        content = hash_of if cache is None else cache.content_hash
+        self.record = run_record(config, rows, trainer.loss, self.unet, content)
         if config.lr_scheduler is not None:
             self.record["steps of the lr_scheduler"] = str(self.end)
         self.step = 0

@@ -100,6 +100,8 @@ def _check_training(_: Any, config: TrainingConfig) -> None:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     assert TrainingConfig.of(values) == config
     del values["preview_conditions"]
+    for name in ("optimizer_args", "lr_scheduler_args", "learning_rate_factors"):
+        json.dumps(values.pop(name), allow_nan=False)
     plain = (str, int, float, bool, type(None), tuple)
     assert all(type(value) in plain for value in values.values()), values
 
