@@ -28,12 +28,27 @@ class Processes:
 
     @classmethod
     def of(cls, accelerator: Any = None) -> Processes:
-        """The processes of an ``Accelerator``, or those that ``accelerate launch`` or ``torchrun`` started."""
-        if accelerator is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        """The processes of an ``Accelerator``, or those that ``accelerate launch`` or ``torchrun`` started.
+
+        Raises:
+            ValueError: several were started, and the ``Accelerator`` does not know of them.
+        """
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if accelerator is None and started > 1:
             from accelerate import Accelerator
 
-            accelerator = Accelerator()
+            accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        if accelerator is not None and accelerator.num_processes == 1 < started:
+            raise ValueError(
+                f"{started} processes were started and this Accelerator knows of one; where there are no GPUs, make it "
+                "with Accelerator(cpu=True)"
+            )
         return cls(accelerator)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where this process's model belongs; ``None`` if that is the program's choice."""
+        return None if self.accelerator is None else torch.device(self.accelerator.device)
 
     @property
     def main(self) -> bool:

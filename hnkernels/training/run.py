@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from hnkernels.checkpoint import CheckpointError
+from hnkernels.checkpoint.optim import restore_optimizer_state, save_optimizer_state
+from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training import checks
 from hnkernels.training.average import Average
 from hnkernels.training.data.cache import Cache
@@ -24,6 +26,7 @@ from hnkernels.training.data.tensor_data import TensorData
 from hnkernels.training.losses import draw
 from hnkernels.training.optimizers import learning_rate_at, make_optimizer
 from hnkernels.training.persistence.interrupt import deferred_interrupt
+from hnkernels.training.persistence.origin import describe_training
 from hnkernels.training.persistence.run_record import differences, run_record
 from hnkernels.training.persistence.state import Checkpoint, read_network, save_network, save_state
 from hnkernels.training.progress.health import Health
@@ -74,7 +77,7 @@ class Run:
         prior: examples for prior preservation.
         cache: for what is encoded; ``None`` for one in memory.
         checkpoint: where the run continues; ``None`` for a new one.
-        allow_changes: see ``HypernetworkTrainer.train``.
+        allow_changes, optimizer_from: see ``HypernetworkTrainer.train``.
 
     Raises:
         ValueError: the checkpoint is of another run, or the disk is too small. Nothing has been encoded.
@@ -88,6 +91,7 @@ class Run:
         cache: Cache | None,
         checkpoint: Checkpoint | None,
         allow_changes: bool,
+        optimizer_from: str | Path | None = None,
     ):
         self.trainer, self.config, self.processes = trainer, trainer.config, trainer.processes
         self.net, self.unet, self.folder = trainer.net, trainer.unet, trainer.folder
@@ -108,7 +112,7 @@ class Run:
         self.learning_rate = learning_rate_at(config, self.end)
         self.clip = None if config.gradient_clip is None else Schedule(config.gradient_clip, self.end)
         content = hash_of if cache is None else cache.content_hash
-        self.record = run_record(config, rows, trainer.loss, self.unet, content)
+        self.record = run_record(config, rows, trainer.loss, self.unet, content, self.processes.count)
         if config.lr_scheduler is not None:
             self.record["steps of the lr_scheduler"] = str(self.end)
         self.step = 0
@@ -123,7 +127,8 @@ class Run:
         self.first_step = self.net.provenance.step - self.step
         self.files = self.folder.files_for(self.net)
         every = config.checkpoint_every
-        checks.check_space(self.folder.path, self.net, 1 + ((self.end - self.step) // every if every else 0))
+        if self.processes.main:
+            checks.check_space(self.folder.path, self.net, 1 + ((self.end - self.step) // every if every else 0))
         self.net.to(self.unet.device, torch.float32)
         self.optimizer = make_optimizer(self.net, config, self.unet)
         half = config.mixed_precision == "fp16" or self.unet.dtype == torch.float16
@@ -132,11 +137,15 @@ class Run:
         self.alive = torch.ones((), device=self.unet.device)
         if checkpoint is not None:
             self._restore(checkpoint)
+        elif optimizer_from is not None:
+            assert isinstance(self.net, Hypernetwork)
+            restore_optimizer_state(optimizer_from, self.net, self.optimizer)
         if isinstance(self.data, PipelineData) and (broken := set(self.data.encode())):
             self.own, held = ([i for i in indices if i not in broken] for indices in (self.own, held))
             self.prior = [i for i in self.prior if i not in broken]
             self.sampler = self._sampler()
             self.end = min(self.end, config.max_epochs * self.sampler.steps_per_epoch)
+        self.processes.wait()  # until all have looked at the folder, before the main one writes into it
         self.start = self._start()
         self.validation: Validation | None = None
         if held:
@@ -194,9 +203,7 @@ class Run:
                 self._measure(reporter)
             self._save()
             if self.processes.main:
-                with self._averaged():
-                    for file in self.files:
-                        save_network(self.net, file)
+                self._save_finished()
             reporter.stopped(stopped)
         self.processes.wait()
         return TrainingResult(self.step, self._mean_loss(), self.losses, _median(self.rates), stopped, self.files)
@@ -300,6 +307,7 @@ class Run:
                 if measured.loss < self.best:
                     self.best = measured.loss
                     if self.processes.main and self.step:
+                        self._describe()
                         save_network(self.net, self.folder.best_of(self.net))
             if self.processes.main and self.start is not None:
                 reporter.health(Health.of(self.net, self.start, self._contexts()), self.step)
@@ -324,6 +332,7 @@ class Run:
 
     def _save(self, step: int | None = None) -> Path:
         step = self.step if step is None else step
+        self._describe()
         state = {
             "step": step,
             "recent_losses": self.recent,
@@ -336,6 +345,38 @@ class Run:
         }
         folder = self.folder.checkpoints / f"step-{step:06d}"
         return save_state(self.folder.checkpoints, step, self.net, state) if self.processes.main else folder
+
+    def _save_finished(self) -> None:
+        """Writes the finished network, and for A1111 the optimiser's state beside its file."""
+        self._describe()
+        with self._averaged():
+            for file in self.files:
+                save_network(self.net, file)
+        if isinstance(self.net, Hypernetwork) and self.average is None:  # which the state would not belong to
+            save_optimizer_state(self.files[-1], self.optimizer, self.net)
+
+    def _describe(self) -> None:
+        """Says in the network's provenance how it is trained, for all files that are written from now on."""
+        family, model = self.trainer.family, self.trainer.model
+        if family is None:
+            return
+        captions: dict[str, list[str]] = {}
+        if isinstance(self.data, PipelineData):
+            for i in self.own:
+                example = self.data.examples[i]
+                folder = example.image.parent.name if isinstance(example.image, Path) else "pictures"
+                captions.setdefault(folder, []).append(example.caption)
+        name = getattr(getattr(model, "config", None), "_name_or_path", None) or getattr(model, "name_or_path", None)
+        describe_training(
+            self.net,
+            self.config,
+            steps=self.step,
+            end=self.end,
+            base_version=family.version,
+            model_name=Path(name).name if name else None,
+            resolution=self.config.resolution or (family.side if family.pipeline is not None else 512),
+            captions=captions,
+        )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.net.load_state_dict(checkpoint.net.state_dict())

@@ -80,7 +80,13 @@ class HypernetworkTrainer:
         if not is_attached(self.unet, net):
             self._attach().detach()  # refuses a net for another model
 
-    def train(self, data: Any = None, resume: bool | str | Path = False, allow_changes: bool = False) -> TrainingResult:
+    def train(
+        self,
+        data: Any = None,
+        resume: bool | str | Path = False,
+        allow_changes: bool = False,
+        optimizer_from: str | Path | None = None,
+    ) -> TrainingResult:
         """Runs to the end, or until it is interrupted: Ctrl-C saves a checkpoint and raises ``KeyboardInterrupt``.
 
         Afterwards the network is in eval mode. While the run lasts, no other one can write to ``output_dir``.
@@ -93,6 +99,8 @@ class HypernetworkTrainer:
             allow_changes: resume with other settings, data or versions too, under a warning that names them. How long
                 the run is and what it shows and keeps (``max_steps``, previews, ``checkpoint_every`` …) may always
                 differ.
+            optimizer_from: an A1111 ``.pt`` file, which the network was loaded from: the optimiser goes on from the
+                ``.optim`` beside it, if there is one that belongs to it. Without effect on a resumed run.
 
         Raises:
             DivergenceError: loss or gradient became NaN or infinite; the last good state is saved.
@@ -100,6 +108,8 @@ class HypernetworkTrainer:
                 ``output_dir`` holds another run; or one is writing to it; or the disk is too small.
             CheckpointError: the checkpoint to resume is damaged (with ``True``: all are), or one cannot be written.
         """
+        if optimizer_from is not None and not isinstance(self.net, Hypernetwork):
+            raise ValueError("optimizer_from is for a Hypernetwork; A1111 has no other networks")
         with ExitStack() as stack:
             cache = stack.enter_context(
                 MemoryCache() if self.config.cache_dir is None else DiskCache(self.config.cache_dir)
@@ -108,7 +118,7 @@ class HypernetworkTrainer:
             prior = self._prior(data, cache)
             if self.processes.main:
                 stack.enter_context(self.folder.locked())
-            run = Run(self, data, prior, cache, self._checkpoint(resume), allow_changes)
+            run = Run(self, data, prior, cache, self._checkpoint(resume), allow_changes, optimizer_from)
             stack.enter_context(frozen(self.model))
             if not is_attached(self.unet, self.net):
                 stack.enter_context(self._attach())

@@ -50,6 +50,11 @@ class Family(ABC):
         scheduler = scheduler or getattr(self.pipeline, "scheduler", None) or self.default_scheduler()
         return noising_of(scheduler, zero_terminal_snr)
 
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """The kind of base model in the words of kohya's trainers; see ``persistence.origin``."""
+
     @abstractmethod
     def default_scheduler(self) -> Any:
         """The noise schedule of such models, for one that comes without a pipeline."""

@@ -25,6 +25,10 @@ class Flux(Family):
     def has(cls, model: Any, pipeline: Any = None) -> bool:
         return type(model).__name__ == "FluxTransformer2DModel"
 
+    @property
+    def version(self) -> str:
+        return "flux1"
+
     def default_scheduler(self) -> Any:
         return flow_scheduler(use_dynamic_shifting=True)
 

@@ -24,6 +24,10 @@ class PixArt(Family):
     def has(cls, model: Any, pipeline: Any = None) -> bool:
         return type(model).__name__ == "PixArtTransformer2DModel"
 
+    @property
+    def version(self) -> str:
+        return "pixart"
+
     def default_scheduler(self) -> Any:
         return diffusion_scheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
 

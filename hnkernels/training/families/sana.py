@@ -20,6 +20,10 @@ class Sana(Family):
     def has(cls, model: Any, pipeline: Any = None) -> bool:
         return type(model).__name__ == "SanaTransformer2DModel"
 
+    @property
+    def version(self) -> str:
+        return "sana"
+
     def default_scheduler(self) -> Any:
         return flow_scheduler(shift=3.0)
 

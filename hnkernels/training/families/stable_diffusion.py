@@ -10,6 +10,8 @@ from torch import Tensor
 from hnkernels.training.families import clip_text
 from hnkernels.training.families.family import Batch, Family, diffusion_scheduler
 
+_SD2_TEXT_WIDTH = 1024
+
 
 class StableDiffusion(Family):
     label = "Stable Diffusion 1.x and 2.x"
@@ -29,6 +31,12 @@ class StableDiffusion(Family):
             and all(config.get(key) is None for key in further)
             and config.get("encoder_hid_dim_type") in (None, "text_proj")
         )
+
+    @property
+    def version(self) -> str:
+        if self.text_width != _SD2_TEXT_WIDTH:
+            return "sd_v1"
+        return "sd_v2_v" if getattr(self.noising(), "predicts", "") == "v_prediction" else "sd_v2"
 
     def default_scheduler(self) -> Any:
         return diffusion_scheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

@@ -18,6 +18,10 @@ class StableDiffusion3(Family):
     def has(cls, model: Any, pipeline: Any = None) -> bool:
         return type(model).__name__ == "SD3Transformer2DModel"
 
+    @property
+    def version(self) -> str:
+        return "sd3m"
+
     def default_scheduler(self) -> Any:
         return flow_scheduler(shift=3.0)
 

@@ -42,6 +42,10 @@ class StableDiffusionXL(StableDiffusion):
     def has(cls, model: Any, pipeline: Any = None) -> bool:
         return numbers_of(model, pipeline) == cls._numbers and channels_beside(model) == 0
 
+    @property
+    def version(self) -> str:
+        return "sdxl_base_v1-0" if self._numbers == 6 else "sdxl_refiner_v1-0"
+
     def encodes_alone(self, caption: str) -> bool:
         zeros = caption == "" and bool(self.pipeline.config.get("force_zeros_for_empty_prompt"))
         return zeros or any(clip_text.is_long(tokenizer, caption) for tokenizer, _ in self._encoders())

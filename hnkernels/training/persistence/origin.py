@@ -51,7 +51,7 @@ def describe_training(
         steps: optimiser steps done in this run.
         end: those that it was to have.
         base_version: of ``ARCHITECTURES``, or any other name of the kind of base model.
-        model_name: of the base model.
+        model_name: of the base model; without it the network's origin is left as it is.
         model_sha256: hex digits of its file, of which A1111 writes the first 10; ``None`` if it is no single file.
         resolution: side of the training pictures in pixels.
         captions: set of pictures, usually a folder's name → its captions, one per picture, whose parts between commas
@@ -59,8 +59,9 @@ def describe_training(
         date: of the training, ISO 8601. Nothing is written of it unless given.
     """
     origin = net.provenance
-    origin.sd_checkpoint = None if model_sha256 is None else model_sha256[:_HASH_DIGITS]
-    origin.sd_checkpoint_name = model_name
+    if model_name is not None:
+        origin.sd_checkpoint = None if model_sha256 is None else model_sha256[:_HASH_DIGITS]
+        origin.sd_checkpoint_name = model_name
     sets = {name: list(texts) for name, texts in (captions or {}).items()}
     kind = "weight-hypernetwork" if isinstance(net, WeightHypernetwork) else "hypernetwork"
     last = None if config.max_timestep is None else config.max_timestep - 1

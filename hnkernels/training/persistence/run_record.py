@@ -27,7 +27,7 @@ _MAY_DIFFER = (
 
 
 def run_record(
-    config: TrainingConfig, data: Any, loss: Any, unet: Any, content: Callable[[Any], str] = hash_of
+    config: TrainingConfig, data: Any, loss: Any, unet: Any, content: Callable[[Any], str] = hash_of, processes: int = 1
 ) -> dict[str, str]:
     """What a step of the run depends on beside the weights, each thing in a few words.
 
@@ -37,10 +37,12 @@ def run_record(
         loss: see ``training.losses``.
         unet: the base model.
         content: the hash of a picture's content; a cache's ``content_hash`` need not read it again.
+        processes: those that train together: their batches count as one.
     """
     settings = {key: _text(value) for key, value in _fields(config).items() if key not in _MAY_DIFFER}
     return {
         **settings,
+        "batch_size": str(config.batch_size * processes),
         "data": f"{len(data)} examples, {fingerprint(data, content)}",
         "loss": getattr(loss, "__qualname__", type(loss).__qualname__),
         "hnkernels": hnkernels.__version__,

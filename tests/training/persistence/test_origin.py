@@ -95,13 +95,19 @@ def test_the_same_training_gives_the_same_bytes(tmp_path):
 def test_a_later_training_replaces_what_the_earlier_one_said():
     net = described(captions=CAPTIONS, date="2026-01-02", model_name="old", model_sha256=SHA256)
     net.provenance.training["ss_session_id"] = "7"
-    described(net, steps=20, base_version="sdxl_base_v1-0")
+    described(net, steps=20, base_version="sdxl_base_v1-0", model_name="new")
     training = net.provenance.training
     assert training["ss_steps"] == "20"
     assert training["modelspec.architecture"] == "stable-diffusion-xl-v1-base/hypernetwork"
     assert training["ss_session_id"] == "7"
-    assert not {"ss_tag_frequency", "modelspec.date", "ss_sd_model_name", "ss_new_sd_model_hash"} & set(training)
-    assert net.provenance.sd_checkpoint is None
+    assert not {"ss_tag_frequency", "modelspec.date", "ss_new_sd_model_hash"} & set(training)
+    assert (net.provenance.sd_checkpoint, net.provenance.sd_checkpoint_name) == (None, "new")
+
+
+def test_without_a_name_of_the_base_model_the_origin_stays():
+    net = described(model_name="old", model_sha256=SHA256)
+    described(net, model_name=None)
+    assert (net.provenance.sd_checkpoint, net.provenance.sd_checkpoint_name) == (SHA256[:10], "old")
 
 
 @pytest.mark.parametrize("base", ["sana", "pixart-sigma", "sd3m"])

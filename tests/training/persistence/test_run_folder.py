@@ -77,6 +77,7 @@ def test_a_run_tidies_up_after_a_killed_one(tmp_path):
         "checkpoints",
         "health.csv",
         "hypernetwork.pt",
+        "hypernetwork.pt.optim",
         "hypernetwork.safetensors",
         "log.csv",
         "report.html",

@@ -1,0 +1,53 @@
+"""A small run for several processes: ``accelerate launch … -m tests.training.processes_job FOLDER SETTINGS``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+import torch
+
+import hnkernels as hn
+from hnkernels.assets import TINY_SD
+from hnkernels.pipeline import load_pipeline
+from tests.training.nets import make_net, make_rows, make_unet
+from tests.training.test_pipeline import SIZES, examples
+
+
+def main(folder: str, given: str) -> None:
+    settings = json.loads(given)
+    torch.set_num_threads(1)
+    stop, pictures = settings.pop("stop", None), settings.pop("pictures", False)
+    resume, own = settings.pop("resume", False), settings.pop("own_accelerator", False)
+    rank = int(os.environ.get("RANK", "0"))
+
+    def callback(step, metrics):
+        if stop == [rank, step]:
+            signal.raise_signal(signal.SIGINT)
+
+    accelerator = None
+    if own:
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=True)
+    if pictures:
+        torch.manual_seed(0)
+        net, model, data = hn.Hypernetwork(SIZES, init="identity"), load_pipeline(TINY_SD), examples(6)
+        encode, seen = model.vae.encode, []
+        model.vae.encode = lambda pixels, *args: seen.append(len(pixels)) or encode(pixels, *args)
+    else:
+        net, model, data = make_net(), make_unet(), make_rows(7)
+    config = {"output_dir": folder, "learning_rate": 1e-2, "progress": False, **settings}
+    trainer = hn.HypernetworkTrainer(net, model, config, data, callback if stop else None, accelerator=accelerator)
+    try:
+        trainer.train(resume=resume)
+    except KeyboardInterrupt:
+        print(f"rank {rank} stopped", flush=True)
+    if pictures:
+        print(f"rank {rank} encoded {sum(seen)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
