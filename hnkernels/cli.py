@@ -191,11 +191,15 @@ def generate(
 
 @app.command()
 def train(
-    model: Annotated[Path, typer.Argument(help="Folder of a diffusers Stable Diffusion pipeline.")],
-    data: Annotated[Path, typer.Argument(help="Folder of images with .txt captions or a metadata.jsonl.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a diffusers pipeline.")],
+    data: Annotated[Path, typer.Argument(help="Folder of pictures with captions beside them or in a table.")],
     config: Annotated[Path | None, typer.Option(help="JSON file with the objects 'training' and 'network'.")] = None,
+    kind: Annotated[
+        str, typer.Option(help="Of a new network: 'context' as in the web UIs, or 'weights', which generates weights.")
+    ] = "context",
     init_from: Annotated[
-        Path | None, typer.Option(help="Continue from this hypernetwork instead of a new one.")
+        Path | None,
+        typer.Option(help="Continue from this hypernetwork instead of a new one, with the .optim file beside it."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of a new hypernetwork.")] = "hypernetwork",
     output_dir: Annotated[Path | None, typer.Option(help="Overrides the config's output_dir.")] = None,
@@ -205,40 +209,55 @@ def train(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume with other settings, data or versions too.")
     ] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be read, and name them.")
+    ] = False,
+    model_dtype: Annotated[
+        str, typer.Option(help="Of the base model: fp32, fp16, bf16, or fp8 (stored, and computed in bf16).")
+    ] = "fp32",
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep the base model in CPU memory, and on the GPU a part at a time.")
+    ] = False,
 ) -> None:
-    """Train a hypernetwork on a folder of images."""
-    from hnkernels import Hypernetwork, HypernetworkTrainer, TrainingConfig, attach, load_hypernetwork
-    from hnkernels.adapter.layers import find_attention
+    """Train a hypernetwork on a folder of images. Several processes: accelerate launch -m hnkernels train ..."""
+    from hnkernels import HypernetworkTrainer, TrainingConfig
     from hnkernels.convert.survey import model_without_weights
-    from hnkernels.pipeline import check_pipeline, load_pipeline
+    from hnkernels.pipeline import MODEL_DTYPES, check_pipeline, load_pipeline, offload_by_groups
     from hnkernels.training.data.examples import examples_of
     from hnkernels.training.data.folder import read_folder
-    from hnkernels.training.families import family_of
+    from hnkernels.training.networks import check_fit, network_from, new_network
     from hnkernels.training.persistence.run_folder import RunFolder
+    from hnkernels.training.processes import Processes
 
     settings = _read_config(config)
-    training = TrainingConfig.of({**settings["training"], **({"output_dir": str(output_dir)} if output_dir else {})})
+    given = {"output_dir": str(output_dir) if output_dir else None, "skip_broken": skip_broken or None}
+    training = TrainingConfig.of(settings["training"] | {key: v for key, v in given.items() if v is not None})
+    if model_dtype not in MODEL_DTYPES:
+        raise ValueError(f"--model-dtype must be one of {', '.join(MODEL_DTYPES)}, not {model_dtype!r}")
     check_pipeline(model)
+    processes = Processes.of()
     contents = read_folder(data, training.mask_data)
     unet = model_without_weights(model)
-    family_of(unet)  # refuses a model that cannot be trained on
-    if init_from is not None:
-        net = load_hypernetwork(init_from)
+    if init_from is None:
+        net = new_network(kind, unet, training.target_layers, name, settings["network"], contents.rows)
     else:
-        widths = {spec.width for spec in find_attention(unet) if spec.kind in training.target_layers}
-        options = {"sizes": sorted(widths), "init": "identity", "name": name, **settings["network"]}
-        try:
-            net = Hypernetwork(**options)
-        except TypeError as error:
-            raise ValueError(f"{config}: 'network' has a setting that Hypernetwork does not know: {error}") from None
-    attach(unet, net, targets=training.target_layers).detach()  # refuses a net for another model
+        net = network_from(init_from)
+    check_fit(net, unet, training.target_layers)
     folder = RunFolder(training.output_dir)
     folder.files_for(net)
-    with folder.locked():
-        folder.check_resumable() if resume else folder.check_unused(net)
-    examples = examples_of(contents, training.progress)
-    trainer = HypernetworkTrainer(net, load_pipeline(model), training, examples)
-    result = trainer.train(resume=resume, allow_changes=allow_changes)
+    if processes.main:
+        with folder.locked():
+            folder.check_resumable() if resume else folder.check_unused(net)
+    processes.wait()
+    examples = examples_of(contents, training.progress and processes.main)
+    pipeline = load_pipeline(model, processes.device, model_dtype)
+    if offload:
+        offload_by_groups(pipeline)
+    trainer = HypernetworkTrainer(net, pipeline, training, examples, accelerator=processes.accelerator)
+    optimizer_from = init_from if init_from is not None and init_from.suffix == ".pt" else None
+    result = trainer.train(resume=resume, allow_changes=allow_changes, optimizer_from=optimizer_from)
+    if not processes.main:
+        return
     console.print(f"{result.step} steps, mean loss {result.loss:.4f}, {result.iterations_per_second:.2f} it/s")
     for file in result.files:
         console.print(f"wrote {file}")

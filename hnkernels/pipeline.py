@@ -16,10 +16,19 @@ def check_pipeline(folder: Path) -> None:
         raise ValueError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
 
 
-def load_pipeline(folder: Path) -> Any:
-    """The ``StableDiffusionPipeline`` in a folder, on the GPU if there is one, without reaching for the network.
+MODEL_DTYPES = ("fp32", "fp16", "bf16", "fp8")
 
-    It is in fp32. Where there are only files of a variant (``….fp16.safetensors``), these are read.
+
+def load_pipeline(folder: Path, device: Any = None, dtype: str = "fp32") -> Any:
+    """The diffusers pipeline in a folder, without reaching for the network.
+
+    Where there are only files of a variant (``….fp16.safetensors``), these are read.
+
+    Args:
+        folder: the pipeline's.
+        device: where it goes; ``None`` for the GPU if there is one.
+        dtype: of ``MODEL_DTYPES``. With ``"fp8"`` the denoiser's weights lie in 8 bits and are cast to bfloat16 layer
+            by layer; the rest is in bfloat16.
 
     For programs, not for libraries: it switches off the loading bars and warnings of diffusers and transformers.
 
@@ -33,15 +42,28 @@ def load_pipeline(folder: Path) -> Any:
 
     transformers.logging.set_verbosity_error()  # it would warn that torchvision, which is not needed, is missing
     transformers.logging.disable_progress_bar()
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, variant=variant, local_files_only=True)
+        pipeline = DiffusionPipeline.from_pretrained(folder, variant=variant, local_files_only=True)
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
+        raise ValueError(f"{folder} cannot be loaded as a pipeline: {error}") from error
+    computed = {"fp32": torch.float32, "fp16": torch.float16}.get(dtype, torch.bfloat16)
+    pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), computed)
+    if dtype == "fp8":
+        _denoiser(pipeline).enable_layerwise_casting(torch.float8_e4m3fn, computed)
+    return pipeline
+
+
+def offload_by_groups(pipeline: Any) -> None:
+    """Keeps the denoiser's weights in CPU memory and moves a block at a time to where the pipeline is."""
+    _denoiser(pipeline).enable_group_offload(pipeline.device, offload_type="block_level", num_blocks_per_group=1)
+
+
+def _denoiser(pipeline: Any) -> Any:
+    return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
 
 
 def _variant(folder: Path) -> str | None:
