@@ -1,6 +1,7 @@
 """The command line: what a user types, and the mistakes they make."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -404,6 +405,67 @@ def test_outputs_are_checked_before_anything_is_read(cli, style, tmp_path, monke
     code, _, err = cli(*(word.format(style=style, model=TINY_SD) for word in words))
     assert code == 1
     assert message in err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--model-dtype", "fp16"), ("--model-dtype", "bf16"), ("--model-dtype", "fp8"), ("--offload",)],
+    ids=" ".join,
+)
+def test_train_takes_the_base_model_in_other_forms(cli, images, tmp_path, options):
+    config, losses = tmp_path / "config.json", []
+    config.write_text(json.dumps({"training": {"max_steps": 2, "progress": False}}))
+    for name, more in (("plain", ()), ("other", options)):
+        words = ("train", TINY_SD, images, "--config", config, "--output-dir", tmp_path / name)
+        code, out, _ = cli(*words, *more)
+        assert code == 0
+        losses.append(float(re.search(r"mean loss ([\d.]+)", out)[1]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_train_makes_networks_that_generate_weights_for_the_styles_of_the_data(cli, images, tmp_path):
+    lines = [{"file_name": f"{i}.png", "text": "digit", "condition": ("ink", {"oil": 0.5})[i % 2]} for i in range(3)]
+    (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, [*lines[::2], *lines[1::2]])))
+    config = tmp_path / "config.json"
+    training = {"max_steps": 1, "progress": False}
+    config.write_text(json.dumps({"training": training, "network": {"hidden_dim": 8}}))
+    words = ("train", TINY_SD, images, "--config", config, "--kind", "weights", "--output-dir")
+    code, _, err = cli(*words, tmp_path / "run")
+    assert code == 1
+    assert "a condition of one kind" in err
+    for i in range(3):
+        lines[i]["condition"] = ("ink", "oil")[i % 2]
+    (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert cli(*words, tmp_path / "run")[0] == 0
+    net = hn.WeightHypernetwork.load(tmp_path / "run" / "hypernetwork.safetensors")
+    assert net.encoder.styles == ("ink", "oil")
+    code, *_ = cli(
+        *words[:-3], "--output-dir", tmp_path / "more", "--init-from", tmp_path / "run/hypernetwork.safetensors"
+    )
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model-dtype", "int8"), "--model-dtype must be one of fp32, fp16, bf16, fp8, not 'int8'"),
+        (("--kind", "lora"), "a network's kind must be one of context, weights, not 'lora'"),
+    ],
+)
+def test_train_names_what_it_takes(cli, images, tmp_path, no_model, words, message):
+    code, _, err = cli("train", TINY_SD, images, "--output-dir", tmp_path / "run", *words)
+    assert (code, message in err) == (1, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_goes_on_from_the_optimizer_beside_an_a1111_file(cli, images, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"training": {"max_steps": 2, "progress": False, "learning_rate": 1e-3}}))
+    words = ("train", TINY_SD, images, "--config", config, "--output-dir")
+    assert cli(*words, tmp_path / "first")[0] == 0
+    assert cli(*words, tmp_path / "second", "--init-from", tmp_path / "first" / "hypernetwork.pt")[0] == 0
+    state = hn.checkpoint.load_optimizer_state(tmp_path / "second" / "hypernetwork.pt").state_dict["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {4}
 
 
 def test_train_resumes_with_changes_when_told_to(cli, images, tmp_path):

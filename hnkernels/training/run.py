@@ -240,7 +240,7 @@ class Run:
             self.average.update(self.net)
         epoch = self.step // self.sampler.steps_per_epoch
         self.step += 1
-        return _Waiting(self.step, epoch, rate, started, taken)
+        return _Waiting(self.step, epoch, rate, started, time.perf_counter(), taken)
 
     def _batch(self, numbered: tuple[int, list[int]]) -> dict[str, Any] | None:
         """This process's part of a batch of the step, with its noise and timesteps; ``None`` if it has none.
@@ -267,8 +267,10 @@ class Run:
         if not metrics["updated"] and (self.scaler is None or not math.isfinite(metrics["loss"])):
             self._diverged(waiting.step, metrics)
         self.net.provenance.step = self.first_step + waiting.step
+        # A device that computes by itself is done when its numbers can be read, another one when the step returns.
         now = time.perf_counter()
-        self.rates.append(1 / (now - max(waiting.started, self._settled)))
+        took = max(waiting.returned - waiting.started, now - max(waiting.returned, self._settled))
+        self.rates.append(1 / took)
         self._settled = now
         self.losses.append(metrics["loss"])
         self.recent = [*self.recent, metrics["loss"]][-_MEAN_OVER:]
@@ -446,6 +448,7 @@ class _Waiting(NamedTuple):
     epoch: int
     learning_rate: float
     started: float
+    returned: float
     taken: Taken
 
 

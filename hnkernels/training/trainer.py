@@ -25,6 +25,7 @@ from hnkernels.training.optimizers import learning_rate_at, optimizer_class
 from hnkernels.training.persistence.run_folder import RunFolder
 from hnkernels.training.persistence.state import Checkpoint, latest_checkpoint, read_checkpoint
 from hnkernels.training.processes import Processes
+from hnkernels.training.progress.trackers import check_trackers
 from hnkernels.training.run import Run, TrainingResult
 from hnkernels.training.step import frozen, is_attached
 
@@ -75,6 +76,7 @@ class HypernetworkTrainer:
             checks.check_model(self.process, self.config)
         width = None if self.family is None else self.family.text_width
         checks.check_previews(self.config, model, width, net)
+        check_trackers(self.config.trackers)
         optimizer_class(self.config.optimizer)
         learning_rate_at(self.config, 1)
         if not is_attached(self.unet, net):
