@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from hnkernels.training.data.buckets import Size
 from hnkernels.training.data.shard_member import ShardMember
 
 _END_OF_PNG = 2**17  # bytes; twice what EXIF may have in a JPEG
+_LARGE = 16 * 10**6  # pixels, from which on a file must hold something of them
+_PIXELS_PER_BYTE = 1000  # at most, in large files; photographs have up to 100, scanned pages up to 600
 
 Source = str | PathLike[str] | ShardMember | Image.Image  # a file, a part of one, or an image that lies in memory
 
@@ -101,6 +104,21 @@ def _says_more_after_its_pixels(image: PngImageFile) -> bool:
     return any(chunk in end for chunk in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"))
 
 
+def _check_claim(image: Image.Image, source: str | PathLike[str] | ShardMember) -> None:
+    """Raises ``ValueError`` if a file claims so many pixels that it cannot hold a picture of them.
+
+    To decode it would take seconds and gigabytes, whatever few bytes there are.
+    """
+    pixels, held = (
+        image.width * image.height,
+        source.size if isinstance(source, ShardMember) else os.stat(source).st_size,
+    )
+    if pixels > max(_LARGE, held * _PIXELS_PER_BYTE):
+        raise ValueError(
+            f"it claims to have {image.width} x {image.height} pixels, and the file has {held} bytes alone"
+        )
+
+
 @contextmanager
 def opened(source: Source, what: str = "image") -> Iterator[Image.Image]:
     """The image of PIL that is behind a picture; whatever goes wrong in the body is an error that names the picture.
@@ -120,6 +138,7 @@ def opened(source: Source, what: str = "image") -> Iterator[Image.Image]:
                 yield source
             else:
                 with Image.open(source.open() if isinstance(source, ShardMember) else source) as image:
+                    _check_claim(image, source)
                     yield image
     except Image.DecompressionBombError as error:
         raise ValueError(f"the {what} {source} is too large: {error}; scale it down") from error

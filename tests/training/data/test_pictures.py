@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 
 from hnkernels.training import Example
 from hnkernels.training.data.pictures import picture_size, read_picture
+from hnkernels.training.data.shard_member import ShardMember
 
 RAMP = np.tile(np.linspace(0, 1, 16), (16, 1))
 EIGHT_BITS = (RAMP * 255).round().astype("uint8")
@@ -212,9 +213,10 @@ def claims(width, height):
         (cut, "truncated"),
         (text_bomb, "MAX_TEXT_CHUNK"),
         (claims(14000, 14000), "is too large: .*scale it down"),
+        (claims(10000, 10000), r"claims to have 10000 x 10000 pixels, and the file has \d+ bytes alone; remove it"),
         (claims(0, 4), ""),
     ],
-    ids=["empty", "text", "folder", "missing", "cut", "text bomb", "196 megapixels", "no width"],
+    ids=["empty", "text", "folder", "missing", "cut", "text bomb", "196 megapixels", "100 megapixels", "no width"],
 )
 def test_a_picture_that_cannot_be_read_is_named(tmp_path, write, said):
     write(tmp_path / "a.png")
@@ -233,6 +235,21 @@ def test_whatever_pillow_raises_names_the_picture(tmp_path, monkeypatch, error):
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(ValueError, match=rf"cannot read the image .*a\.png: .*({type(error).__name__}|{error})"):
         read_picture(tmp_path / "a.png", 4)
+
+
+def test_a_part_of_a_shard_is_measured_by_itself(tmp_path):
+    claims(10000, 10000)(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "0.tar").write_bytes(content + bytes(10**6))
+    with pytest.raises(ValueError, match=rf"the file has {len(content)} bytes alone"):
+        picture_size(ShardMember(tmp_path / "0.tar", "a.png", 0, len(content)))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_a_large_photograph_is_read_however_well_it_is_compressed(tmp_path, suffix):
+    blurred = Image.effect_noise((60, 40), 60).resize((6000, 4000), Image.Resampling.BILINEAR).convert("RGB")
+    blurred.save(tmp_path / f"a{suffix}", quality=5, method=0)
+    assert read_picture(tmp_path / f"a{suffix}", 8).original_size == (6000, 4000)
 
 
 def test_a_large_picture_is_used_without_a_word(tmp_path, monkeypatch):
