@@ -236,7 +236,7 @@ def train(
         raise ValueError(f"--model-dtype must be one of {', '.join(MODEL_DTYPES)}, not {model_dtype!r}")
     check_pipeline(model)
     processes = Processes.of()
-    contents = read_folder(data, training.mask_data)
+    contents = read_folder(data, training.mask_data, training.regularization_data)
     unet = model_without_weights(model)
     if init_from is None:
         net = new_network(kind, unet, training.target_layers, name, settings["network"], contents.rows)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.generator.encoder import HypernetworkEncoder
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.config import TrainingConfig
-from hnkernels.training.data.examples import Example
-from hnkernels.training.families.family import Family, resolution_of
+from hnkernels.training.data.buckets import Buckets
+from hnkernels.training.data.contents import some
+from hnkernels.training.data.example import Example
+from hnkernels.training.data.masks import has_alpha
+from hnkernels.training.data.shard_member import ShardMember
+from hnkernels.training.data.tables import SOURCE_COLUMNS
+from hnkernels.training.families.family import Family, bucket_step_of, resolution_of
 from hnkernels.training.losses import Process
 
 _BYTES_PER_NUMBER = 4  # networks are trained and saved in fp32
@@ -71,13 +78,51 @@ def check_rows(rows: Sequence[Mapping[str, Any]], family: Family) -> None:
 def check_examples(
     examples: Sequence[Example], family: Family, net: Hypernetwork | WeightHypernetwork, config: TrainingConfig
 ) -> None:
-    """Raises ``ValueError`` if the pictures' resolution or their conditions are not for this pipeline and network."""
-    resolution_of(family, config.resolution)
+    """Raises ``ValueError`` if pictures or their conditions are not for this pipeline and network.
+
+    Args:
+        examples: all there are, those for prior preservation included.
+        family, net, config: of the run.
+    """
+    side = resolution_of(family, config.resolution)
+    if config.bucketing:
+        Buckets(side, bucket_step_of(family, config.bucket_step), config.bucket_max_aspect)
+    without = [str(example.image) for example in examples if example.source is None]
+    if "source_latents" in family.picture_keys and without:
+        raise ValueError(
+            f"{family.label} needs the picture to be edited beside each one, and there is none for {some(without)} "
+            f"({len(without)} in all); name it in the column {SOURCE_COLUMNS[0]} of metadata.jsonl or .csv, or give "
+            "each Example its source"
+        )
+    if config.mask_data is not None and not config.masked_loss and "mask" not in family.picture_keys:
+        raise ValueError(
+            f"mask_data has no effect on {family.label} without masked_loss; set that, or leave the folder out"
+        )
     conditions = [example.condition for example in examples]
     if len({type(condition) for condition in conditions}) > 1:
         raise ValueError("all examples need a condition of one kind, or none")
     if isinstance(net, WeightHypernetwork):
         check_conditions(net, [c for c in conditions if c is not None], family.text_width, "the data's conditions")
+
+
+def check_masks(examples: Sequence[Example], config: TrainingConfig) -> None:
+    """Raises ``ValueError`` if ``masked_loss`` has no effect, as there is no mask and no alpha channel at all."""
+    masked = config.masked_loss
+    if masked and not any(example.mask is not None or has_alpha(example.image) for example in examples):
+        raise ValueError(
+            "masked_loss has no effect, as no picture has an alpha channel and there are no masks; name a folder of "
+            "masks as mask_data, or leave masked_loss out"
+        )
+
+
+def check_apart(data: Sequence[Example], prior: Sequence[Example]) -> None:
+    """Raises ``ValueError`` if pictures are among those for prior preservation, too."""
+    known = {_place(example.image) for example in data}
+    if twice := [str(example.image) for example in prior if _place(example.image) in known]:
+        raise ValueError(
+            f"{some(twice)} ({len(twice)} in all) would be trained on and be regularization_data at once; give the "
+            "pictures for prior preservation a folder of their own"
+        )
 
 
 def check_conditions(net: WeightHypernetwork, conditions: Sequence[Any], width: int | None, what: str) -> None:
@@ -115,6 +160,13 @@ def check_space(folder: Path, net: torch.nn.Module, checkpoints: int) -> None:
             f"{checkpoints} checkpoints need {needed // _MEBIBYTE} MiB and {folder} has {free // _MEBIBYTE} MiB left; "
             "make room, or raise checkpoint_every"
         )
+
+
+def _place(image: Any) -> Any:
+    """Equal for what is the same file, or the same image in memory."""
+    if isinstance(image, Image):
+        return id(image)
+    return image if isinstance(image, ShardMember) else os.path.abspath(image)
 
 
 def _form(value: Any) -> str:

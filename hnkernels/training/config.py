@@ -97,11 +97,12 @@ class TrainingConfig:
         bucket_max_aspect: the longest side of these sizes by the shortest.
         random_flip: mirrors every other picture, drawn at each use.
         regularization_data: a folder of pictures of the class, as for ``data``: every batch has as many of these as of
-            the others (prior preservation).
+            the others (prior preservation). Their captions are taken without ``caption_template``. It may lie inside
+            ``data``, which is then read without it.
         prior_loss_weight: their weight in the loss.
         masked_loss: the loss counts where a picture's mask is white: its alpha channel, or a picture of the same name
             in ``mask_data``.
-        mask_data: a folder of masks.
+        mask_data: a folder of masks; for inpainting models also without ``masked_loss``, white where is painted.
         cache_dir: a folder that keeps encoded pictures and captions for the next run. ``None`` keeps them in memory.
         skip_broken: leaves out pictures that cannot be read, under a warning that names them.
         loss_type: ``"l2"``, ``"huber"`` or ``"smooth_l1"``.
@@ -277,8 +278,6 @@ class TrainingConfig:
             )
         if self.huber_delta == 0:
             raise ValueError("huber_delta must be above 0")
-        if self.mask_data is not None and not self.masked_loss:
-            raise ValueError("mask_data has no effect without masked_loss; set that, or leave the folder out")
         if self.lr_scheduler is None and (self.lr_warmup_steps or self.lr_scheduler_args):
             raise ValueError(
                 "lr_warmup_steps and lr_scheduler_args are for an lr_scheduler; name one, such as "

@@ -105,13 +105,8 @@ class Run:
                 trainer.family, [*data, *prior], config, self.net.provenance.name, self.processes, len(prior), cache
             )
         self.own, held = split(len(rows) - len(prior), config.validation_split)
-        self.sampler = self._sampler()
-        self.end = config.max_epochs * self.sampler.steps_per_epoch
-        if config.max_steps is not None:
-            self.end = min(self.end, config.max_steps)
-        self.learning_rate = learning_rate_at(config, self.end)
-        self.clip = None if config.gradient_clip is None else Schedule(config.gradient_clip, self.end)
-        content = hash_of if cache is None else cache.content_hash
+        self._plan()
+        content = self.data.content_hash if isinstance(self.data, PipelineData) else hash_of
         self.record = run_record(config, rows, trainer.loss, self.unet, content, self.processes.count)
         if config.lr_scheduler is not None:
             self.record["steps of the lr_scheduler"] = str(self.end)
@@ -141,10 +136,10 @@ class Run:
             assert isinstance(self.net, Hypernetwork)
             restore_optimizer_state(optimizer_from, self.net, self.optimizer)
         if isinstance(self.data, PipelineData) and (broken := set(self.data.encode())):
-            self.own, held = ([i for i in indices if i not in broken] for indices in (self.own, held))
+            sound = [i for i in range(len(data)) if i not in broken]
+            self.own, held = ([sound[i] for i in part] for part in split(len(sound), config.validation_split))
             self.prior = [i for i in self.prior if i not in broken]
-            self.sampler = self._sampler()
-            self.end = min(self.end, config.max_epochs * self.sampler.steps_per_epoch)
+            self._plan()
         self.processes.wait()  # until all have looked at the folder, before the main one writes into it
         self.start = self._start()
         self.validation: Validation | None = None
@@ -154,6 +149,16 @@ class Run:
                 trainer.process, self.net, self.unet, self.data, held, self.own, config.batch_size,
                 config.mixed_precision, self.processes,
             )  # fmt: skip
+
+    def _plan(self) -> None:
+        """What follows from the examples: who comes when, the number of steps and their learning rates."""
+        config = self.config
+        self.sampler = self._sampler()
+        self.end = config.max_epochs * self.sampler.steps_per_epoch
+        if config.max_steps is not None:
+            self.end = min(self.end, config.max_steps)
+        self.learning_rate = learning_rate_at(config, self.end)
+        self.clip = None if config.gradient_clip is None else Schedule(config.gradient_clip, self.end)
 
     def _sampler(self) -> Sampler:
         config = self.config

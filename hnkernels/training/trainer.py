@@ -28,6 +28,7 @@ from hnkernels.training.processes import Processes
 from hnkernels.training.progress.trackers import check_trackers
 from hnkernels.training.run import Run, TrainingResult
 from hnkernels.training.step import frozen, is_attached
+from hnkernels.training.validation import split
 
 
 class HypernetworkTrainer:
@@ -74,6 +75,8 @@ class HypernetworkTrainer:
             noising = self.family.noising(zero_terminal_snr=self.config.zero_terminal_snr)
             self.process = Process(self.family, noising, Objective.of(self.config))
             checks.check_model(self.process, self.config)
+        if self.process is None and self.config.validation_split:
+            raise ValueError("validation_split is for losses that denoise, and this one does not; leave it at 0")
         width = None if self.family is None else self.family.text_width
         checks.check_previews(self.config, model, width, net)
         check_trackers(self.config.trackers)
@@ -116,8 +119,9 @@ class HypernetworkTrainer:
             cache = stack.enter_context(
                 MemoryCache() if self.config.cache_dir is None else DiskCache(self.config.cache_dir)
             )
-            data = self._checked(data if data is not None else self._data, cache)
-            prior = self._prior(data, cache)
+            given = data if data is not None else self._data
+            data = self._checked(given, cache)
+            prior = self._prior(given, data, cache)
             if self.processes.main:
                 stack.enter_context(self.folder.locked())
             run = Run(self, data, prior, cache, self._checkpoint(resume), allow_changes, optimizer_from)
@@ -151,17 +155,26 @@ class HypernetworkTrainer:
             return rows
         if self.family is None or not hasattr(self.model, "vae"):
             raise ValueError("images need a pipeline with its VAE and text encoder; for a UNet give encoded data")
-        examples = as_examples(data, self.config.progress and self.processes.main, self.config.mask_data)
-        checks.check_examples(examples, self.family, self.net, self.config)
-        return readable(examples, self.config.skip_broken, cache)
+        config, progress = self.config, self.config.progress and self.processes.main
+        examples = as_examples(data, progress, config.mask_data, config.regularization_data)
+        checks.check_examples(examples, self.family, self.net, config)
+        examples = readable(examples, config.skip_broken, cache)
+        checks.check_masks(examples, config)
+        split(len(examples), config.validation_split)
+        return examples
 
-    def _prior(self, data: TensorData | list[Example], cache: Cache) -> list[Example]:
-        """The examples for prior preservation."""
+    def _prior(self, given: Any, data: TensorData | list[Example], cache: Cache) -> list[Example]:
+        """The examples for prior preservation; neither the folder of the data nor that of masks is part of theirs."""
         if self.config.regularization_data is None:
             return []
         if isinstance(data, TensorData):
             raise ValueError("regularization_data is for pictures; encoded rows may have a 'loss_weight' each instead")
-        examples = as_examples(self.config.regularization_data, self.config.progress and self.processes.main)
+        assert self.family is not None  # there are pictures
+        folder = given if isinstance(given, (str, Path)) else None
+        progress = self.config.progress and self.processes.main
+        examples = as_examples(self.config.regularization_data, progress, without=folder)
+        checks.check_apart(data, examples)
+        checks.check_examples([*data, *examples], self.family, self.net, self.config)
         return readable(examples, self.config.skip_broken, cache)
 
     def _checkpoint(self, resume: bool | str | Path) -> Checkpoint | None:

@@ -11,6 +11,7 @@ import hnkernels as hn
 from hnkernels.assets import TINY_SD
 from hnkernels.pipeline import load_pipeline
 from hnkernels.training import Example, Reconstruction
+from tests.training.families import pipelines
 from tests.training.nets import make_net, make_rows, make_unet
 
 PICTURES = [(Image.new("RGB", (32, 32)), "digit one")] * 3
@@ -26,6 +27,19 @@ def pipe(monkeypatch):
 
     monkeypatch.setattr(pipe.vae, "encode", encode)
     return pipe
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Pictures with others for prior preservation in a folder inside."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("a.png", "reg/b.png", "apart/c.png", "wide/d.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 32) if "wide" in name else (32, 32)).save(root / name)
+    (root / "none").mkdir()
+    (root / "table").mkdir()
+    Image.new("RGB", (32, 32)).save(root / "table/e.png")
+    return root
 
 
 def trainer(pipe, out, data=PICTURES, net=None, **config):
@@ -73,12 +87,86 @@ def test_what_the_model_predicts_must_be_known(pipe, tmp_path):
         ([], {}, "data is empty"),
         ([("none.png", "digit")], {}, "cannot read the image none.png"),
         ([Example(PICTURES[0][0], "a", "ink"), Example(PICTURES[0][0], "a")], {}, "a condition of one kind"),
+        (PICTURES, {"bucketing": True}, "multiples of 64 pixels fits into the area of resolution 32"),
+        (PICTURES, {"masked_loss": True}, "masked_loss has no effect, as no picture has an alpha channel"),
+        (PICTURES, {"mask_data": "masks"}, "give each Example its mask"),
+        (
+            [Example(*PICTURES[0], mask=PICTURES[0][0])],
+            {"mask_data": "x"},
+            "no effect on Stable .* without masked_loss",
+        ),
+        (PICTURES, {"validation_split": 3}, "validation_split holds out 3 of 3 pictures"),
         (PICTURES, {"preview_every": 1, "preview_prompts": "a", "preview_inference_steps": 2000}, "1000 at most"),
     ],
 )
 def test_data_and_settings_are_checked_together(pipe, tmp_path, data, config, message):
     with pytest.raises(ValueError, match=message):
         trainer(pipe, tmp_path / "out", data, **config).train()
+
+
+def test_what_is_refused_early_leaves_no_folder(pipe, tmp_path):
+    for config in ({"bucketing": True}, {"masked_loss": True}, {"validation_split": 3}):
+        with pytest.raises(ValueError):
+            trainer(pipe, tmp_path / "out", **config).train()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_alpha_channel_in_one_picture_or_one_mask_is_enough_for_masked_loss(pipe, tmp_path):
+    plain, clear = PICTURES[0][0], PICTURES[0][0].convert("RGBA")
+    for some in (Example(clear, "a"), Example(plain, "a", mask=plain)):
+        with pytest.raises((AssertionError, ValueError), match=r"a picture was encoded|black all over"):
+            trainer(pipe, tmp_path / "out", [Example(plain, "a"), some], masked_loss=True).train()
+
+
+def test_models_that_edit_need_the_picture_to_be_edited(tmp_path):
+    data = [Example(*PICTURES[0], source=PICTURES[0][0]), Example(*PICTURES[0])]
+    net = hn.Hypernetwork((8, 16), init="identity")
+    with pytest.raises(
+        ValueError, match=r"InstructPix2Pix needs .* \(1 in all\); name it in the column source_file_name"
+    ):
+        trainer(pipelines.edits(), tmp_path / "out", data, net, resolution=16).train()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "config", "message"),
+    [
+        ("reg", {"regularization_data": "reg"}, "is the folder of the pictures and regularization_data at once"),
+        ("none", {}, "none holds no images"),
+        ("apart", {"regularization_data": "none"}, "none holds no images"),
+        ("apart", {"regularization_data": "missing"}, "missing is not a folder"),
+        (
+            "apart",
+            {"regularization_data": "wide", "bucketing": True, "bucket_step": 8},
+            r"no picture of regularization_data has a size in common .*\(40 x 24 against 32 x 32\)",
+        ),
+    ],
+    ids=str,
+)
+def test_pictures_for_prior_preservation_are_checked(pipe, folders, tmp_path, data, config, message):
+    config = {**config, "regularization_data": str(folders / config.get("regularization_data", "reg"))}
+    with pytest.raises(ValueError, match=message):
+        trainer(pipe, tmp_path / "out", folders / data, **config).train()
+
+
+def test_pictures_given_one_by_one_may_not_be_for_prior_preservation_too(pipe, folders, tmp_path):
+    data = [(folders / "a.png", "a"), (folders / "reg" / "." / "b.png", "b")]
+    with pytest.raises(ValueError, match=r"b\.png \(1 in all\) would be trained on and be regularization_data at once"):
+        trainer(pipe, tmp_path, data, regularization_data=str(folders / "reg")).train()
+
+
+def test_conditions_are_of_one_kind_with_those_for_prior_preservation(pipe, folders, tmp_path):
+    gen = hn.WeightHypernetwork(embedding_dim=96, hidden_dim=8, model=pipe, styles=("ink",))
+    data = [Example(*PICTURES[0], "ink")]
+    with pytest.raises(ValueError, match="all examples need a condition of one kind"):
+        trainer(pipe, tmp_path, data, gen, regularization_data=str(folders / "reg")).train()
+
+
+def test_validation_is_for_losses_that_denoise(tmp_path):
+    unet = make_unet()
+    gen = hn.WeightHypernetwork(embedding_dim=8, hidden_dim=8, model=unet, styles=("ink",))
+    with pytest.raises(ValueError, match="validation_split is for losses that denoise"):
+        hn.HypernetworkTrainer(gen, unet, {"output_dir": str(tmp_path), "validation_split": 1}, loss=Reconstruction())
 
 
 @pytest.mark.parametrize(

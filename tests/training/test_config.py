@@ -120,7 +120,6 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
         ("bucketing", 1),
         ("regularization_data", ""),
         ("mask_data", 3),
-        ("mask_data", "masks"),  # without masked_loss
         ("cache_dir", []),
         ("loss_type", "l1"),
         ("huber_delta", 0),

@@ -57,6 +57,7 @@ def as_examples(
     data: str | Path | Sequence[Example] | Sequence[tuple],
     progress: bool = False,
     mask_data: str | Path | None = None,
+    without: str | Path | None = None,
 ) -> list[Example]:
     """Examples from what a user may pass: a folder, or a sequence of ``Example`` or (image or path, caption), with or
     without a condition as the third.
@@ -65,14 +66,13 @@ def as_examples(
         data: what a user may pass.
         progress: whether to say on stderr what a folder holds where no warning does.
         mask_data: a folder of masks for a folder of pictures; see ``read_image_folder``.
+        without: a folder inside that of the pictures that does not belong to them.
 
     Raises:
         ValueError: the folder cannot be used (see ``read_image_folder``), or an item is none of these.
     """
     if isinstance(data, (str, Path)):
-        return examples_of(read_folder(data, mask_data), progress)
-    if mask_data is not None:
-        raise ValueError("mask_data is for a folder of pictures; give each Example its mask instead")
+        return examples_of(read_folder(data, mask_data, without), progress)
     examples = []
     for number, item in enumerate(data):
         if not isinstance(item, Example):
@@ -84,6 +84,8 @@ def as_examples(
             raise ValueError(f"data must hold captions as texts, found {item.caption!r} at {number}")
         if not isinstance(item.repeats, int) or isinstance(item.repeats, bool) or item.repeats < 1:
             raise ValueError(f"data must hold repeats as integers >= 1, found {shown(item.repeats)} at {number}")
+        if mask_data is not None and item.mask is None:
+            raise ValueError("mask_data is for a folder of pictures; give each Example its mask instead")
         examples.append(item)
     if not examples:
         raise ValueError("data is empty; give a folder with images, or (image, caption) pairs")

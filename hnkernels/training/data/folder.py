@@ -42,12 +42,15 @@ _MAY_HOLD_CAPTIONS = {
 _ABOUT_THE_FOLDER = {"readme", "license", "licence"}
 
 
-def read_folder(folder: str | Path, masks: str | Path | None = None) -> FolderContents:
+def read_folder(
+    folder: str | Path, masks: str | Path | None = None, without: str | Path | None = None
+) -> FolderContents:
     """Reads a folder of pictures and captions with all folders below it; see ``read_image_folder``.
 
     Args:
         folder: the data.
         masks: a folder with a mask for every picture, if there is one. It may lie inside the other.
+        without: a folder that may lie inside, too, and does not belong to the data.
 
     Raises:
         ValueError: there is no such folder, no picture in it, a caption or a table cannot be used, pictures would be
@@ -58,8 +61,10 @@ def read_folder(folder: str | Path, masks: str | Path | None = None) -> FolderCo
         raise ValueError(f"{folder} is not a folder; give a folder with images and captions")
     if masks is not None:
         check_mask_folder(masks, folder)
+    if without is not None and Path(without).resolve() == folder.resolve():
+        raise ValueError(f"{folder} is the folder of the pictures and regularization_data at once; give two folders")
     contents = FolderContents(folder)
-    files = walk(contents, without=masks)
+    files = walk(contents, without=[Path(other) for other in (masks, without) if other is not None])
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     tables, replaced = find_tables(files)
     texts = [p for p in files if p.suffix.lower() in CAPTION_SUFFIXES and p.stem.lower() not in _ABOUT_THE_FOLDER]

@@ -46,9 +46,23 @@ def check_aspect(source: Source, size: Size, other: Source, other_size: Size, wh
         )
 
 
+def has_alpha(source: Source) -> bool:
+    """Whether a picture has an alpha channel, or a colour that is transparent; of a file the header is read alone.
+
+    Raises:
+        ValueError: it cannot be opened; the message names it.
+    """
+    with opened(source) as image:
+        return _has_alpha(image)
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa") or ("transparency" in image.info and image.mode[0] not in "IF")
+
+
 def _alpha(image: Image.Image) -> Image.Image:
     """The alpha channel; white where there is none."""
-    if image.mode not in ("RGBA", "LA", "PA", "RGBa") and ("transparency" not in image.info or image.mode[0] in "IF"):
+    if not _has_alpha(image):
         return Image.new("L", image.size, 255)
     return image.convert("RGBA").getchannel("A")
 

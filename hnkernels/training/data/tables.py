@@ -21,7 +21,7 @@ from hnkernels.wording import shown
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _PICTURE = ("file_name", "edited_image_file_name")  # of these names of a column the first that is there counts
 _CAPTION = ("text", "caption", "prompt", "edit_prompt")
-_SOURCE = ("source_file_name", "input_image_file_name")
+SOURCE_COLUMNS = ("source_file_name", "input_image_file_name")
 _EXPECTED = '{"file_name": "…", "text": "…"}'
 
 Cells = dict[str, Any]
@@ -81,7 +81,7 @@ def read_table(path: Path, root: Path) -> Iterator[TableRow]:
     place = ""
     try:
         for place, cells in _rows(path):
-            picture, caption, source = (_column(cells, names) for names in (_PICTURE, _CAPTION, _SOURCE))
+            picture, caption, source = (_column(cells, names) for names in (_PICTURE, _CAPTION, SOURCE_COLUMNS))
             assert picture is not None  # _rows has seen to it, and to the caption
             assert caption is not None
             start = None if source is None else cells[source]
@@ -150,7 +150,7 @@ def _csv_rows(text: str) -> Iterator[tuple[str, Cells]]:
                     f"expected {len(header)} cells, found {len(cells)}; put quotes around a text with a comma", place
                 )
             row: Cells = dict(zip(header, cells, strict=True))
-            for name in {"condition", *_SOURCE} & row.keys():
+            for name in {"condition", *SOURCE_COLUMNS} & row.keys():
                 row[name] = row[name] or None
             yield place, row
     except csv.Error as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from hnkernels.training.data.contents import AGAIN, HIDDEN, NOT_FILES, RUN, SYSTEM, FolderContents
@@ -11,23 +12,23 @@ from hnkernels.training.data.pictures import PICTURE_SUFFIXES
 _SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
 
 
-def walk(contents: FolderContents, without: Path | None = None) -> list[Path]:
+def walk(contents: FolderContents, without: Iterable[Path] = ()) -> list[Path]:
     """All files below the folder that may be data, in the order of their paths; each folder once, whatever links to it.
 
     Args:
         contents: of the folder; what is passed over is left out there.
-        without: a folder that is not gone into.
+        without: folders that are not gone into.
 
     Raises:
         ValueError: a folder cannot be read.
     """
-    root = Path(os.path.realpath(contents.folder))
+    root, passed = Path(os.path.realpath(contents.folder)), {os.path.realpath(folder) for folder in without}
     files: list[Path] = []
     starts, seen = [contents.folder], set[str]()
     for start in starts:  # grows: linked folders come after those that lie here
         for place, folders, names in os.walk(start, onerror=_refuse):
             real = os.path.realpath(place)
-            if without is not None and real == os.path.realpath(without):
+            if real in passed:
                 folders.clear()
                 continue
             if real in seen or root.parent.is_relative_to(real):

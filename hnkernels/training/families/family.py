@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -139,6 +140,11 @@ def resolution_of(family: Family, resolution: int | None) -> int:
     if side % family.multiple:
         raise ValueError(f"resolution {side} must be a multiple of {family.multiple} for this model")
     return side
+
+
+def bucket_step_of(family: Family, step: int) -> int:
+    """What the sides of sizes of many aspect ratios are multiples of, in pixels: of a setting and for the model."""
+    return math.lcm(step, family.multiple)
 
 
 def diffusion_scheduler(**options: Any) -> Any:

@@ -81,4 +81,9 @@ def test_examples_in_memory_bring_their_own_masks(folders):
     example = Example(folders[0] / "a.png", "x", mask=folders[1] / "a.png")
     assert as_examples([example])[0].mask == folders[1] / "a.png"
     with pytest.raises(ValueError, match="mask_data is for a folder of pictures"):
-        as_examples([example], mask_data=folders[1])
+        as_examples([example, (folders[0] / "a.png", "y")], mask_data=folders[1])
+
+
+def test_examples_that_were_read_with_their_masks_may_be_given_with_the_folder(folders):
+    examples = read_image_folder(*folders)
+    assert as_examples(examples, mask_data=folders[1]) == examples
