@@ -41,6 +41,11 @@ def check_model(process: Process, config: TrainingConfig) -> None:
         )
     if config.clip_skip > 1 and "clip_skip" not in family.settings:
         raise ValueError(f"clip_skip is {config.clip_skip}, which is not for {family.label}; leave it at 1")
+    layers = getattr(getattr(getattr(family.pipeline, "text_encoder", None), "config", None), "num_hidden_layers", None)
+    if layers is not None and config.clip_skip > layers:
+        raise ValueError(
+            f"clip_skip is {config.clip_skip}, and the text encoder has {layers} layers; leave it at 1 or 2"
+        )
     process.objective.check(process.noising)
 
 

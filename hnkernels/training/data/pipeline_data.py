@@ -250,7 +250,7 @@ class PipelineData:
             for same in [list(group)]
             for start in range(0, len(same), _TOGETHER)
         ]
-        broken: dict[int, ValueError] = {}
+        broken: dict[str, ValueError] = {}
         for chunk in self._shown(chunks, "encoding pictures"):
             decoded: dict[tuple[int, bool], Decoded] = {}
             for one in chunk:
@@ -259,16 +259,18 @@ class PipelineData:
                 except ValueError as error:
                     if not self._config.skip_broken:
                         raise
-                    broken[one[0]] = error
+                    broken[self._key(*one)] = error
             if decoded:
                 entries = self._entries(list(decoded), list(decoded.values()))
                 self._keep({self._key(*one): entry for one, entry in zip(decoded, entries, strict=True)}, new)
-        if broken:
-            names = ", ".join(str(self.examples[i].image) for i in sorted(broken))
-            warnings.warn(
-                f"pictures that cannot be decoded are left out: {names}; the first: {broken[min(broken)]}", stacklevel=4
-            )
-        return list(broken)
+        if not broken:
+            return []
+        # Files of the same content have one key.
+        found = [i for i in range(len(self)) if any(self._key(i, flipped) in broken for flipped in self._flips())]
+        names = ", ".join(str(self.examples[i].image) for i in found)
+        reason = next(iter(broken.values()))
+        warnings.warn(f"pictures that cannot be decoded are left out: {names}; one of them: {reason}", stacklevel=4)
+        return found
 
     def _share_of_missing(self, keys: Iterable[str]) -> list[str]:
         """What this process is to encode of these. All go by what the first one finds, for they fill the cache."""

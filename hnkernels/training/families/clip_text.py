@@ -52,9 +52,10 @@ def hidden(encoder: Any, ids: Tensor, clip_skip: int, normed: bool) -> Tensor:
     Args:
         encoder: a ``CLIPTextModel`` or ``CLIPTextModelWithProjection`` of transformers.
         ids: [B, tokens].
-        clip_skip: 1 is the last layer.
+        clip_skip: 1 is the last layer, and the number of layers the first.
         normed: whether the final LayerNorm follows.
     """
     states = encoder(ids.to(encoder.device), output_hidden_states=True).hidden_states
     state: Tensor = states[-clip_skip]
-    return encoder.text_model.final_layer_norm(state) if normed else state
+    inner = getattr(encoder, "text_model", encoder)  # which CLIPTextModel of transformers 5 is itself
+    return inner.final_layer_norm(state) if normed else state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from hnkernels.training.families import clip_text
@@ -55,14 +56,13 @@ class StableDiffusion(Family):
 
     def text(self, captions: Sequence[str], clip_skip: int = 1) -> dict[str, Tensor]:
         pipeline = self.pipeline
-        if self.encodes_alone(captions[0]):
-            parts = clip_text.parts_of(pipeline.tokenizer, captions[0])
+        if clip_skip > 1 or self.encodes_alone(captions[0]):  # all of them have as many parts
+            parts = torch.cat([clip_text.parts_of(pipeline.tokenizer, caption) for caption in captions])
             states = clip_text.hidden(pipeline.text_encoder, parts, clip_skip, normed=True)
-            return {"encoder_hidden_states": states.flatten(0, 1)[None]}
+            return {"encoder_hidden_states": states.reshape(len(captions), -1, states.shape[-1])}
         embeddings, _ = pipeline.encode_prompt(
-            list(captions), pipeline.text_encoder.device, num_images_per_prompt=1, do_classifier_free_guidance=False,
-            clip_skip=clip_skip - 1 or None,
-        )  # fmt: skip
+            list(captions), pipeline.text_encoder.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
         return {"encoder_hidden_states": embeddings}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
