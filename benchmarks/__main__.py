@@ -1,7 +1,8 @@
 """``python -m benchmarks [name …] [--device cuda]``: runs the benchmarks and prints their tables.
 
 A run of all of them also writes benchmarks/results/<machine>/ and brings the README's tables up to date.
-``python -m benchmarks host`` is another one, of what calls cost the host; see ``benchmarks/host``.
+``python -m benchmarks host`` is another one, of what calls cost the host; see ``benchmarks/host``. So is ``python -m
+benchmarks loop``, of the trainer's loop; see ``benchmarks/loop.py``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from benchmarks import rows as results
 from benchmarks.ceilings import ceilings
 from benchmarks.host.__main__ import main as host
+from benchmarks.loop import main as loop
 from benchmarks.measuring import measure
 from benchmarks.place import THREADS, Place, here, today, versions
 from benchmarks.registry import Case, cases
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs what is asked for; 1 if a provider was wrong."""
     if arguments and arguments[0] == "host":  # it compares other things than providers, and has options of its own
         return host(arguments[1:])
+    if arguments and arguments[0] == "loop":
+        return loop(arguments[1:])
     from benchmarks.report import documents  # it needs Triton, whose absence the host's benchmark tells by itself
     from benchmarks.report.__main__ import main as write_reports
 

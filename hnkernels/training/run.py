@@ -219,8 +219,7 @@ class Run:
             group["lr"] = rate * group["factor"]
         batches = self.sampler.step(self.step)
         generator = generator_of(self.config.seed, "step", self.step, self.processes.rank)
-        with torch.random.fork_rng():  # dropout draws from the global generator
-            torch.manual_seed(generator.initial_seed())
+        with _seeded(generator.initial_seed(), self.alive.device):  # dropout draws from the global generators
             taken = take_step(
                 self.net,
                 self.unet,
@@ -455,6 +454,17 @@ class _Waiting(NamedTuple):
     started: float
     returned: float
     taken: Taken
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The global generators of the CPU and of this device begin at a seed inside, and go on afterwards as before."""
+    others = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(others, device_type=device.type if others else "cuda"):
+        torch.default_generator.manual_seed(seed)
+        if others:
+            torch.get_device_module(device).manual_seed(seed)
+        yield
 
 
 @contextmanager

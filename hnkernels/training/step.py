@@ -156,10 +156,11 @@ def take_step(
     """
     optimizer.zero_grad(set_to_none=True)
     examples = examples or sum(map(_rows, batches))
-    total = torch.zeros((), device=unet.device)
+    device = next(net.parameters()).device
+    total = torch.zeros((), device=device)
     for data in batches:
         with ExitStack() as within:
-            within.enter_context(autocast(unet, mixed_precision))
+            within.enter_context(autocast(device, mixed_precision))
             weights = within.enter_context(conditioned(unet, net, data))
             value = loss(Step(unet, scheduler, data, generator, weights, process)) * (_rows(data) / examples)
         if alive is not None:
@@ -211,10 +212,10 @@ def adapter_of(unet: nn.Module, net: nn.Module) -> Any:
     return next((adapter for adapter in adapters if getattr(adapter, "net", None) is net), None)
 
 
-def autocast(unet: Any, mixed_precision: str) -> torch.autocast:
-    """Autocast on the model's device, or none for ``"no"``."""
+def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
+    """Autocast on a device, or none for ``"no"``."""
     precision = _PRECISIONS[mixed_precision]
-    return torch.autocast(unet.device.type, precision, enabled=precision is not None)
+    return torch.autocast(device.type, precision, enabled=precision is not None)
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class Validation:
             batch["noise"] = torch.stack([self.process.objective.noise(shape, g) for g in generators])
             batch["timesteps"] = torch.stack([self._timestep(draw) for draw in chosen])
             with ExitStack() as stack:
-                stack.enter_context(autocast(self.unet, self.mixed_precision))
+                stack.enter_context(autocast(self.process.family.place()[0], self.mixed_precision))
                 stack.enter_context(conditioned(self.unet, self.net, batch))
                 losses += denoising_errors(self.process, batch, None)[0].tolist()
         return losses

@@ -36,6 +36,7 @@ class Family(ABC):
 
     def __init__(self, model: Any, pipeline: Any = None):
         self.model, self.pipeline = model, pipeline
+        self._place: tuple[torch.device, torch.dtype] | None = None
 
     @classmethod
     @abstractmethod
@@ -127,7 +128,18 @@ class Family(ABC):
     def given(self, batch: Batch, key: str) -> Tensor:
         """An entry of the batch on the model's device; a floating-point one in its dtype."""
         value: Tensor = batch[key]
-        return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+        device, dtype = self.place()
+        return value.to(device, dtype if value.is_floating_point() else None)
+
+    def place(self, anew: bool = False) -> tuple[torch.device, torch.dtype]:
+        """Where the model is, and what it computes in; looked up once, for diffusers walks through all its modules.
+
+        Args:
+            anew: look again.
+        """
+        if anew or self._place is None:
+            self._place = (self.model.device, self.model.dtype)
+        return self._place
 
 
 def resolution_of(family: Family, resolution: int | None) -> int:

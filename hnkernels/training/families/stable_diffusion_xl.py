@@ -85,7 +85,7 @@ class StableDiffusionXL(StableDiffusion):
         return {
             "added_cond_kwargs": {
                 "text_embeds": self.given(batch, "text_embeds"),
-                "time_ids": batch["time_ids"].to(self.model.device),  # above 2048 half precision rounds them
+                "time_ids": batch["time_ids"].to(self.place()[0]),  # above 2048 half precision rounds them
             }
         }
 
