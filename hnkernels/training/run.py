@@ -314,6 +314,7 @@ class Run:
                     self.best = measured.loss
                     if self.processes.main and self.step:
                         self._describe()
+                        self.folder.path.mkdir(parents=True, exist_ok=True)  # whoever may have removed it
                         save_network(self.net, self.folder.best_of(self.net))
             if self.processes.main and self.start is not None:
                 reporter.health(Health.of(self.net, self.start, self._contexts()), self.step)

@@ -89,7 +89,7 @@ def test_no_step_after_one_that_is_not_finite_changes_anything(tmp_path, monkeyp
 
     settings = {"output_dir": str(tmp_path), "progress": False, "learning_rate": 1e-2, "max_steps": 4}
     trainer = hn.HypernetworkTrainer(net, make_unet(), settings, make_rows(), loss=loss)
-    with pytest.raises(hn.training.DivergenceError, match="step 2: .*step-000001"):
+    with pytest.raises(hn.training.DivergenceError, match=r"step 2: .*step-000001"):
         trainer.train()
     assert len(seen) == 3  # the third was on its way when the second was read
     for before, after in ((seen[1], seen[2]), (seen[2], list(net.parameters()))):

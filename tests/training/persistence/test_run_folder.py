@@ -80,7 +80,6 @@ def test_a_run_tidies_up_after_a_killed_one(tmp_path):
         "hypernetwork.pt.optim",
         "hypernetwork.safetensors",
         "log.csv",
-        "report.html",
         "run.json",
         LOCK,
         "start.safetensors",
