@@ -89,6 +89,7 @@ def test_what_the_model_predicts_must_be_known(pipe, tmp_path):
         ([Example(PICTURES[0][0], "a", "ink"), Example(PICTURES[0][0], "a")], {}, "a condition of one kind"),
         (PICTURES, {"bucketing": True}, "multiples of 64 pixels fits into the area of resolution 32"),
         (PICTURES, {"masked_loss": True}, "masked_loss has no effect, as no picture has an alpha channel"),
+        (PICTURES, {"clip_skip": 9}, "clip_skip is 9, and the text encoder has [0-9]+ layers"),
         (PICTURES, {"mask_data": "masks"}, "give each Example its mask"),
         (
             [Example(*PICTURES[0], mask=PICTURES[0][0])],

@@ -33,7 +33,7 @@ def parts_of(tokenizer: Any, caption: str) -> Tensor:
     while ids or not parts:
         end = len(ids)
         if end > room:
-            commas = [i for i in range(room - _LOOK_BACK, room) if ids[i] == comma]
+            commas = [i for i in range(max(0, room - _LOOK_BACK), room) if ids[i] == comma]
             end = commas[-1] + 1 if commas else room
         filling = [tokenizer.pad_token_id] * (room - end + 1)
         parts.append([tokenizer.bos_token_id, *ids[:end], tokenizer.eos_token_id, *filling][: room + 2])
