@@ -36,11 +36,16 @@ def walk(contents: FolderContents, without: Iterable[Path] = ()) -> list[Path]:
                 folders.clear()
                 continue
             seen.add(real)
-            paths = _visible(contents, place, folders, names)
-            files += [path for path in paths if path.is_file()]
-            contents.leave_out(NOT_FILES, [path for path in paths if not path.is_file() and not path.is_dir()])
-            starts += [path for path in paths if path.is_dir() and path.is_symlink()]
-            folders[:] = [path.name for path in paths if path.is_dir() and not path.is_symlink()]
+            below, inside = set(folders), list[Path]()
+            for path in _visible(contents, place, folders, names):
+                if path.name in below:
+                    inside.append(path)
+                elif path.is_file():
+                    files.append(path)
+                else:
+                    contents.leave_out(NOT_FILES, [path])
+            starts += [path for path in inside if path.is_symlink()]
+            folders[:] = [path.name for path in inside if not path.is_symlink()]
     return sorted(files, key=lambda path: path.parts)
 
 
