@@ -12,7 +12,7 @@ from hnkernels.pipeline import load_pipeline
 from hnkernels.training import Example
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data.pipeline_data import PipelineData
-from hnkernels.training.data.text_encoder import TextEncoder
+from hnkernels.training.data.text_encoder import TextEncoder, bytes_of
 from hnkernels.training.families import family_of
 from hnkernels.training.progress.preview import write_preview
 from hnkernels.training.sampler import generator_of
@@ -205,10 +205,12 @@ def test_a_runs_captions_have_the_networks_name(pipeline, tmp_path, monkeypatch)
 
 
 def test_more_texts_than_are_kept_are_still_the_pipelines_own(pipeline, monkeypatch):
-    monkeypatch.setattr("hnkernels.training.data.text_encoder._TEXTS_AT_MOST", 2)
     text = TextEncoder(family_of(pipeline))
+    size = bytes_of(TextEncoder(family_of(pipeline)).encode(["a"])["a"])
+    monkeypatch.setattr("hnkernels.training.data.text_encoder.BYTES_AT_MOST", size)
     for captions in (["a", "b"], ["b", "c"], ["c", "a", "d"]):
         assert torch.equal(text(captions)["encoder_hidden_states"], embedded(pipeline, captions))
+        assert len(text._known) <= 4
 
 
 class Painter:

@@ -21,7 +21,7 @@ from hnkernels.training.data.decoded import Decoded, decode, drawn_mask
 from hnkernels.training.data.example import Example
 from hnkernels.training.data.fingerprint import fingerprint_of
 from hnkernels.training.data.pictures import Source
-from hnkernels.training.data.text_encoder import TextEncoder
+from hnkernels.training.data.text_encoder import BYTES_AT_MOST, TextEncoder, bytes_of
 from hnkernels.training.families import Family
 from hnkernels.training.families.family import bucket_step_of, resolution_of
 from hnkernels.training.objective import stacked
@@ -30,7 +30,6 @@ from hnkernels.training.sampler import generator_of
 
 _TOGETHER = 8  # pictures of one size that are encoded at once
 _CAPTIONS_TOGETHER = 64
-_CAPTIONS_IN_MEMORY = 4096  # that are encoded ahead of their use; a CLIP embedding is 236 KB
 
 
 class PipelineData:
@@ -184,13 +183,13 @@ class PipelineData:
         return row
 
     def _choose_captions(self) -> list[str]:
-        """The captions that never change and for which there is room, to be encoded ahead of their use."""
+        """The captions that never change, to be encoded ahead of their use."""
         if self._config.shuffle_tags or self._config.tag_dropout:  # other captions are endless
             return []
         captions = dict.fromkeys(map(self._plain_caption, range(len(self))))
         if self._config.caption_dropout:
             captions[""] = None
-        return list(captions) if self._lasting or len(captions) <= _CAPTIONS_IN_MEMORY else []
+        return list(captions)
 
     def _choose_sizes(self) -> list[Size]:
         """The size in pixels that each picture is trained at."""
@@ -277,8 +276,14 @@ class PipelineData:
         return self._processes.share(self._processes.all_of(self._cache.missing(keys))[0])
 
     def _encode_captions(self, new: dict[str, dict[str, Tensor]]) -> None:
-        """Encodes captions that never change ahead of their use, as far as there is room for them."""
-        keys = {self.text.key(caption): caption for caption in self._fixed_captions}
+        """Encodes captions that never change ahead of their use, if there is room for them."""
+        captions = self._fixed_captions
+        if not self._lasting and len(captions) > _CAPTIONS_TOGETHER:
+            (one,) = self.text.encode(captions[:1]).values()
+            if bytes_of(one) * len(captions) > BYTES_AT_MOST:
+                self.text.without_cache()
+                return
+        keys = {self.text.key(caption): caption for caption in captions}
         missing = [keys[key] for key in self._share_of_missing(keys)]
         chunks = [missing[i : i + _CAPTIONS_TOGETHER] for i in range(0, len(missing), _CAPTIONS_TOGETHER)]
         for chunk in self._shown(chunks, "encoding captions"):

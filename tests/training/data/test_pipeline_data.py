@@ -482,12 +482,24 @@ def test_a_picture_is_read_once_for_its_hash_and_not_at_all_by_a_second_run(fold
 
 
 def test_captions_beyond_what_memory_is_for_are_not_kept_in_the_cache(monkeypatch):
-    monkeypatch.setattr("hnkernels.training.data.pipeline_data._CAPTIONS_IN_MEMORY", 2)
-    data = data_of("velocity", [Example(picture(16, 16, i), f"digit {i}") for i in range(3)])
-    batch_of(data, 0, 1, 2)
-    assert data._cache.missing([data.text.key(f"digit {i}") for i in range(3)]) == [
-        data.text.key(f"digit {i}") for i in range(3)
-    ]
+    monkeypatch.setattr("hnkernels.training.data.pipeline_data._CAPTIONS_TOGETHER", 2)
+    examples = [Example(picture(16, 16, i), f"digit {i}") for i in range(3)]
+    for limit, kept in ((2**30, 3), (100, 0)):
+        monkeypatch.setattr("hnkernels.training.data.pipeline_data.BYTES_AT_MOST", limit)
+        data = data_of("velocity", examples)
+        batch = batch_of(data, 0, 1, 2)
+        keys = [data.text.key(example.caption) for example in examples]
+        assert len(keys) - len(data._cache.missing(keys)) == kept
+        torch.testing.assert_close(
+            batch["encoder_hidden_states"], data.family.text(["digit 0", "digit 1", "digit 2"])["encoder_hidden_states"]
+        )
+
+
+def test_captions_from_a_cache_and_from_a_gpu_make_a_batch():
+    text = data_of("velocity", [Example(picture(16, 16), "a")]).text
+    text(["a", "b"])
+    text._known["b"] = {key: tensor.to("meta") for key, tensor in text._known["b"].items()}  # as if on another device
+    assert text(["a", "b"])["encoder_hidden_states"].device.type == "meta"
 
 
 def test_batches_record_no_gradient(folder):
