@@ -1,4 +1,4 @@
-"""The command line: ``hnkernels demo | info | convert | interpolate | merge | export-lora | train | sample``."""
+"""The command line: ``hnkernels demo | study | info | convert | interpolate | merge | train | sample`` and others."""
 
 from __future__ import annotations
 
@@ -46,6 +46,27 @@ def demo(
         run_styles_demo(out or Path("runs/demo-weight"), seed)
     else:
         raise ValueError(f"--kind must be context or weight, not {kind!r}")
+
+
+@app.command()
+def study(
+    questions: Annotated[
+        list[str] | None, typer.Option(help="A question to answer; several options or commas for several; else all.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin no run after so many minutes; the next start goes on from there.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results, page and plots.")] = Path("runs/study"),
+    processes: Annotated[
+        int | None, typer.Option(help="Runs side by side, each in one thread; one per core by default.")
+    ] = None,
+) -> None:
+    """Measure what settings do to a hypernetwork, on the embedded model (CPU, about an hour of one core)."""
+    from hnkernels.study.questions import questions_named
+    from hnkernels.study.study import run_study
+
+    names = [name.strip() for text in questions or () for name in text.split(",")]
+    console.print(f"wrote {run_study(out, questions_named(names), minutes, processes)}")
 
 
 @app.command()

@@ -53,6 +53,11 @@ class Judges:
         """Share of the pictures (uint8 [n, 32, 32, 3]) that show the digit named by `labels` [n], in [0, 1]."""
         return _accuracy(self.content, images, labels)
 
+    def both(self, images: np.ndarray, labels: np.ndarray, style: int = HANDWRITING) -> float:
+        """Share of the pictures (uint8 [n, 32, 32, 3]) that are taken for a style and show the digit, in [0, 1]."""
+        right = (_classes(self.style, images) == style) & (_classes(self.content, images) == torch.from_numpy(labels))
+        return float(right.double().mean())
+
 
 def train_judges(vae: AutoencoderKL, seed: int = 0) -> Judges:
     """Judges of print and handwriting; the split of the handwriting is `handwritten_digits`'s default."""

@@ -1,0 +1,188 @@
+"""The page of the study: a table, a plot and what follows for every question, from the results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hnkernels.checkpoint.atomic import replacing
+from hnkernels.study.comparison import SCORES, Row, rows_of
+from hnkernels.study.plots import plot
+from hnkernels.study.questions import Question
+from hnkernels.study.results import Results
+from hnkernels.study.statistics import Estimate
+
+PAGE = "recipes.md"
+PLOTS = "recipes"
+
+_INTRODUCTION = """# Recipes
+
+What settings do to a hypernetwork, measured. `hnkernels study` trains networks on the embedded model, a Stable
+Diffusion so small that a run takes seconds, and judges what they draw. All tables, plots and sentences about figures
+below are made by that command from [`{results}`]({results}), which holds every run; `hnkernels study --out docs`
+runs what is missing there and writes this page again.
+
+**How.** The base model draws printed characters, and the networks learn handwriting from {many} pictures of digits.
+Every run is the baseline with one thing changed: {steps} steps of {batch} pictures, AdamW, a learning rate of {rate:g}
+with warm-up and cosine, {dropout:.0%} of the captions left out, a network of structure {structure} with {activation}
+that starts as the identity, in all attention layers. Each is run with {seeds} seeds, which choose the pictures, the
+network's start, all noise in training, and the starting noise of what is drawn; a seed is the same in all settings, so
+that they are compared pair by pair.
+
+**What is measured.** *Style*: the share of {drawn} drawn pictures that a small classifier takes for handwriting and
+not for print. *Content*: the share in which another one sees the digit that was asked for. Both classifiers have
+learned from pictures that no network was trained on{judges}. *Both*: the share that is handwriting and the right
+digit, which is what one wants. *Held-out loss*: the denoising error on {held_out} pictures that no network was trained
+on, at noise and timesteps that are the same in all runs; more precise than shares of pictures, and less what one
+wants. *ms* is the CPU time of a step in one thread, on a machine that had other work to do.
+
+**How to read it.** Figures are means over the seeds with their standard errors; below, the mean of the differences to
+the baseline, which is the first row, in **bold** where it is more than two standard errors from 0. Only then is it
+called a difference here. With three seeds that takes all three to agree in sign, and where there is no difference at
+all it still happens in about one comparison of five{count}. So a bold figure that is alone and small may be chance.
+The runs are short: what is said is about the first minutes of a training, on a model whose contexts are a tenth as wide
+as those of Stable Diffusion. Where an answer may not carry over is said with each.
+
+In the plots a dot is a run, a circle the mean with its standard error, orange where it differs from the baseline
+(the first row).
+"""
+
+
+def write_page(out: Path, questions: Sequence[Question], results: Results, seeds: Sequence[int]) -> Path:
+    """Writes ``recipes.md`` and the plots of the questions that have been answered, in part at least.
+
+    Returns:
+        The page.
+    """
+    answers = [(question, rows_of(question, results, seeds)) for question in questions]
+    answers = [(question, rows) for question, rows in answers if len(rows) > 1]
+    (out / PLOTS).mkdir(exist_ok=True)
+    sections = [_introduction([rows for _, rows in answers], results, len(seeds))]
+    for question, rows in answers:
+        plot(rows, out / PLOTS / f"{question.name}.png")
+        sections.append(_section(question, rows, len(seeds)))
+    with replacing(out / PAGE) as file:
+        file.write("\n".join(sections).encode())
+    return out / PAGE
+
+
+def _introduction(answers: Sequence[Sequence[Row]], results: Results, seeds: int) -> str:
+    protocol, judges = results.protocol, results.judges
+    differences = [d for rows in answers for row in rows for d in row.differences.values()]
+    real = sum(d.is_real for d in differences)
+    training, network = protocol.training, protocol.network
+    return _INTRODUCTION.format(
+        results=results.path.name,
+        many=protocol.many,
+        steps=training["max_steps"],
+        batch=training["batch_size"],
+        rate=training["learning_rate"],
+        dropout=training["caption_dropout"],
+        structure=tuple(network["layer_structure"]),
+        activation=network["activation"],
+        seeds=seeds,
+        drawn=protocol.drawn,
+        held_out=protocol.held_out,
+        judges=f" (they are right about {judges['style']:.1%} and {judges['content']:.1%} of others)" if judges else "",
+        count=f"; of the {len(differences)} comparisons here {real} are bold" if differences else "",
+    )
+
+
+def _section(question: Question, rows: Sequence[Row], seeds: int) -> str:
+    lines = [f"## {question.title}", "", question.asked, "", *_table(rows), ""]
+    if notes := _notes(question, rows, seeds):
+        lines += [notes, ""]
+    lines += [f"![{question.title}]({PLOTS}/{question.name}.png)", "", f"**What was seen.** {_seen(rows)}", ""]
+    lines += [f"**What follows.** {_follows(rows)}", "", f"**Where it may not carry over.** {question.caveat}", ""]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    scores = [score for score in SCORES if score.name in rows[0].means]
+    head = ["", "parameters", "steps", "ms", *(score.label for score in scores)]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in rows:
+        cells = [row.label, f"{row.parameters:,.0f}", f"{row.steps:.0f}", f"{row.step_ms:.0f}"]
+        for score in scores:
+            mean, difference = row.means.get(score.name), row.differences.get(score.name)
+            parts = ["diverged" if mean is None else _shown(mean, score.digits)]
+            if difference is not None:
+                parts.append(_shown(difference, score.digits, "+", difference.is_real))
+            cells.append("<br>".join(parts))
+        lines.append(cells)
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _shown(estimate: Estimate, digits: int, sign: str = "", bold: bool = False) -> str:
+    mean, error = estimate
+    text = f"{mean:{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if error == error else "")
+    return f"**{text}**" if bold else text
+
+
+def _notes(question: Question, rows: Sequence[Row], seeds: int) -> str:
+    """What is missing."""
+    labels = {row.label for row in rows}
+    notes = [
+        f"{row.label}: {row.diverged} of {row.seeds + row.diverged} runs diverged." for row in rows if row.diverged
+    ]
+    notes += [
+        f"{row.label}: {row.seeds + row.diverged} of {seeds} seeds have been run."
+        for row in rows
+        if row.seeds + row.diverged < seeds
+    ]
+    if missing := [entry.label for entry in question.entries if entry.label not in labels]:
+        notes.append(f"Not run yet: {', '.join(missing)}.")
+    return " ".join(notes)
+
+
+def _seen(rows: Sequence[Row]) -> str:
+    """Which rows differ from the baseline, score by score."""
+    sentences = []
+    for score in SCORES:
+        better, worse = (
+            [
+                f"`{row.label}` ({_shown(row.differences[score.name], score.digits, '+')})"
+                for row in rows[1:]
+                if score.label in row.changed(better)
+            ]
+            for better in (True, False)
+        )
+        if score.name not in rows[0].means:
+            continue
+        name = score.label[0].upper() + score.label[1:]
+        if not better and not worse:
+            sentences.append(f"{name}: no difference to `{rows[0].label}` is shown.")
+            continue
+        parts = [f"{word} with {', '.join(found)}" for word, found in (("better", better), ("worse", worse)) if found]
+        sentences.append(f"{name}: {'; '.join(parts)}.")
+    return " ".join(sentences)
+
+
+def _follows(rows: Sequence[Row]) -> str:
+    """Advice by one rule for all questions: what is better in something and worse in nothing."""
+    groups: dict[tuple[bool, bool], list[Row]] = {}
+    for row in rows[1:]:
+        key = (bool(row.changed(True)) and not row.diverged, bool(row.changed(False)) or bool(row.diverged))
+        groups.setdefault(key, []).append(row)
+    baseline = f"`{rows[0].label}`"
+    sentences = []
+    if winners := groups.get((True, False)):
+        names = ", ".join(f"`{row.label}` ({' and '.join(row.changed(True))})" for row in winners)
+        sentences.append(f"Better than {baseline} in something and worse in nothing: {names}.")
+    else:
+        sentences.append(f"Keep {baseline}: nothing here is better in something and worse in nothing.")
+    if trades := groups.get((True, True)):
+        names = "; ".join(
+            f"`{row.label}` gains {' and '.join(row.changed(True))} and loses {' and '.join(row.changed(False))}"
+            for row in trades
+        )
+        sentences.append(f"A trade: {names}.")
+    if losers := groups.get((False, True)):
+        sentences.append(f"Worse, and better in nothing: {_listed(losers)}.")
+    if same := groups.get((False, False)):
+        sentences.append(f"These runs show no difference for {_listed(same)}.")
+    return " ".join(sentences)
+
+
+def _listed(rows: Sequence[Row]) -> str:
+    return ", ".join(f"`{row.label}`" for row in rows)
