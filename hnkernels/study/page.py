@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from hnkernels.checkpoint.atomic import replacing
 from hnkernels.study.comparison import SCORES, Row, rows_of
 from hnkernels.study.plots import plot
+from hnkernels.study.protocol import Protocol
 from hnkernels.study.questions import Question
 from hnkernels.study.results import Results
 from hnkernels.study.statistics import Estimate
@@ -23,11 +25,15 @@ below are made by that command from [`{results}`]({results}), which holds every 
 runs what is missing there and writes this page again.
 
 **How.** The base model draws printed characters, and the networks learn handwriting from {many} pictures of digits.
-Every run is the baseline with one thing changed: {steps} steps of {batch} pictures, AdamW, a learning rate of {rate:g}
-with warm-up and cosine, {dropout:.0%} of the captions left out, a network of structure {structure} with {activation}
-that starts as the identity, in all attention layers. Each is run with {seeds} seeds, which choose the pictures, the
-network's start, all noise in training, and the starting noise of what is drawn; a seed is the same in all settings, so
-that they are compared pair by pair.
+Every run is the baseline with one thing changed. The baseline has these settings, as `hnkernels train --config` takes
+them, and defaults for the rest:
+
+```json
+{settings}
+```
+
+Each is run with {seeds} seeds, which choose the pictures, the network's start, all noise in training, and the starting
+noise of what is drawn; a seed is the same in all settings, so that they are compared pair by pair.
 
 **What is measured.** *Style*: the share of {drawn} drawn pictures that a small classifier takes for handwriting and
 not for print. *Content*: the share in which another one sees the digit that was asked for. Both classifiers have
@@ -70,22 +76,22 @@ def _introduction(answers: Sequence[Sequence[Row]], results: Results, seeds: int
     protocol, judges = results.protocol, results.judges
     differences = [d for rows in answers for row in rows for d in row.differences.values()]
     real = sum(d.is_real for d in differences)
-    training, network = protocol.training, protocol.network
     return _INTRODUCTION.format(
         results=results.path.name,
         many=protocol.many,
-        steps=training["max_steps"],
-        batch=training["batch_size"],
-        rate=training["learning_rate"],
-        dropout=training["caption_dropout"],
-        structure=tuple(network["layer_structure"]),
-        activation=network["activation"],
+        settings=_settings(protocol),
         seeds=seeds,
         drawn=protocol.drawn,
         held_out=protocol.held_out,
         judges=f" (they are right about {judges['style']:.1%} and {judges['content']:.1%} of others)" if judges else "",
         count=f"; of the {len(differences)} comparisons here {real} are bold" if differences else "",
     )
+
+
+def _settings(protocol: Protocol) -> str:
+    """As JSON, a line per object."""
+    training, network = json.dumps(dict(protocol.training)), json.dumps(dict(protocol.network))
+    return f'{{"training": {training},\n "network": {network}}}'
 
 
 def _section(question: Question, rows: Sequence[Row], seeds: int) -> str:
@@ -102,7 +108,8 @@ def _table(rows: Sequence[Row]) -> list[str]:
     head = ["", "parameters", "steps", "ms", *(score.label for score in scores)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in rows:
-        cells = [row.label, f"{row.parameters:,.0f}", f"{row.steps:.0f}", f"{row.step_ms:.0f}"]
+        counts = (f"{row.parameters:,.0f}", f"{row.steps:.0f}", f"{row.step_ms:.0f}")
+        cells = [row.label, *(counts if row.seeds else ("", "", ""))]
         for score in scores:
             mean, difference = row.means.get(score.name), row.differences.get(score.name)
             parts = ["diverged" if mean is None else _shown(mean, score.digits)]
