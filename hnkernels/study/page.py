@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hnkernels.checkpoint.atomic import replacing
-from hnkernels.study.comparison import SCORES, Row, rows_of
+from hnkernels.study.comparison import SCORES, Row, Score, rows_of
 from hnkernels.study.plots import plot
 from hnkernels.study.protocol import Protocol
 from hnkernels.study.questions import Question
@@ -146,49 +146,43 @@ def _seen(rows: Sequence[Row]) -> str:
     """Which rows differ from the baseline, score by score."""
     sentences = []
     for score in SCORES:
-        better, worse = (
-            [
-                f"`{row.label}` ({_shown(row.differences[score.name], score.digits, '+')})"
-                for row in rows[1:]
-                if score.label in row.changed(better)
-            ]
-            for better in (True, False)
-        )
         if score.name not in rows[0].means:
             continue
         name = score.label[0].upper() + score.label[1:]
-        if not better and not worse:
-            sentences.append(f"{name}: no difference to `{rows[0].label}` is shown.")
-            continue
-        parts = [f"{word} with {', '.join(found)}" for word, found in (("better", better), ("worse", worse)) if found]
-        sentences.append(f"{name}: {'; '.join(parts)}.")
+        better, worse = (_differing(rows, score, better) for better in (True, False))
+        parts = [f"{word} with {_listed(rows)}" for word, rows in (("better", better), ("worse", worse)) if rows]
+        sentences.append(f"{name}: {'; '.join(parts)}." if parts else f"{name}: no difference is shown.")
     return " ".join(sentences)
 
 
 def _follows(rows: Sequence[Row]) -> str:
-    """Advice by one rule for all questions: what is better in something and worse in nothing."""
-    groups: dict[tuple[bool, bool], list[Row]] = {}
-    for row in rows[1:]:
-        key = (bool(row.changed(True)) and not row.diverged, bool(row.changed(False)) or bool(row.diverged))
-        groups.setdefault(key, []).append(row)
+    """Advice by one rule for all questions: by the pictures that are both, then by what else differs."""
     baseline = f"`{rows[0].label}`"
-    sentences = []
-    if winners := groups.get((True, False)):
-        names = ", ".join(f"`{row.label}` ({' and '.join(row.changed(True))})" for row in winners)
-        sentences.append(f"Better than {baseline} in something and worse in nothing: {names}.")
+    both, loss, spill = (next(score for score in SCORES if score.name == name) for name in ("both", "loss", "spill"))
+    if better := _differing(rows, both, True):
+        best = max(better, key=lambda row: row.means["both"].mean)
+        difference = _shown(best.differences["both"], both.digits, "+")
+        sentences = [f"More pictures are handwriting and the right digit with `{best.label}` ({difference})"]
+        others = [row for row in better if row is not best]
+        sentences[0] += f", and with {_listed(others)}, than with {baseline}." if others else f" than with {baseline}."
     else:
-        sentences.append(f"Keep {baseline}: nothing here is better in something and worse in nothing.")
-    if trades := groups.get((True, True)):
-        names = "; ".join(
-            f"`{row.label}` gains {' and '.join(row.changed(True))} and loses {' and '.join(row.changed(False))}"
-            for row in trades
-        )
-        sentences.append(f"A trade: {names}.")
-    if losers := groups.get((False, True)):
-        sentences.append(f"Worse, and better in nothing: {_listed(losers)}.")
-    if same := groups.get((False, False)):
-        sentences.append(f"These runs show no difference for {_listed(same)}.")
+        sentences = [f"Nothing here makes more pictures handwriting and the right digit than {baseline}."]
+    if worse := _differing(rows, both, False):
+        sentences.append(f"Fewer are with {_listed(worse)}.")
+    if less := _differing(rows, spill, True):
+        sentences.append(f"The other digits are changed less with {_listed(less)}.")
+    if lower := [row for row in _differing(rows, loss, True) if row not in better]:
+        sentences.append(f"The held-out loss is lower with {_listed(lower)}, which the pictures do not show.")
+    if same := [row for row in rows[1:] if not row.changed(True) and not row.changed(False) and row.seeds]:
+        sentences.append(f"No difference in anything is shown for {_listed(same)}.")
+    if diverged := [row for row in rows if row.diverged]:
+        sentences.append(f"Do not use {_listed(diverged)} like this: runs diverged.")
     return " ".join(sentences)
+
+
+def _differing(rows: Sequence[Row], score: Score, better: bool) -> list[Row]:
+    """The rows that are better, or worse, than the baseline in a score."""
+    return [row for row in rows[1:] if score.label in row.changed(better)]
 
 
 def _listed(rows: Sequence[Row]) -> str:

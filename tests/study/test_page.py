@@ -10,15 +10,15 @@ from hnkernels.study.results import Result, Results
 from tests.study.cases import PROTOCOL
 
 SEEDS = (0, 1, 2)
-BASE, BETTER, WORSE, TRADE, SAME, FAILED, MISSING = map(
-    Cell, ("base", "better", "worse", "trade", "same", "failed", "missing")
+BASE, BETTER, WORSE, TRADE, PRECISE, SAME, FAILED, MISSING = map(
+    Cell, ("base", "better", "worse", "trade", "precise", "same", "failed", "missing")
 )
 QUESTION = Question(
     "first",
     "The first question",
     "What is compared.",
     Entry("the baseline", BASE),
-    tuple(Entry(f"{cell.name} one", cell) for cell in (BETTER, WORSE, TRADE, SAME, FAILED, MISSING)),
+    tuple(Entry(f"{cell.name} one", cell) for cell in (BETTER, WORSE, TRADE, PRECISE, SAME, FAILED, MISSING)),
     "Where it is not so.",
 )
 LATER = Question("later", "Another one", "Not yet.", Entry("none", Cell("none")), (), "Nowhere.")
@@ -37,6 +37,7 @@ def results(tmp_path):
         results.add(BETTER, seed, Result(1000, 2, 5.0, scores(style + 0.1, loss)))
         results.add(WORSE, seed, Result(1000, 2, 5.0, scores(style, loss + 0.01)))
         results.add(TRADE, seed, Result(1000, 2, 5.0, scores(style + 0.1, loss + 0.01)))
+        results.add(PRECISE, seed, Result(1000, 2, 5.0, scores(style, loss - 0.01)))
         results.add(FAILED, seed, Result(0, 2, 0.0, {}, "step 1: the loss is nan"))
         if seed:
             results.add(SAME, seed, Result(1000, 2, 5.0, scores(style + 0.3 * (-1) ** seed, loss)))
@@ -56,12 +57,18 @@ def test_a_table_has_means_and_paired_differences(page):
     assert "| failed one |  |  |  | diverged | diverged |" in page
 
 
-def test_what_follows_is_what_is_better_in_something_and_worse_in_nothing(page):
-    assert "Better than `the baseline` in something and worse in nothing: `better one` (style and both)." in page
-    assert "A trade: `trade one` gains style and both and loses held-out loss." in page
-    assert "Worse, and better in nothing: `worse one`, `failed one`." in page
-    assert "These runs show no difference for `same one`." in page
-    assert "Content: no difference to `the baseline` is shown." in page
+def test_what_is_seen_is_what_differs_from_the_baseline(page):
+    assert "Style: better with `better one`, `trade one`." in page
+    assert "Content: no difference is shown." in page
+    assert "Held-out loss: better with `precise one`; worse with `worse one`, `trade one`." in page
+
+
+def test_what_follows_goes_by_the_pictures_that_are_both(page):
+    assert (
+        "More pictures are handwriting and the right digit with `better one` (+0.10 ± 0.00), and with `trade one`, "
+        "than with `the baseline`. The held-out loss is lower with `precise one`, which the pictures do not show. No "
+        "difference in anything is shown for `same one`. Do not use `failed one` like this: runs diverged." in page
+    )
 
 
 def test_what_is_missing_is_said(page):
@@ -71,10 +78,11 @@ def test_what_is_missing_is_said(page):
     assert "Another one" not in page
 
 
-def test_where_nothing_is_better_the_baseline_is_kept(tmp_path, results):
-    question = QUESTION._replace(others=(QUESTION.others[1],))
+def test_where_nothing_is_better_that_is_said(tmp_path, results):
+    question = QUESTION._replace(baseline=QUESTION.others[0], others=(QUESTION.baseline,))
     page = write_page(tmp_path, [question], results, SEEDS).read_text(encoding="utf-8")
-    assert "Keep `the baseline`: nothing here is better in something and worse in nothing." in page
+    assert "Nothing here makes more pictures handwriting and the right digit than `better one`." in page
+    assert "Fewer are with `the baseline`." in page
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path, results, page):
