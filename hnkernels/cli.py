@@ -218,6 +218,9 @@ def train(
     kind: Annotated[
         str, typer.Option(help="Of a new network: 'context' as in the web UIs, or 'weights', which generates weights.")
     ] = "context",
+    recipe: Annotated[
+        str | None, typer.Option(help="A preset: style, subject or fast; what the config sets goes before it.")
+    ] = None,
     init_from: Annotated[
         Path | None,
         typer.Option(help="Continue from this hypernetwork instead of a new one, with the .optim file beside it."),
@@ -249,8 +252,17 @@ def train(
     from hnkernels.training.networks import check_fit, network_from, new_network
     from hnkernels.training.persistence.run_folder import RunFolder
     from hnkernels.training.processes import Processes
+    from hnkernels.training.recipes import recipe_named
 
     settings = _read_config(config)
+    if recipe is not None:
+        preset = recipe_named(recipe)
+        if kind != "context":
+            raise ValueError(f"--recipe {recipe} is for networks that change the context; leave out --kind {kind}")
+        settings = {
+            "training": preset.training_with(settings["training"]),
+            "network": preset.network_with(settings["network"]),
+        }
     given = {"output_dir": str(output_dir) if output_dir else None, "skip_broken": skip_broken or None}
     training = TrainingConfig.of(settings["training"] | {key: v for key, v in given.items() if v is not None})
     if model_dtype not in MODEL_DTYPES:

@@ -107,6 +107,20 @@ QUESTIONS = (
         "layers it is likely to be lower: start with a tenth, and look at the validation.",
     ),
     Question(
+        "layers",
+        "Which layers",
+        "The network acts on self-attention (attn1) or cross-attention (attn2) alone, or is trained for K or V alone.",
+        Entry("attn1 and attn2, k and v", _BASE),
+        (
+            _training("attn1", target_layers=["attn1"]),
+            _training("attn2", target_layers=["attn2"]),
+            _training("k alone", learning_rate_factors={"v": 0.0}),
+            _training("v alone", learning_rate_factors={"k": 0.0}),
+        ),
+        "The embedded model has attention at every resolution, and two words of text. Where text says more of a "
+        "picture, cross-attention may have more to offer.",
+    ),
+    Question(
         "size",
         "Size and structure",
         "Widths of the hidden layers relative to the context's. The affine one has no hidden layer and no activation, "
@@ -122,18 +136,30 @@ QUESTIONS = (
         "the parameters: it may do with a smaller one.",
     ),
     Question(
-        "layers",
-        "Which layers",
-        "The network acts on self-attention (attn1) or cross-attention (attn2) alone, or is trained for K or V alone.",
-        Entry("attn1 and attn2, k and v", _BASE),
+        "length",
+        "Number of steps",
+        "Twice and four times as many steps, each with a cosine over all of them.",
+        Entry("200 steps", _BASE),
+        tuple(_training(f"{steps} steps", max_steps=steps) for steps in (400, 800)),
+        "How many steps are enough may depend on how far a style is from what the base model draws.",
+    ),
+    Question(
+        "subject",
+        "A subject from few pictures",
+        "Six pictures of one thing, the handwritten digit seven. Style and content are those of sevens that are drawn "
+        "then. Spill is the share of the *other* digits that look handwritten too: for a subject it should be low. "
+        "Prior preservation trains on 24 printed pictures of the other digits beside them.",
+        Entry("200 steps, rate 0.005", _SUBJECT),
         (
-            _training("attn1", target_layers=["attn1"]),
-            _training("attn2", target_layers=["attn2"]),
-            _training("k alone", learning_rate_factors={"v": 0.0}),
-            _training("v alone", learning_rate_factors={"k": 0.0}),
+            _training("100 steps", "subject", max_steps=100),
+            _training("rate 0.001", "subject", learning_rate=1e-3),
+            _training("attn2", "subject", target_layers=["attn2"]),
+            _network("1, 0.5, 1", "subject", layer_structure=[1, 0.5, 1]),
+            _network("dropout 0.3", "subject", dropout_structure=[0, 0.3, 0]),
+            Entry("prior preservation", Cell("subject: prior preservation", data="subject", prior=24)),
         ),
-        "The embedded model has attention at every resolution, and two words of text. Where text says more of a "
-        "picture, cross-attention may have more to offer.",
+        "The other digits are close to a seven; a subject of a full-size model has more that is far from it. There the "
+        "pictures of prior preservation are drawn with the base model.",
     ),
     Question(
         "kinds",
@@ -152,6 +178,22 @@ QUESTIONS = (
         "Here a network of equal size is a LoRA of a rank that nobody uses, nearly a third of the width. "
         "A weight hypernetwork is for many styles, of which there is one here. Times are those of a CPU and a model "
         "whose layers are tiny.",
+    ),
+    Question(
+        "objective",
+        "Objective, average and schedule",
+        "Settings of the loss, an exponential moving average, the captions that are left out (a tenth in the "
+        "baseline), and a constant rate.",
+        Entry("baseline", _BASE),
+        (
+            _training("snr_gamma 5", snr_gamma=5.0),
+            _training("noise_offset 0.05", noise_offset=0.05),
+            _training("ema_decay 0.98", ema_decay=0.98),
+            _training("caption_dropout 0", caption_dropout=0.0),
+            _training("constant rate", lr_scheduler="constant_with_warmup"),
+        ),
+        "The held-out loss is the plain one in all rows, so that it is at home in the baseline. Noise offset is for "
+        "pictures that are dark or bright as a whole, of which there are none here.",
     ),
     Question(
         "init",
@@ -176,24 +218,6 @@ QUESTIONS = (
         "baseline's.",
     ),
     Question(
-        "subject",
-        "A subject from few pictures",
-        "Six pictures of one thing, the handwritten digit seven. Style and content are those of sevens that are drawn "
-        "then. Spill is the share of the *other* digits that look handwritten too: for a subject it should be low. "
-        "Prior preservation trains on 24 printed pictures of the other digits beside them.",
-        Entry("200 steps, rate 0.005", _SUBJECT),
-        (
-            _training("100 steps", "subject", max_steps=100),
-            _training("rate 0.001", "subject", learning_rate=1e-3),
-            _training("attn2", "subject", target_layers=["attn2"]),
-            _network("1, 0.5, 1", "subject", layer_structure=[1, 0.5, 1]),
-            _network("dropout 0.3", "subject", dropout_structure=[0, 0.3, 0]),
-            Entry("prior preservation", Cell("subject: prior preservation", data="subject", prior=24)),
-        ),
-        "The other digits are close to a seven; a subject of a full-size model has more that is far from it. There the "
-        "pictures of prior preservation are drawn with the base model.",
-    ),
-    Question(
         "strength",
         "Strength, and the parts of the UNet",
         "The networks of the baseline, trained at full strength in all layers, at other strengths, and in some layers "
@@ -215,22 +239,6 @@ QUESTIONS = (
             _training("decay 0.1, biases too", "few", weight_decay=0.1, decay_biases_and_norms=True),
         ),
         "Weight decay acts over the number of steps times the rate; runs of thousands of steps see more of it.",
-    ),
-    Question(
-        "objective",
-        "Objective, average and schedule",
-        "Settings of the loss, an exponential moving average, the captions that are left out (a tenth in the "
-        "baseline), and a constant rate.",
-        Entry("baseline", _BASE),
-        (
-            _training("snr_gamma 5", snr_gamma=5.0),
-            _training("noise_offset 0.05", noise_offset=0.05),
-            _training("ema_decay 0.98", ema_decay=0.98),
-            _training("caption_dropout 0", caption_dropout=0.0),
-            _training("constant rate", lr_scheduler="constant_with_warmup"),
-        ),
-        "The held-out loss is the plain one in all rows, so that it is at home in the baseline. Noise offset is for "
-        "pictures that are dark or bright as a whole, of which there are none here.",
     ),
     Question(
         "precision",
