@@ -136,12 +136,22 @@ QUESTIONS = (
         "the parameters: it may do with a smaller one.",
     ),
     Question(
-        "length",
-        "Number of steps",
-        "Twice and four times as many steps, each with a cosine over all of them.",
-        Entry("200 steps", _BASE),
-        tuple(_training(f"{steps} steps", max_steps=steps) for steps in (400, 800)),
-        "How many steps are enough may depend on how far a style is from what the base model draws.",
+        "kinds",
+        "Context hypernetwork, weight hypernetwork and LoRA",
+        "All three of equal size, as nearly as their structure allows (the table counts parameters): the baseline; a "
+        "LoRA of rank 18 on q, k, v and out by peft; a weight hypernetwork of rank 15 on the same projections, with "
+        "one style. At equal steps, and at equal time: then the number of steps is what takes the CPU time of the "
+        "baseline's, timed on 16 steps of both.",
+        Entry("context hypernetwork, rate 0.005", _BASE),
+        (
+            *(_other("lora", _LORA, rate) for rate in (1e-3, 5e-3)),
+            *(_other("weight", _WEIGHT, rate) for rate in (1e-3, 5e-3)),
+            _other("lora", _LORA, 1e-3, equal_time=True),
+            _other("weight", _WEIGHT, 1e-3, equal_time=True),
+        ),
+        "Here a network of equal size is a LoRA of a rank that nobody uses, nearly a third of the width. "
+        "A weight hypernetwork is for many styles, of which there is one here. Times are those of a CPU and a model "
+        "whose layers are tiny.",
     ),
     Question(
         "subject",
@@ -162,22 +172,12 @@ QUESTIONS = (
         "pictures of prior preservation are drawn with the base model.",
     ),
     Question(
-        "kinds",
-        "Context hypernetwork, weight hypernetwork and LoRA",
-        "All three of equal size, as nearly as their structure allows (the table counts parameters): the baseline; a "
-        "LoRA of rank 18 on q, k, v and out by peft; a weight hypernetwork of rank 15 on the same projections, with "
-        "one style. At equal steps, and at equal time: then the number of steps is what takes the CPU time of the "
-        "baseline's, timed on 16 steps of both.",
-        Entry("context hypernetwork, rate 0.005", _BASE),
-        (
-            *(_other("lora", _LORA, rate) for rate in (1e-3, 5e-3)),
-            *(_other("weight", _WEIGHT, rate) for rate in (1e-3, 5e-3)),
-            _other("lora", _LORA, 1e-3, equal_time=True),
-            _other("weight", _WEIGHT, 1e-3, equal_time=True),
-        ),
-        "Here a network of equal size is a LoRA of a rank that nobody uses, nearly a third of the width. "
-        "A weight hypernetwork is for many styles, of which there is one here. Times are those of a CPU and a model "
-        "whose layers are tiny.",
+        "length",
+        "Number of steps",
+        "Twice and four times as many steps, each with a cosine over all of them.",
+        Entry("200 steps", _BASE),
+        tuple(_training(f"{steps} steps", max_steps=steps) for steps in (400, 800)),
+        "How many steps are enough may depend on how far a style is from what the base model draws.",
     ),
     Question(
         "objective",

@@ -23,7 +23,7 @@ from hnkernels.demo.scores import Judges
 from hnkernels.study.bench import Bench, held_out_judges, pipeline_on_cpu
 from hnkernels.study.page import write_page
 from hnkernels.study.protocol import Cell, Protocol
-from hnkernels.study.questions import Question
+from hnkernels.study.questions import QUESTIONS, Question
 from hnkernels.study.results import Result, Results
 from hnkernels.study.run import run
 from hnkernels.wording import shown
@@ -43,11 +43,12 @@ def run_study(
 ) -> Path:
     """Answers questions by training and judging networks; what has been finished before is not run again.
 
-    Writes into ``out``: ``recipes.jsonl``, a line per run; ``recipes.md``, the page; and ``recipes/``, its plots.
+    Writes into ``out``: ``recipes.jsonl``, a line per run; ``recipes.md``, a page of all questions that runs there
+    answer; and ``recipes/``, its plots.
 
     Args:
         out: a folder, which may hold an earlier part of the study.
-        questions: in this order.
+        questions: those to answer now, in this order.
         minutes: no run is begun after so many; ``None`` for no limit.
         processes: that run side by side, each in one thread; ``None`` for one per core.
         protocol: another protocol than the study's own, for a quick trial.
@@ -76,7 +77,7 @@ def run_study(
     if tasks:
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         _run_all(tasks, results, protocol, deadline, min(processes or os.cpu_count() or 1, len(tasks)))
-    return write_page(out, questions, results, SEEDS)
+    return write_page(out, QUESTIONS, results, SEEDS)
 
 
 def _run_all(tasks: Sequence[Task], results: Results, protocol: Protocol, deadline: float, processes: int) -> None:
