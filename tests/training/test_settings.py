@@ -12,6 +12,7 @@ import hnkernels as hn
 from hnkernels import TrainingConfig
 from hnkernels.training import denoising
 from hnkernels.training.persistence.run_record import differences, run_record
+from tests.adapter.test_composition import in_int8
 from tests.models import randomise
 from tests.training.nets import make_net, make_rows, make_unet, taken
 
@@ -222,3 +223,21 @@ def test_the_record_of_a_run_has_its_model_loss_and_data(change, said):
     }  # fmt: skip
     (found,) = differences(run_record(**given), run_record(**{**given, **change}))
     assert found.startswith(f"{said} (")
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "fp8 storage", "group offloading", "int8"])
+def test_a_base_model_in_another_form_is_trained_on_as_well(tmp_path, how):
+    unet = make_unet()
+    plain = trainer(tmp_path / "plain", max_steps=3).train()
+    if how == "bfloat16":
+        unet = unet.to(torch.bfloat16)
+    elif how == "fp8 storage":
+        unet.to(torch.bfloat16).enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    elif how == "group offloading":
+        unet.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
+    else:
+        in_int8(unet)
+    net, start = make_net(), make_net()
+    result = trainer(tmp_path / "other", net, unet=unet, max_steps=3).train()
+    assert result.losses == pytest.approx(plain.losses, rel=0.1)
+    assert not any(torch.equal(a, b) for a, b in zip(net.parameters(), start.parameters(), strict=True))
