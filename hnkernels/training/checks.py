@@ -151,7 +151,9 @@ def check_conditions(net: WeightHypernetwork, conditions: Sequence[Any], width: 
 
 
 def check_space(folder: Path, net: torch.nn.Module, checkpoints: int) -> None:
-    """Raises ``ValueError`` if the disk cannot hold as many checkpoints, and the finished network in two formats.
+    """Raises ``ValueError`` if the disk cannot hold as many checkpoints and what else a run keeps of its network.
+
+    That is its start, the best and the finished one, this in two formats and with the optimiser's state for A1111.
 
     Args:
         folder: where they are to lie.
@@ -159,7 +161,7 @@ def check_space(folder: Path, net: torch.nn.Module, checkpoints: int) -> None:
         checkpoints: their number.
     """
     network = _BYTES_PER_NUMBER * sum(p.numel() for p in net.parameters())
-    needed, free = network * (3 * checkpoints + 2), shutil.disk_usage(folder).free
+    needed, free = network * (3 * checkpoints + 6), shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
             f"{checkpoints} checkpoints need {needed // _MEBIBYTE} MiB and {folder} has {free // _MEBIBYTE} MiB left; "
