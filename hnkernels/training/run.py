@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -114,7 +115,7 @@ class Run:
         self.recent: list[float] = []
         self.losses: list[float] = []
         self.rates: list[float] = []
-        self._settled, self.best = 0.0, math.inf
+        self._settled, self.best, self.stop_at = 0.0, math.inf, math.inf
         if checkpoint is not None:
             self._check_resume(checkpoint, allow_changes)
             self.step, self.recent = checkpoint.state["step"], checkpoint.state["recent_losses"]
@@ -184,6 +185,10 @@ class Run:
             name = self.net.provenance.name
             reporter = RunReporter(self.folder.path, self.config, name, self.step, self.end)
         waiting: _Waiting | None = None
+
+        def alone(interrupted: Event) -> bool:
+            return self.processes.count == 1 and interrupted.is_set()
+
         with reporter, deferred_interrupt() as interrupted:
             if self.step == 0:
                 self._begin(reporter)
@@ -194,11 +199,17 @@ class Run:
                     break
                 # The numbers of a step are read when the next one is on its way: nothing waits for the device.
                 before, waiting = waiting, self._one_step(rate, interrupted.is_set())
-                asked = before is not None and self._settle(before, reporter)
-                if asked or interrupted.is_set() or self.trainer.callback is not None or self._keeps():
-                    asked = self._settle(waiting, reporter) or asked
+                if before is not None:
+                    self._settle(before, reporter)
+                if (
+                    self.trainer.callback is not None
+                    or self._keeps()
+                    or self.stop_at <= self.step
+                    or alone(interrupted)
+                ):
+                    self._settle(waiting, reporter)
                     waiting = None
-                if asked or (self.processes.count == 1 and interrupted.is_set()):
+                if self.stop_at <= self.step or alone(interrupted):
                     self._save()
                     raise KeyboardInterrupt
                 self._keep(reporter)
@@ -261,8 +272,8 @@ class Run:
         batch = self.data.batch(indices[start:end], generators)
         return batch if self.trainer.process is None else draw(self.trainer.process, batch, generators)
 
-    def _settle(self, waiting: _Waiting, reporter: Reporter) -> bool:
-        """Reads a step's numbers and reports them; whether some process was asked to stop when it took the step.
+    def _settle(self, waiting: _Waiting, reporter: Reporter) -> None:
+        """Reads a step's numbers and reports them.
 
         Raises:
             DivergenceError: the step was not finite. No later one has changed anything.
@@ -288,7 +299,9 @@ class Run:
         reporter.step({key: value for key, value in metrics.items() if key != "asked"})
         if self.trainer.callback is not None:
             self.trainer.callback(waiting.step, metrics)
-        return metrics.pop("asked") > 0
+        if metrics["asked"]:
+            # All stop after the same step, which those that read one step late have taken by now.
+            self.stop_at = min(self.stop_at, waiting.step + 1)
 
     def _keeps(self) -> bool:
         """Whether something is kept or shown after this step."""

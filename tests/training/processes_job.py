@@ -42,7 +42,8 @@ def main(folder: str, given: str) -> None:
     else:
         net, model, data = make_net(), make_unet(), make_rows(7)
     config = {"output_dir": folder, "learning_rate": 1e-2, "progress": False, **settings}
-    trainer = hn.HypernetworkTrainer(net, model, config, data, callback if stop else None, accelerator=accelerator)
+    watching = callback if stop and stop[0] == rank else None
+    trainer = hn.HypernetworkTrainer(net, model, config, data, watching, accelerator=accelerator)
     try:
         trainer.train(resume=resume)
     except KeyboardInterrupt:
