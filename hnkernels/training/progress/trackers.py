@@ -21,6 +21,8 @@ _ONE_PICTURE = ("aim", "clearml")  # take a picture, where the others take a lis
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raises ``ValueError`` for a tracker that accelerate does not know, or whose package is not installed."""
+    if not names:
+        return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
     for name in names:
