@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def _introduction(answers: Sequence[Sequence[Row]], results: Results, seeds: int
     protocol, judges = results.protocol, results.judges
     differences = [d for rows in answers for row in rows for d in row.differences.values()]
     real = sum(d.is_real for d in differences)
-    return _INTRODUCTION.format(
+    text = _INTRODUCTION.format(
         results=results.path.name,
         many=protocol.many,
         settings=_settings(protocol),
@@ -86,6 +87,12 @@ def _introduction(answers: Sequence[Sequence[Row]], results: Results, seeds: int
         judges=f" (they are right about {judges['style']:.1%} and {judges['content']:.1%} of others)" if judges else "",
         count=f"; of the {len(differences)} comparisons here {real} are bold" if differences else "",
     )
+    return "\n\n".join(block if block.startswith("```") else _filled(block) for block in text.split("\n\n")) + "\n"
+
+
+def _filled(text: str) -> str:
+    """A paragraph in lines of at most 120 characters."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _settings(protocol: Protocol) -> str:
@@ -95,11 +102,12 @@ def _settings(protocol: Protocol) -> str:
 
 
 def _section(question: Question, rows: Sequence[Row], seeds: int) -> str:
-    lines = [f"## {question.title}", "", question.asked, "", *_table(rows), ""]
+    lines = [f"## {question.title}", "", _filled(question.asked), "", *_table(rows), ""]
     if notes := _notes(question, rows, seeds):
-        lines += [notes, ""]
-    lines += [f"![{question.title}]({PLOTS}/{question.name}.png)", "", f"**What was seen.** {_seen(rows)}", ""]
-    lines += [f"**What follows.** {_follows(rows)}", "", f"**Where it may not carry over.** {question.caveat}", ""]
+        lines += [_filled(notes), ""]
+    lines += [f"![{question.title}]({PLOTS}/{question.name}.png)", "", _filled(f"**What was seen.** {_seen(rows)}"), ""]
+    lines += [_filled(f"**What follows.** {_follows(rows)}"), ""]
+    lines += [_filled(f"**Where it may not carry over.** {question.caveat}"), ""]
     return "\n".join(lines)
 
 

@@ -149,8 +149,8 @@ QUESTIONS = (
             _other("lora", _LORA, 1e-3, equal_time=True),
             _other("weight", _WEIGHT, 1e-3, equal_time=True),
         ),
-        "Here a network of equal size is a LoRA of a rank that nobody uses, nearly a third of the width. "
-        "A weight hypernetwork is for many styles, of which there is one here. Times are those of a CPU and a model "
+        "Of equal size is here a LoRA whose rank is a fifth to a third of the widths, which is a high one. A "
+        "weight hypernetwork is for many styles, of which there is one here. Times are those of a CPU and a model "
         "whose layers are tiny.",
     ),
     Question(
@@ -161,12 +161,12 @@ QUESTIONS = (
         "Prior preservation trains on 24 printed pictures of the other digits beside them.",
         Entry("200 steps, rate 0.005", _SUBJECT),
         (
-            _training("100 steps", "subject", max_steps=100),
-            _training("rate 0.001", "subject", learning_rate=1e-3),
-            _training("attn2", "subject", target_layers=["attn2"]),
-            _network("1, 0.5, 1", "subject", layer_structure=[1, 0.5, 1]),
-            _network("dropout 0.3", "subject", dropout_structure=[0, 0.3, 0]),
             Entry("prior preservation", Cell("subject: prior preservation", data="subject", prior=24)),
+            _training("attn1", "subject", target_layers=["attn1"]),
+            _training("rate 0.001", "subject", learning_rate=1e-3),
+            _training("100 steps", "subject", max_steps=100),
+            _network("1, 0.5, 1", "subject", layer_structure=[1, 0.5, 1]),
+            _training("attn2", "subject", target_layers=["attn2"]),
         ),
         "The other digits are close to a seven; a subject of a full-size model has more that is far from it. There the "
         "pictures of prior preservation are drawn with the base model.",
