@@ -15,6 +15,7 @@ import hnkernels as hn
 from hnkernels.assets import TINY_SD
 from hnkernels.cli import main
 from hnkernels.pipeline import load_pipeline
+from hnkernels.training.recipes import recipe_named
 
 WIDTHS_OF_TINY_SD = [["48", "attn1", "3"], ["80", "attn1", "4"], ["96", "attn2", "7"]]
 
@@ -242,6 +243,20 @@ def test_train_then_sample(cli, images, tmp_path):
     assert Image.open(picture).size == (32, 32)
 
 
+def test_a_recipe_is_what_the_config_does_not_say(cli, images, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"training": {"max_steps": 1, "progress": False}, "network": {"activation": "tanh"}}))
+    out = tmp_path / "run"
+    words = ("--config", config, "--recipe", "subject", "--output-dir", out, "--name", "red")
+    code, printed, err = cli("train", TINY_SD, images, *words)
+    assert code == 0, err
+    assert "1 steps" in printed
+    net = hn.load_hypernetwork(out / "red.pt")
+    recipe = recipe_named("subject")
+    assert net.config.activation == "tanh"
+    assert net.config.layer_structure == tuple(recipe.network["layer_structure"])
+
+
 def test_a_tag_in_the_prompt_sets_the_strength(cli, style, tmp_path):
     net = hn.load_hypernetwork(style)
     torch.nn.init.normal_(net[96][1].linear[2].weight, std=0.3)
@@ -270,6 +285,10 @@ def test_a_tag_in_the_prompt_sets_the_strength(cli, style, tmp_path):
         (["train", "{model}", "none"], "is not a folder"),
         (["train", "{model}", "{images}", "--config", "{bad}"], "did you mean 'batch_size'"),
         (["train", "{model}", "{images}", "--config", "none.json"], "cannot read the config"),
+        (["train", "{model}", "{images}", "--recipe", "stile"], "no recipe 'stile'; did you mean 'style'"),
+        (["study", "--questions", "rates"], "the study has no question 'rates'; did you mean 'rate'"),
+        (["study", "--minutes", "0"], "minutes must be a number above 0, not 0.0"),
+        (["study", "--out", "{style}"], "is not a folder; name another place for the study"),
         (["sample", "{model}", "x", "--out", "x.gif"], "must end in .png"),
         (["sample", "{model}", "x", "--strength", "1"], "give one each"),
         (["sample", "{model}", "x <hypernet:ink>"], "the prompt names the hypernetwork ink; give its file"),
