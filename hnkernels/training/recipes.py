@@ -107,7 +107,7 @@ RECIPES: dict[str, Recipe] = {
             "learning_rate": f"A tenth of 0.005, with which more pictures were right than with 0.001; {_TENTH}",
             "batch_size": _AS_MEASURED,
             "max_steps": "After 100 steps 0.44 of the pictures were right, after 200 steps 0.69.",
-            "layer_structure": _AS_MEASURED,
+            "layer_structure": "With half the width 0.54 of the pictures were right, with this one 0.69.",
         },
     ),
     "fast": Recipe(
