@@ -80,7 +80,7 @@ class Cell:
         own = dataclasses.asdict(self)
         own["training"] = {**protocol.training, **self.training}
         own["network"] = {**protocol.network, **self.network} if self.kind == "context" else self.network
-        sizes = ("few", "held_out", "drawn", "inference_steps", "guidance", "judged")
+        sizes = ("held_out", "drawn", "inference_steps", "guidance", "judged")
         own |= {name: getattr(protocol, name) for name in sizes}
         own["pictures"] = getattr(protocol, self.data)
         return json.loads(json.dumps(own))

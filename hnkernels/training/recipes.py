@@ -58,7 +58,11 @@ _TENTH = (
 )
 _COMMON: dict[str, Any] = {"lr_scheduler": "cosine", "lr_warmup_steps": 20, "caption_dropout": 0.1}
 _COMMON_NETWORK: dict[str, Any] = {"layer_structure": [1, 2, 1], "activation": "silu", "init": "identity"}
-_COMMON_WHY = dict.fromkeys(("lr_scheduler", "lr_warmup_steps", "caption_dropout", "activation", "init"), _AS_MEASURED)
+_COMMON_WHY = {
+    **dict.fromkeys(("lr_scheduler", "lr_warmup_steps", "caption_dropout"), _AS_MEASURED),
+    "init": "With normal or xavier_normal fewer pictures were right; kaiming_normal showed no difference.",
+    "activation": "The held-out loss was a little lower than with relu; the pictures showed no difference.",
+}
 _WIDTH_WHY = (
     "With half the width, or no hidden layer, fewer pictures were right; twice the width, or another hidden layer, "
     "showed no more of them."
