@@ -68,6 +68,9 @@ def write_page(out: Path, questions: Sequence[Question], results: Results, seeds
     for question, rows in answers:
         plot(rows, out / PLOTS / f"{question.name}.png")
         sections.append(_section(question, rows, len(seeds)))
+    answered = {question.name for question, _ in answers}
+    if later := [question.title for question in questions if question.name not in answered]:
+        sections.append(_filled(f"Not run yet: {'; '.join(later)}.") + "\n")
     with replacing(out / PAGE) as file:
         file.write("\n".join(sections).encode())
     return out / PAGE
