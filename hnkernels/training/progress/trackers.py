@@ -23,15 +23,16 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raises ``ValueError`` for a tracker that accelerate does not know, or whose package is not installed."""
     if not names:
         return
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+    available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             near = difflib.get_close_matches(str(name), LOGGER_TYPE_TO_CLASS, n=1)
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
             hint = f"did you mean {near[0]!r}?" if near else f"accepted are {known}"
             raise ValueError(f"trackers has the unknown {shown(name)}; {hint}")
-        if not filter_trackers([name], _FOLDER):
+        if name not in available:
             package = _PACKAGES.get(name, name)
             raise ValueError(f"the tracker {name!r} is not installed; install it with: pip install {package}")
 
