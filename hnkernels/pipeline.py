@@ -46,6 +46,7 @@ def load_pipeline(folder: Path, device: Any = None, dtype: str = "fp32") -> Any:
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # some versions warn of parts that are to stay in fp32 where there are none
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, variant=variant, local_files_only=True)
     except (OSError, ValueError, AttributeError) as error:
