@@ -47,6 +47,11 @@ def check_model(process: Process, config: TrainingConfig) -> None:
             f"clip_skip is {config.clip_skip}, and the text encoder has {layers} layers; leave it at 1 or 2"
         )
     process.objective.check(process.noising)
+    if config.gradient_checkpointing and family.casts_layerwise():
+        raise ValueError(
+            "gradient_checkpointing does not go with layerwise casting, whose weights have another dtype when they are "
+            "used once more; leave out one of the two"
+        )
 
 
 def check_previews(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from hnkernels.adapter import attach
 from hnkernels.adapter.host import Host
@@ -161,6 +162,8 @@ def take_step(
     for data in batches:
         with ExitStack() as within:
             within.enter_context(autocast(device, mixed_precision))
+            if process is not None and process.family.casts_layerwise():
+                within.enter_context(saved_tensors_hooks(_as_it_is_now, _unpacked))
             weights = within.enter_context(conditioned(unet, net, data))
             value = loss(Step(unet, scheduler, data, generator, weights, process)) * (_rows(data) / examples)
         if alive is not None:
@@ -185,6 +188,15 @@ def take_step(
     else:
         _step_if(optimizer, finite)
     return Taken(total, norm, finite, everywhere)
+
+
+def _as_it_is_now(saved: Tensor) -> Tensor:
+    """What autograd is to keep of a tensor: under layerwise casting a weight has other data after its layer's call."""
+    return saved.detach() if isinstance(saved, nn.Parameter) else saved
+
+
+def _unpacked(kept: Tensor) -> Tensor:
+    return kept
 
 
 def _step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:

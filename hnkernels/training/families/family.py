@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hnkernels.training.noising import Noising, noising_of
 
@@ -37,6 +37,7 @@ class Family(ABC):
     def __init__(self, model: Any, pipeline: Any = None):
         self.model, self.pipeline = model, pipeline
         self._place: tuple[torch.device, torch.dtype] | None = None
+        self._casts = False
 
     @classmethod
     @abstractmethod
@@ -131,6 +132,11 @@ class Family(ABC):
         device, dtype = self.place()
         return value.to(device, dtype if value.is_floating_point() else None)
 
+    def casts_layerwise(self) -> bool:
+        """Whether diffusers casts the weights of a layer for its call alone; looked up with ``place``."""
+        self.place()
+        return self._casts
+
     def place(self, anew: bool = False) -> tuple[torch.device, torch.dtype]:
         """Where the model is, and what it computes in; looked up once, for diffusers walks through all its modules.
 
@@ -139,6 +145,8 @@ class Family(ABC):
         """
         if anew or self._place is None:
             self._place = (self.model.device, self.model.dtype)
+            parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+            self._casts = any(p.dtype.itemsize == 1 and p.is_floating_point() for p in parameters)
         return self._place
 
 

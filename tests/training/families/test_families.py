@@ -110,6 +110,9 @@ HANDS = {
 
 def make(name):
     pipeline = copy.deepcopy(getattr(pipelines, name)()).to(dtype=torch.float64)
+    for part in ("text_encoder", "text_encoder_2"):  # some versions of transformers cannot run CLIP in float64
+        if isinstance(encoder := pipeline.components.get(part), torch.nn.Module):
+            encoder.float()
     model = family_of(pipeline).model
     torch.manual_seed(1)
     net = hn.Hypernetwork(sorted({spec.width for spec in find_attention(model)}), activation="swish")
