@@ -80,6 +80,8 @@ def _entries(path: Path) -> Iterator[tarfile.TarInfo]:
     """All entries but folders; each is forgotten when the next comes, for a shard may hold a great many."""
     end = 0
     with tarfile.open(path, "r:") as tar:
+        if tar.firstmember is None:  # type: ignore[attr-defined]
+            return  # asked for the next one, Python 3.10 would look for it before the file's beginning
         while (entry := tar.next()) is not None:
             if entry.size < 0 or entry.offset_data <= end:  # a crafted size would lead back, again and again
                 raise tarfile.ReadError(f"{shown(entry.name)} has a negative size")
