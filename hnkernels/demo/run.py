@@ -38,7 +38,7 @@ class Settings(JobSettings):
     learning_rate: str = "1e-3:20, 3e-3:350, 2e-3:550, 1e-3:700, 4e-4:800, 1e-4"
     steps: int = 900
     batch_size: int = 32
-    caption_dropout: float = 0.1
+    caption_dropout: float = 0.2
     guidance: float = 3.0
     inference_steps: int = 20
     layer_structure: tuple[float, ...] = (1, 4, 1)
