@@ -231,8 +231,15 @@ def _checked(state: Any, counts: dict[int, int]) -> dict[str, Any]:
     moves = _moves(counts)
     if len(groups) > 1 and moves != dict(enumerate(expected)):
         raise Fault("has several parameter groups over widths in another order than ascending", _DELETE)
-    reordered = {moves[index]: dict(entries) for index, entries in values.items()}
+    reordered = {
+        moves[index]: {key: _own(value) for key, value in entries.items()} for index, entries in values.items()
+    }
     return {"state": dict(sorted(reordered.items())), "param_groups": [dict(group) for group in groups]}
+
+
+def _own(value: Any) -> Any:
+    """A tensor whose elements each have a place of their own, which an optimizer writes to."""
+    return value.contiguous() if isinstance(value, Tensor) else value
 
 
 def _is_group(group: object) -> bool:

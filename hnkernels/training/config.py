@@ -231,8 +231,9 @@ class TrainingConfig:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {shown(getattr(self, name))}")
-        for name in ("caption_template", "optimizer"):
-            if not isinstance(getattr(self, name), str):
+        for name in ("caption_template", "optimizer", "lr_scheduler"):
+            none = name == "lr_scheduler" and self.lr_scheduler is None
+            if not none and not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a text, not {shown(getattr(self, name))}")
         for name in _FOLDERS:
             folder = getattr(self, name)
@@ -248,7 +249,8 @@ class TrainingConfig:
             _check_schedule("gradient_clip", self.gradient_clip)
         for name in ("learning_rate", "gradient_clip", *_RANGES):
             if isinstance(value := getattr(self, name), Real):  # NumPy's would keep a checkpoint from loading
-                object.__setattr__(self, name, value if name == "validation_split" else float(value))
+                number = float(value)
+                object.__setattr__(self, name, int(number) if name == "validation_split" and number >= 1 else number)
         if self.preview_every and not self.preview_prompts:
             raise ValueError("preview_every needs preview_prompts, the prompts that the previews show")
         if not isinstance(self.preview_conditions, (list, tuple)):

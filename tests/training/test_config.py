@@ -134,6 +134,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
         ("optimizer_args", {"betas": {1}}),
         ("optimizer_args", {"eps": float("nan")}),
         ("lr_warmup_steps", 10),  # without lr_scheduler
+        ("lr_scheduler", 3),
         ("lr_scheduler_args", 2),
         ("learning_rate_factors", {"k": -1}),
         ("learning_rate_factors", {"k": "2"}),
