@@ -249,8 +249,8 @@ class TrainingConfig:
             _check_schedule("gradient_clip", self.gradient_clip)
         for name in ("learning_rate", "gradient_clip", *_RANGES):
             if isinstance(value := getattr(self, name), Real):  # NumPy's would keep a checkpoint from loading
-                number = float(value)
-                object.__setattr__(self, name, int(number) if name == "validation_split" and number >= 1 else number)
+                plain = float(value)
+                object.__setattr__(self, name, int(plain) if name == "validation_split" and plain >= 1 else plain)
         if self.preview_every and not self.preview_prompts:
             raise ValueError("preview_every needs preview_prompts, the prompts that the previews show")
         if not isinstance(self.preview_conditions, (list, tuple)):
