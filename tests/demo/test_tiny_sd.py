@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from hnkernels.adapter.layers import find_attention
@@ -26,6 +27,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def judges(pipeline):
+    torch.set_num_threads(1)  # as in the tests; two threads among other processes wait for each other
     return train_judges(pipeline.vae)
 
 
