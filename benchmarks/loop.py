@@ -29,6 +29,7 @@ from hnkernels.adapter.layers import find_attention
 from hnkernels.assets import TINY_SD
 from hnkernels.pipeline import load_pipeline
 from hnkernels.training.families import family_of
+from hnkernels.training.noising import Diffusion
 from hnkernels.training.step import frozen
 
 _BATCH, _STEPS, _ROUNDS = 8, 30, 7
@@ -120,7 +121,8 @@ class _Watch:
 def _bare(job: _Job, sizes: set[int] | None = None) -> float:
     net = job.net(sizes or job.widths).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
-    scheduler = family_of(job.pipeline).noising().scheduler  # type: ignore[attr-defined]
+    noising = family_of(job.pipeline).noising()
+    assert isinstance(noising, Diffusion)
     times: list[float] = []
     with frozen(job.unet), hn.attach(job.unet, net):
         for step in range(_STEPS):
@@ -129,7 +131,7 @@ def _bare(job: _Job, sizes: set[int] | None = None) -> float:
             rows = [job.rows[i % len(job.rows)] for i in range(step * _BATCH, (step + 1) * _BATCH)]
             latents, text = (torch.stack([row[key] for row in rows]) for key in ("latents", "encoder_hidden_states"))
             noise, timesteps = torch.randn_like(latents), torch.randint(1000, (_BATCH,))
-            prediction = job.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, text).sample
+            prediction = job.unet(noising.noisy(latents, noise, timesteps), timesteps, text).sample
             loss = F.mse_loss(prediction, noise)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

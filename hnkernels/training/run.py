@@ -284,7 +284,7 @@ class Run:
         self.net.provenance.step = self.first_step + waiting.step
         # A device that computes by itself is done when its numbers can be read, another one when the step returns.
         now = time.perf_counter()
-        took = max(waiting.returned - waiting.started, now - max(waiting.returned, self._settled))
+        took = max(waiting.returned - waiting.started, now - max(waiting.returned, self._settled), 1e-9)
         self.rates.append(1 / took)
         self._settled = now
         self.losses.append(metrics["loss"])
@@ -414,7 +414,9 @@ class Run:
         if same and groups == own_groups and checkpoint.state["parameters"] == self._names():
             self.optimizer.load_state_dict(state)
         else:
-            warnings.warn(f"the optimiser of {checkpoint.path} is another one; this run's starts anew", stacklevel=4)
+            warnings.warn(
+                f"{checkpoint.path} has another optimiser; this run begins with a fresh one", stacklevel=4
+            )
 
     def _names(self) -> list[str]:
         """The names of the parameters as the optimiser numbers them."""
@@ -444,7 +446,7 @@ class Run:
             if not allow_changes:
                 raise ValueError(
                     f"{checkpoint.path} is of a run with other settings, data or versions: {changes}; go on with "
-                    "allow_changes=True (--allow-changes), or start anew in another output_dir"
+                    "allow_changes=True (--allow-changes), or begin again in another output_dir"
                 )
             warnings.warn(f"the run continues from {checkpoint.path} with changes: {changes}", stacklevel=4)
 

@@ -116,7 +116,7 @@ class HypernetworkTrainer:
         if optimizer_from is not None and not isinstance(self.net, Hypernetwork):
             raise ValueError("optimizer_from is for a Hypernetwork; A1111 has no other networks")
         if self.family is not None:
-            self.family.place(anew=True)
+            self.family.place(again=True)
         with ExitStack() as stack:
             cache = stack.enter_context(
                 MemoryCache() if self.config.cache_dir is None else DiskCache(self.config.cache_dir)

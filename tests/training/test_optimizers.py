@@ -48,7 +48,7 @@ def test_another_optimizer_starts_anew_when_a_run_goes_on_with_it(tmp_path):
     train(tmp_path, max_steps=2)
     settings = {"output_dir": str(tmp_path), "progress": False, "batch_size": 2, "max_steps": 3, "optimizer": "sgd"}
     trainer = hn.HypernetworkTrainer(make_net(), make_unet(), settings, make_rows())
-    with pytest.warns(UserWarning, match="this run's starts anew"):
+    with pytest.warns(UserWarning, match="this run begins with a fresh one"):
         assert trainer.train(resume=True, allow_changes=True).step == 3
 
 

@@ -282,7 +282,7 @@ class DiskCache(Cache):
                 raise ValueError(f"{self.path} is not a cache; move it elsewhere, or give another cache_dir") from error
             if "malformed" in said:
                 raise ValueError(
-                    f"the cache {self.path} is damaged ({said}); delete it, and all is encoded anew"
+                    f"the cache {self.path} is damaged ({said}); delete it, and everything is encoded again"
                 ) from error
             if "locked" in said:
                 raise ValueError(

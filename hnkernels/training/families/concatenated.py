@@ -30,12 +30,6 @@ class _Edited(StableDiffusion):
     def predict(self, noisy: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
         return super().predict(torch.cat([noisy, self.given(batch, "source_latents")], 1), timesteps, batch)
 
-    def source_latents(self, pixels: Tensor) -> Tensor:
-        """Of pictures to be edited, as these models see them: not scaled. Shape: [B, 3, H, W] → [B, C, h, w]."""
-        vae = self.pipeline.vae
-        latents: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-        return latents.float()
-
 
 class Inpainting(_Masked):
     label = "Stable Diffusion inpainting"

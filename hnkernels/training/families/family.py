@@ -103,8 +103,11 @@ class Family(ABC):
         return (posterior.mean.float() - shift) * scaling, posterior.std.float() * scaling
 
     def source_latents(self, pixels: Tensor) -> Tensor:
-        """Latents of pictures to be edited, for models that have ``"source_latents"`` among their ``picture_keys``."""
-        raise NotImplementedError
+        """Latents of pictures to be edited, not scaled, for models that have ``"source_latents"`` among their
+        ``picture_keys``. Shape: [B, 3, H, W] → [B, C, h, w]."""
+        vae = self.pipeline.vae
+        latents: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+        return latents.float()
 
     def of_picture(self, original: tuple[int, int], crop: tuple[int, int], size: tuple[int, int]) -> dict[str, Tensor]:
         """What the model is told of a picture: ``picture_keys`` → tensors.
@@ -137,13 +140,13 @@ class Family(ABC):
         self.place()
         return self._casts
 
-    def place(self, anew: bool = False) -> tuple[torch.device, torch.dtype]:
+    def place(self, again: bool = False) -> tuple[torch.device, torch.dtype]:
         """Where the model is, and what it computes in; looked up once, for diffusers walks through all its modules.
 
         Args:
-            anew: look again.
+            again: look even if it is known.
         """
-        if anew or self._place is None:
+        if again or self._place is None:
             self._place = (self.model.device, self.model.dtype)
             parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
             self._casts = any(p.dtype.itemsize == 1 and p.is_floating_point() for p in parameters)

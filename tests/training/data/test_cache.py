@@ -308,7 +308,7 @@ def is_a_folder(path):
         (is_a_text, "is not a cache; move it elsewhere, or give another cache_dir"),
         (is_another_database, "is a database, but not a cache that this version can use; move it"),
         (is_of_another_application, "is a database, but not a cache"),
-        (is_cut, "is damaged .*; delete it, and all is encoded anew"),
+        (is_cut, "is damaged .*; delete it, and everything is encoded again"),
         (is_a_folder, "cannot use the cache .*; see that its folder is there"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a run is given of pictures: latents, sizes, masks and weights, from a cache or encoded anew."""
+"""What a run is given of pictures: latents, sizes, masks and weights, from a cache or encoded again."""
 
 import copy
 import threading
