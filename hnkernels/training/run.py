@@ -414,9 +414,7 @@ class Run:
         if same and groups == own_groups and checkpoint.state["parameters"] == self._names():
             self.optimizer.load_state_dict(state)
         else:
-            warnings.warn(
-                f"{checkpoint.path} has another optimiser; this run begins with a fresh one", stacklevel=4
-            )
+            warnings.warn(f"{checkpoint.path} has another optimiser; this run begins with a fresh one", stacklevel=4)
 
     def _names(self) -> list[str]:
         """The names of the parameters as the optimiser numbers them."""
