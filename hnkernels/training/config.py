@@ -16,14 +16,14 @@ from hnkernels.adapter.layers import TARGETS
 from hnkernels.training.schedule import Schedule
 from hnkernels.wording import shown
 
-_CHOICES = {
+CHOICES = {
     "mixed_precision": ("no", "fp16", "bf16"),
     "gradient_clip_mode": ("norm", "value"),
     "latent_sampling": ("once", "deterministic", "random"),
     "loss_type": ("l2", "huber", "smooth_l1"),
     "timestep_sampling": ("auto", "uniform", "logit_normal", "shifted"),
 }
-_AT_LEAST = {
+AT_LEAST = {
     "batch_size": 1,
     "max_epochs": 1,
     "max_steps": 1,
@@ -41,8 +41,8 @@ _AT_LEAST = {
     "lr_warmup_steps": 0,
     "validate_every": 1,
 }
-_MAY_BE_NONE = {"max_steps", "resolution", "max_timestep", "snr_gamma", "ema_decay"}
-_RANGES = {
+MAY_BE_NONE = {"max_steps", "resolution", "max_timestep", "snr_gamma", "ema_decay"}
+RANGES = {
     "weight_decay": (0, math.inf),
     "tag_dropout": (0, 1),
     "caption_dropout": (0, 1),
@@ -55,11 +55,11 @@ _RANGES = {
     "ema_decay": (0, 1),
     "validation_split": (0, math.inf),
 }
-_SWITCHES = (
+SWITCHES = (
     *("gradient_checkpointing", "shuffle_tags", "progress", "bucketing", "random_flip", "masked_loss", "skip_broken"),
     *("zero_terminal_snr", "decay_biases_and_norms"),
 )
-_FOLDERS = ("regularization_data", "mask_data", "cache_dir")
+FOLDERS = ("regularization_data", "mask_data", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -211,31 +211,31 @@ class TrainingConfig:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if not self.target_layers or not set(self.target_layers) <= set(TARGETS):
             raise ValueError(f"target_layers must be some of {', '.join(TARGETS)}, not {shown(self.target_layers)}")
-        for name, accepted in _CHOICES.items():
+        for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, not {shown(getattr(self, name))}")
-        for name, least in _AT_LEAST.items():
+        for name, least in AT_LEAST.items():
             value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
+            if value is None and name in MAY_BE_NONE:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
                 raise ValueError(f"{name} must be an integer >= {least}, not {shown(value)}")
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
+            if value is None and name in MAY_BE_NONE:
                 continue
             number = isinstance(value, Real) and not isinstance(value, bool)
             if not number or not low <= value <= min(high, sys.float_info.max):
                 within = f"in [{low}, {high}]" if high < math.inf else f">= {low}"
                 raise ValueError(f"{name} must be a number {within}, not {shown(value)}")
-        for name in _SWITCHES:
+        for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {shown(getattr(self, name))}")
         for name in ("caption_template", "optimizer", "lr_scheduler"):
             none = name == "lr_scheduler" and self.lr_scheduler is None
             if not none and not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a text, not {shown(getattr(self, name))}")
-        for name in _FOLDERS:
+        for name in FOLDERS:
             folder = getattr(self, name)
             if folder is not None and (not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder)):
                 raise ValueError(f"{name} must be the path of a folder, not {shown(folder)}")
@@ -247,7 +247,7 @@ class TrainingConfig:
         _check_schedule("learning_rate", self.learning_rate)
         if self.gradient_clip is not None:
             _check_schedule("gradient_clip", self.gradient_clip)
-        for name in ("learning_rate", "gradient_clip", *_RANGES):
+        for name in ("learning_rate", "gradient_clip", *RANGES):
             if isinstance(value := getattr(self, name), Real):  # NumPy's would keep a checkpoint from loading
                 plain = float(value)
                 object.__setattr__(self, name, int(plain) if name == "validation_split" and plain >= 1 else plain)

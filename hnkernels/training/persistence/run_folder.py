@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ LOCK = "run.lock"
 """The file that a run holds locked; it stays when the run is over."""
 
 _NAME_AT_MOST = 255  # bytes
+_ASKING = 0.05  # seconds: ``in_use`` holds the lock for an instant
 
 
 class RunFolder:
@@ -51,7 +53,7 @@ class RunFolder:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"{self.path} cannot be written to: {reason}; name another output_dir") from error
         try:
-            if not _lock(descriptor):
+            if not _lock(descriptor) and not (time.sleep(_ASKING) or _lock(descriptor)):
                 raise ValueError(
                     f"another run is writing to {self.path}; wait until it has ended, or name another output_dir"
                 )
@@ -111,6 +113,18 @@ class RunFolder:
         """Raises ``ValueError`` if there are no checkpoints."""
         if not checkpoints_in(self.checkpoints):
             raise ValueError(f"there is no checkpoint to resume in {self.checkpoints}")
+
+
+def in_use(path: Path) -> bool:
+    """Whether a run is writing to a folder now. Changes nothing there."""
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 if sys.platform == "win32":

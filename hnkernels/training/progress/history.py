@@ -28,7 +28,8 @@ class History:
         validation: ``progress.log.VALIDATION_COLUMNS``, a row per validation.
         health: ``"step"`` and ``Health.columns()``, a row per measurement.
         end: the step at which the run is to end; ``None`` if that is not known.
-        stopped: how it ended: ``"finished"``, ``"schedule"``, or anything else a trainer says; ``None`` if it has not.
+        stopped: how it ended: ``"finished"``, ``"schedule"``, ``"interrupted"`` by Ctrl-C, or anything else a trainer
+            says; ``None`` if it has not.
         name: the network's; ``None`` if that is not known.
         settings: of the run, by name.
     """
@@ -44,7 +45,7 @@ class History:
     @classmethod
     def read(cls, folder: Path) -> History:
         """What the folder of a run holds; what is missing, damaged or of another kind counts as not measured."""
-        run = _run(folder / RUN)
+        run = read_run(folder)
         end, settings = run.get("end"), run.get("settings")
         return cls(
             table_of(folder / LOG, COLUMNS),
@@ -76,9 +77,10 @@ def write_run(
         file.write(data)
 
 
-def _run(path: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> dict[str, Any]:
+    """What ``write_run`` wrote, by name; empty if it is missing or damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads((folder / RUN).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

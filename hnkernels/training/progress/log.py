@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ VALIDATION_COLUMNS = (
     *("step", "loss", "standard_error", "base_loss", "difference", "difference_standard_error", "training_loss"),
 )
 """Of ``validation.csv``; see ``Measured.row``."""
+
+_LONGEST_ROW = 4096  # bytes
 
 
 class CsvLog:
@@ -78,6 +81,18 @@ def table_of(path: Path, columns: Sequence[str] | None = None) -> dict[str, list
     if not rows or columns[0] != "step":
         return {}
     return {name: [float(row[i]) for row in rows] for i, name in enumerate(columns)}
+
+
+def last_row(path: Path, columns: Sequence[str] = COLUMNS) -> dict[str, float]:
+    """The last whole row of a log, by column; empty if there is none. Reads the end of the file alone."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_ROW))
+            lines = file.read().decode("utf-8", "replace").rpartition("\n")[0].splitlines()
+    except OSError:
+        return {}
+    cells = lines[-1].split(",") if lines else []
+    return dict(zip(columns, map(float, cells), strict=True)) if _is_row(cells, len(columns)) else {}
 
 
 def _lines(path: Path) -> list[str]:

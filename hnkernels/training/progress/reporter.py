@@ -101,6 +101,9 @@ class RunReporter(Reporter):
         write_run(self._folder, self._name, self._settings, self._end, how)
 
     def __exit__(self, *error: object) -> None:
+        if error[0] is KeyboardInterrupt:
+            with suppress(CheckpointError):
+                self.stopped("interrupted")
         for finding in findings(History.read(self._folder)):
             self._bar.note(finding)
         self._stack.close()
