@@ -53,7 +53,7 @@ class RunFolder:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"{self.path} cannot be written to: {reason}; name another output_dir") from error
         try:
-            if not _lock(descriptor) and not (time.sleep(_ASKING) or _lock(descriptor)):
+            if not _lock(descriptor) and not _lock_later(descriptor):
                 raise ValueError(
                     f"another run is writing to {self.path}; wait until it has ended, or name another output_dir"
                 )
@@ -113,6 +113,11 @@ class RunFolder:
         """Raises ``ValueError`` if there are no checkpoints."""
         if not checkpoints_in(self.checkpoints):
             raise ValueError(f"there is no checkpoint to resume in {self.checkpoints}")
+
+
+def _lock_later(descriptor: int) -> bool:
+    time.sleep(_ASKING)
+    return _lock(descriptor)
 
 
 def in_use(path: Path) -> bool:

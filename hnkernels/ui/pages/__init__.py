@@ -1,0 +1,1 @@
+"""The pages, each built into a part of the app."""
