@@ -1,1 +1,1 @@
-"""The page: trains, shows, manages and tries hypernetworks in a browser. Needs Gradio: ``pip install 'hnkernels[ui]'``."""
+"""The page: train, watch, manage and try hypernetworks in a browser. Needs Gradio: ``pip install 'hnkernels[ui]'``."""
