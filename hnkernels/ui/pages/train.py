@@ -1,12 +1,337 @@
-"""Page."""
+"""Train: a model, pictures and settings, looked at, checked, and started."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import gradio as gr
 
-from hnkernels.home.folder import Home
+from hnkernels.convert.survey import model_without_weights
+from hnkernels.home.dataset import Dataset
+from hnkernels.home.folder import EMBEDDED, Home
+from hnkernels.home.incoming_data import take_pictures
+from hnkernels.home.runs.pace import seconds_per_step
+from hnkernels.home.runs.plan import DATA, MODEL, NAME, NETWORK, Fault, plan
+from hnkernels.home.runs.request import RunRequest
+from hnkernels.home.runs.runs import Runs
+from hnkernels.network.activations import ACTIVATIONS
+from hnkernels.network.mlp import INITS
+from hnkernels.pipeline import MODEL_DTYPES
+from hnkernels.study.protocol import Protocol
+from hnkernels.training.data.buckets import Buckets
+from hnkernels.training.networks import KINDS
+from hnkernels.training.recipes import RECIPES
+from hnkernels.training.settings import settings
+from hnkernels.ui import form
+from hnkernels.ui.events import PRIVATE, said, sentence
+
+_PER_PAGE = 24
+_MINUTES = "The embedded model, in seconds"
+_OWN = "Own settings"
 
 
 def build(home: Home) -> None:
     """The page."""
-    gr.Markdown("# train")
+    _Page(home)
+
+
+class _Page:
+    """The page's components and what they do."""
+
+    def __init__(self, home: Home):
+        self.home, self.runs = home, Runs(home)
+        self.read: dict[str, Dataset] = {}
+        gr.Markdown("# Train\nChoose a model and pictures, look at the settings, and start.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                self._choices()
+            with gr.Column(scale=3, min_width=320):
+                self._pictures()
+        self._settings()
+        self._connect()
+
+    def _choices(self) -> None:
+        models, data = list(self.home.models()), list(self.home.datasets())
+        self.model = gr.Dropdown(models, value=models[0], label="Model", info="Which base model learns.")
+        self.data = gr.Dropdown(data, value=data[0] if data else None, label="Pictures", info="Which it learns from.")
+        self.name = gr.Textbox("my-style", label="Name", info="By which prompts and files call the network.")
+        self.recipe = gr.Radio(
+            [_MINUTES, *RECIPES, _OWN],
+            value=_MINUTES,
+            label="Recipe",
+            info="Fills in the settings below; see docs/recipes.md for why.",
+        )
+        self.start = gr.Button("Start", variant="primary", elem_id="start")
+        self.said = gr.Markdown(elem_classes="sentence", elem_id="train-said")
+        self.cost = gr.Markdown(elem_classes="sentence", elem_id="cost")
+        self.measure = gr.Button("Measure how long a step takes", size="sm")
+        self.started = gr.Textbox(visible=False)
+
+    def _pictures(self) -> None:
+        self.gallery = gr.Gallery(
+            label="Pictures and captions", columns=6, height=330, allow_preview=False, interactive=False, buttons=[]
+        )
+        self.place = gr.Slider(1, 2, value=1, step=1, label="Part of the pictures", visible=False)
+        self.about = gr.Markdown(elem_classes="sentence", elem_id="data-said")
+        with gr.Row():
+            self.crop = gr.Image(label="What is cropped is red", height=200, interactive=False, buttons=[])
+            with gr.Column():
+                self.number = gr.Number(0, label="Number of the picture", minimum=0, precision=0)
+                self.caption = gr.Textbox(label="Caption", lines=2)
+                self.save = gr.Button("Save the caption", size="sm")
+        with gr.Accordion("Add pictures of your own", open=False):
+            self.new_data = gr.Textbox("my-pictures", label="Name of the new data set")
+            self.files = gr.File(
+                label="Pictures, and .txt files of the same names with their captions", file_count="multiple"
+            )
+            self.add = gr.Button("Add", size="sm")
+
+    def _settings(self) -> None:
+        self.fields: dict[str, gr.components.Component] = {}
+        folders = list(self.home.datasets())
+        for title, names in form.GROUPS.items():
+            with gr.Accordion(title, open=title == "Basic"), gr.Row(equal_height=False):
+                for name in names:
+                    with gr.Column(min_width=260):
+                        self.fields[name] = form.field(name, folders)
+        with gr.Accordion("Network", open=False), gr.Row(equal_height=False):
+            with gr.Column(min_width=260):
+                self.kind = gr.Radio(list(KINDS), value=KINDS[0], label="kind", info="Context as in the web UIs.")
+                self.dtype = gr.Dropdown(list(MODEL_DTYPES), value=MODEL_DTYPES[0], label="dtype of the base model")
+            with gr.Column(min_width=260):
+                self.structure = gr.Textbox(
+                    "1, 2, 1", label="layer structure", info="Widths relative to the context's."
+                )
+                self.norm = gr.Checkbox(False, label="layer norm")
+            with gr.Column(min_width=260):
+                self.activation = gr.Dropdown(list(ACTIVATIONS), value="silu", label="activation")
+                self.init = gr.Dropdown(list(INITS), value="identity", label="initialisation")
+        self.network = (self.structure, self.norm, self.activation, self.init)
+
+    def _connect(self) -> None:
+        asked = [self.model, self.data, self.name, self.kind, self.dtype, *self.network, *self.fields.values()]
+        shown_data = [self.gallery, self.place, self.about]
+        filled = [*self.network, *self.fields.values()]
+        page = gr.context.Context.root_block
+        page.load(self._opened, outputs=[self.model, self.data, self.recipe], **PRIVATE).then(
+            self._filled, inputs=[self.recipe], outputs=filled, **PRIVATE
+        ).then(self._shown, inputs=[self.data, self.place], outputs=shown_data, **PRIVATE).then(
+            self._cost, inputs=asked, outputs=self.cost, **PRIVATE
+        )
+        self.recipe.input(self._filled, inputs=[self.recipe], outputs=filled, **PRIVATE).then(
+            self._cost, inputs=asked, outputs=self.cost, **PRIVATE
+        )
+        self.data.change(self._shown_anew, inputs=[self.data], outputs=shown_data, **PRIVATE).then(
+            self._cost, inputs=asked, outputs=self.cost, **PRIVATE
+        )
+        self.place.input(self._shown, inputs=[self.data, self.place], outputs=shown_data, **PRIVATE)
+        costing = ("batch_size", "max_steps", "max_epochs", "target_layers", "validation_split")
+        changed = [self.model, self.kind, self.dtype, *self.network, *(self.fields[name] for name in costing)]
+        gr.on(
+            [component.input for component in changed],
+            self._cost,
+            inputs=asked,
+            outputs=self.cost,
+            trigger_mode="always_last",
+            **PRIVATE,
+        )
+        looked = [self.data, self.number, self.model, *(self.fields[n] for n in ("resolution", "bucketing"))]
+        looked += [self.fields["bucket_step"], self.fields["bucket_max_aspect"]]
+        seen = [self.crop, self.caption, self.about]
+        self.gallery.select(self._chosen, inputs=[self.place], outputs=[self.number], **PRIVATE).then(
+            self._looked_at, inputs=looked, outputs=seen, **PRIVATE
+        )
+        self.number.input(self._looked_at, inputs=looked, outputs=seen, **PRIVATE)
+        self.save.click(
+            self._caption_saved, inputs=[self.data, self.number, self.caption], outputs=[self.about], **PRIVATE
+        ).then(self._shown, inputs=[self.data, self.place], outputs=[self.gallery, self.place], **PRIVATE)
+        self.add.click(
+            self._added, inputs=[self.new_data, self.files], outputs=[self.about, self.data, self.files], **PRIVATE
+        )
+        self.measure.click(self._measured, inputs=asked, outputs=self.said, concurrency_limit=1, **PRIVATE)
+        self.start.click(
+            self._start, inputs=asked, outputs=[self.said, self.started], validator=self._faults, **PRIVATE
+        ).success(
+            fn=None,
+            inputs=[self.started],
+            js="(name) => { if (name) window.location.assign('/watch?run=' + encodeURIComponent(name)); }",
+            **PRIVATE,
+        )
+
+    def _opened(self) -> tuple[Any, ...]:
+        """The lists as they are now, when the page is opened or reloaded."""
+        models, data = list(self.home.models()), list(self.home.datasets())
+        return (
+            gr.Dropdown(models, value=models[0]),
+            gr.Dropdown(data, value=data[0] if data else None),
+            _MINUTES if models[0] == EMBEDDED else next(iter(RECIPES)),
+        )
+
+    def _filled(self, recipe: str) -> list[Any]:
+        """The settings of a recipe, in the order of the form; the form as it is for one's own."""
+        if recipe == _OWN:
+            return [gr.skip()] * (len(self.network) + len(self.fields))
+        if recipe == _MINUTES:
+            training, network = dict(Protocol().training), dict(Protocol().network)
+            training |= {"preview_every": 50, "preview_prompts": ["digit three", "digit seven"], "max_epochs": 200}
+            training |= {"preview_guidance": Protocol().guidance, "validation_split": 32, "validate_every": 50}
+        else:
+            chosen = RECIPES[recipe]
+            training, network = chosen.training_with({}), chosen.network_with({})
+        structure = ", ".join(f"{width:g}" for width in network["layer_structure"])
+        values = [form.shown(name, training.get(name, settings()[name].default)) for name in self.fields]
+        return [structure, network.get("layer_norm", False), network["activation"], network["init"], *values]
+
+    def _request(self, model: str, data: str, name: str, kind: str, dtype: str, *values: Any) -> RunRequest:
+        """What the form asks for.
+
+        Raises:
+            Fault: something cannot be read, or is not there.
+        """
+        network, training = values[: len(self.network)], {}
+        for field, value in zip(self.fields, values[len(self.network) :], strict=True):
+            try:
+                training[field] = form.entered(field, value)
+                if settings()[field].kind == "folder" and training[field]:
+                    training[field] = str(self.home.dataset(training[field]))
+            except ValueError as error:
+                raise Fault(field, str(error)) from None
+        training["cache_dir"] = str(self.home.path / ".cache")
+        return RunRequest(
+            model=str(_about(MODEL, lambda: self.home.model(model))),
+            data=str(_about(DATA, lambda: self.home.dataset(data))),
+            name=name or "",
+            kind=kind,
+            training=training,
+            network=_about(NETWORK, lambda: _network(kind, *network)),
+            model_dtype=dtype,
+        )
+
+    def _faults(self, *values: Any) -> list[Any]:
+        """Beside each field what is wrong with it, if anything is."""
+        at = [MODEL, DATA, NAME, "kind", "model_dtype", "structure", "norm", "activation", "init", *self.fields]
+        try:
+            plan(self._request(*values))
+        except Fault as fault:
+            place = at.index(fault.field) if fault.field in at else at.index("structure")
+            return [gr.validate(index != place, str(fault) if index == place else "") for index in range(len(at))]
+        return [gr.validate(True, "")] * len(at)
+
+    def _cost(self, *values: Any) -> str:
+        try:
+            request = self._request(*values)
+            planned = plan(request)
+        except Fault as fault:
+            return f"<span class='fault'>{sentence(fault)}</span>"
+        return (
+            f"{planned.parameters:,} parameters, a file of {_bytes(planned.file_bytes)}, about "
+            f"{_bytes(planned.memory_bytes)} for the model, the network and the optimiser; "
+            f"{planned.pictures:,} pictures, {planned.steps:,} steps."
+        )
+
+    @said
+    def _measured(self, *values: Any) -> str:
+        request = self._request(*values)
+        planned = plan(request)
+        seconds = seconds_per_step(request, self.home.path / ".measured")
+        return f"A step took {seconds:.2g} s here, measured: {_duration(seconds * planned.steps)} in all."
+
+    def _start(self, *values: Any) -> tuple[str, str]:
+        try:
+            run = self.runs.start(self._request(*values))
+        except ValueError as error:
+            return f"<span class='fault'>{sentence(error)}</span>", ""
+        return f"Started {run.name}.", run.name
+
+    def _dataset(self, name: str, again: bool = False) -> Dataset:
+        if again or name not in self.read:
+            self.read[name] = Dataset(self.home.dataset(name))
+        return self.read[name]
+
+    def _shown_anew(self, name: str) -> tuple[Any, Any, Any]:
+        self.read.pop(name, None)
+        return self._shown(name, 1)
+
+    def _shown(self, name: str, place: float) -> tuple[Any, Any, Any]:
+        try:
+            data = self._dataset(name)
+        except (ValueError, OSError) as error:
+            return [], gr.Slider(visible=False), f"<span class='fault'>{sentence(error)}</span>"
+        pages = -(-len(data) // _PER_PAGE)
+        first = (min(int(place), pages) - 1) * _PER_PAGE
+        pictures = [(item.thumbnail, item.caption) for item in data.items(first, _PER_PAGE)]
+        slider = gr.Slider(1, max(pages, 2), value=min(int(place), pages), visible=pages > 1)
+        return pictures, slider, sentence(data.summary().rpartition(f"{data.folder}: ")[2])
+
+    def _chosen(self, place: float, event: gr.SelectData) -> int:
+        return (int(place) - 1) * _PER_PAGE + int(event.index)
+
+    def _looked_at(
+        self, data: str, number: float, model: str, side: Any, bucketing: bool, step: Any, aspect: Any
+    ) -> tuple[Any, Any, Any]:
+        try:
+            side = int(side or side_of(self.home, model))
+            buckets = Buckets(side, min(int(step), side), float(aspect)) if bucketing else None
+            read = self._dataset(data)
+            picture, words = read.cropped(int(number), side, buckets)
+            return picture, read.caption(int(number)), words
+        except (ValueError, TypeError, OSError) as error:
+            return None, gr.skip(), f"<span class='fault'>{sentence(error)}</span>"
+
+    @said
+    def _caption_saved(self, data: str, number: float, caption: str) -> str:
+        self._dataset(data).write_caption(int(number), caption)
+        return f"Saved the caption of picture {int(number)}."
+
+    def _added(self, name: str, files: list[str] | None) -> tuple[Any, Any, Any]:
+        try:
+            folder = take_pictures(self.home, name, files or [])
+        except ValueError as error:
+            return f"<span class='fault'>{sentence(error)}</span>", gr.skip(), gr.skip()
+        return f"Added {folder.name}.", gr.Dropdown(list(self.home.datasets()), value=folder.name), None
+
+
+def side_of(home: Home, model: str) -> int:
+    """Side in pixels of the pictures that a model was made for.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    import json
+
+    folder = home.model(model)
+    latent = model_without_weights(folder).config["sample_size"]
+    blocks = json.loads((folder / "vae" / "config.json").read_bytes())["block_out_channels"]
+    return int(latent) * 2 ** (len(blocks) - 1)
+
+
+def _about(field: str, work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except ValueError as error:
+        raise Fault(field, str(error)) from None
+
+
+def _network(kind: str, structure: str, norm: bool, activation: str, init: str) -> dict[str, Any]:
+    """Arguments of a context network; those of one that generates weights are its own."""
+    if kind != KINDS[0]:
+        return {}
+    try:
+        widths = [float(part) for part in structure.split(",")]
+    except ValueError:
+        raise ValueError(f"layer structure must be numbers such as 1, 2, 1, not {structure!r}") from None
+    return {"layer_structure": widths, "layer_norm": norm, "activation": activation, "init": init}
+
+
+def _bytes(count: int) -> str:
+    size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
