@@ -7,12 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from hnkernels.convert.survey import model_without_weights
 from hnkernels.home.dataset import Dataset
 from hnkernels.home.folder import EMBEDDED, Home
 from hnkernels.home.incoming_data import take_pictures
 from hnkernels.home.runs.pace import seconds_per_step
-from hnkernels.home.runs.plan import DATA, MODEL, NAME, NETWORK, Fault, plan
+from hnkernels.home.runs.plan import DATA, MODEL, NAME, NETWORK, Fault, plan, side_of
 from hnkernels.home.runs.request import RunRequest
 from hnkernels.home.runs.runs import Runs
 from hnkernels.network.activations import ACTIVATIONS
@@ -25,6 +24,7 @@ from hnkernels.training.recipes import RECIPES
 from hnkernels.training.settings import settings
 from hnkernels.ui import form
 from hnkernels.ui.events import PRIVATE, said, sentence
+from hnkernels.ui.units import duration, size
 
 _PER_PAGE = 24
 _MINUTES = "The embedded model, in seconds"
@@ -225,8 +225,8 @@ class _Page:
         except Fault as fault:
             return f"<span class='fault'>{sentence(fault)}</span>"
         return (
-            f"{planned.parameters:,} parameters, a file of {_bytes(planned.file_bytes)}, about "
-            f"{_bytes(planned.memory_bytes)} for the model, the network and the optimiser; "
+            f"{planned.parameters:,} parameters, a file of {size(planned.file_bytes)}, about "
+            f"{size(planned.memory_bytes)} for the model, the network and the optimiser; "
             f"{planned.pictures:,} pictures, {planned.steps:,} steps."
         )
 
@@ -235,7 +235,7 @@ class _Page:
         request = self._request(*values)
         planned = plan(request)
         seconds = seconds_per_step(request, self.home.path / ".measured")
-        return f"A step took {seconds:.2g} s here, measured: {_duration(seconds * planned.steps)} in all."
+        return f"A step took {seconds:.2g} s here, measured: {duration(seconds * planned.steps)} in all."
 
     def _start(self, *values: Any) -> tuple[str, str]:
         try:
@@ -271,7 +271,7 @@ class _Page:
         self, data: str, number: float, model: str, side: Any, bucketing: bool, step: Any, aspect: Any
     ) -> tuple[Any, Any, Any]:
         try:
-            side = int(side or side_of(self.home, model))
+            side = int(side or side_of(self.home.model(model)))
             buckets = Buckets(side, min(int(step), side), float(aspect)) if bucketing else None
             read = self._dataset(data)
             picture, words = read.cropped(int(number), side, buckets)
@@ -292,20 +292,6 @@ class _Page:
         return f"Added {folder.name}.", gr.Dropdown(list(self.home.datasets()), value=folder.name), None
 
 
-def side_of(home: Home, model: str) -> int:
-    """Side in pixels of the pictures that a model was made for.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    import json
-
-    folder = home.model(model)
-    latent = model_without_weights(folder).config["sample_size"]
-    blocks = json.loads((folder / "vae" / "config.json").read_bytes())["block_out_channels"]
-    return int(latent) * 2 ** (len(blocks) - 1)
-
-
 def _about(field: str, work: Callable[[], Any]) -> Any:
     try:
         return work()
@@ -322,16 +308,3 @@ def _network(kind: str, structure: str, norm: bool, activation: str, init: str) 
     except ValueError:
         raise ValueError(f"layer structure must be numbers such as 1, 2, 1, not {structure!r}") from None
     return {"layer_structure": widths, "layer_norm": norm, "activation": activation, "init": init}
-
-
-def _bytes(count: int) -> str:
-    size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.3g} {units[0]}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
