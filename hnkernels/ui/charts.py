@@ -88,8 +88,7 @@ class _Scale:
 def _scale(numbers: Sequence[np.ndarray], start: float, end: float) -> _Scale:
     low, high = (float(f(np.concatenate(numbers))) for f in (np.min, np.max))
     if not high > low:
-        room = abs(low) * 0.1 or 1.0
-        low, high = low - room, high + room
+        low, high = (min(low, 0.0), max(high, 0.0)) if low else (0.0, 1.0)
     return _Scale(low, high, start, end)
 
 

@@ -49,7 +49,7 @@ def field(name: str, folders: Sequence[str]) -> gr.components.Component:
         folders: names of the folders that a folder may be.
     """
     setting = settings()[name]
-    label, info = name.replace("_", " "), _info(setting)
+    label, info = called(name), _info(setting)
     value = shown(name, setting.default)
     if setting.kind == "switch":
         return gr.Checkbox(value, label=label, info=info)
@@ -63,6 +63,16 @@ def field(name: str, folders: Sequence[str]) -> gr.components.Component:
         return gr.Number(value, label=label, info=info)
     lines = 3 if setting.kind == "texts" else 1
     return gr.Textbox(value, label=label, info=info, lines=lines, max_lines=12)
+
+
+def called(name: str) -> str:
+    """What the form calls a setting."""
+    return name.replace("_", " ")
+
+
+def marked(name: str, fault: str) -> Any:
+    """An update of a setting's component that shows what is wrong with it, or if nothing is, what it does."""
+    return gr.update(info=fault or _info(settings()[name]), elem_classes=["faulty"] if fault else [])
 
 
 def shown(name: str, value: Any) -> Any:

@@ -85,6 +85,7 @@ def serve(
     if not local and auth is None:
         raise ValueError("--listen lets other machines in; give --auth USER:PASSWORD with it")
     home.make()
+    os.environ["GRADIO_TEMP_DIR"] = str(home.path / ".page")  # files on their way between browser and handlers
     listener = _listener(host, port)
     port = listener.getsockname()[1]
     address = f"http://{'127.0.0.1' if local else host}:{port}"

@@ -21,7 +21,7 @@ VALIDATION_COLUMNS = (
 )
 """Of ``validation.csv``; see ``Measured.row``."""
 
-_LONGEST_ROW = 4096  # bytes
+_END = 4096  # bytes
 
 
 class CsvLog:
@@ -83,16 +83,16 @@ def table_of(path: Path, columns: Sequence[str] | None = None) -> dict[str, list
     return {name: [float(row[i]) for row in rows] for i, name in enumerate(columns)}
 
 
-def last_row(path: Path, columns: Sequence[str] = COLUMNS) -> dict[str, float]:
-    """The last whole row of a log, by column; empty if there is none. Reads the end of the file alone."""
+def last_rows(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, float]]:
+    """The last whole rows of a log, by column: as many as there are in 4 kB at its end, which alone is read."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_ROW))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
             lines = file.read().decode("utf-8", "replace").rpartition("\n")[0].splitlines()
     except OSError:
-        return {}
-    cells = lines[-1].split(",") if lines else []
-    return dict(zip(columns, map(float, cells), strict=True)) if _is_row(cells, len(columns)) else {}
+        return []
+    rows = [line.split(",") for line in lines]
+    return [dict(zip(columns, map(float, row), strict=True)) for row in rows if _is_row(row, len(columns))]
 
 
 def _lines(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from hnkernels.home.dataset import Dataset
 from hnkernels.home.folder import EMBEDDED, Home
 from hnkernels.home.incoming_data import take_pictures
 from hnkernels.home.runs.pace import seconds_per_step
-from hnkernels.home.runs.plan import DATA, MODEL, NAME, NETWORK, Fault, plan, side_of
+from hnkernels.home.runs.plan import DATA, MODEL, NETWORK, Fault, plan, side_of
 from hnkernels.home.runs.request import RunRequest
 from hnkernels.home.runs.runs import Runs
 from hnkernels.network.activations import ACTIVATIONS
@@ -24,6 +24,7 @@ from hnkernels.training.recipes import RECIPES
 from hnkernels.training.settings import settings
 from hnkernels.ui import form
 from hnkernels.ui.events import PRIVATE, said, sentence
+from hnkernels.ui.pictures import element
 from hnkernels.ui.units import duration, size
 
 _PER_PAGE = 24
@@ -75,7 +76,7 @@ class _Page:
         self.place = gr.Slider(1, 2, value=1, step=1, label="Part of the pictures", visible=False)
         self.about = gr.Markdown(elem_classes="sentence", elem_id="data-said")
         with gr.Row():
-            self.crop = gr.Image(label="What is cropped is red", height=200, interactive=False, buttons=[])
+            self.crop = gr.HTML("<p>Choose a picture to see what is cropped.</p>", elem_id="crop")
             with gr.Column():
                 self.number = gr.Number(0, label="Number of the picture", minimum=0, precision=0)
                 self.caption = gr.Textbox(label="Caption", lines=2)
@@ -90,12 +91,15 @@ class _Page:
     def _settings(self) -> None:
         self.fields: dict[str, gr.components.Component] = {}
         folders = list(self.home.datasets())
+        self.groups: dict[str, gr.Accordion] = {}
         for title, names in form.GROUPS.items():
-            with gr.Accordion(title, open=title == "Basic"), gr.Row(equal_height=False):
+            self.groups[title] = gr.Accordion(title, open=title == "Basic")
+            with self.groups[title], gr.Row(equal_height=False):
                 for name in names:
                     with gr.Column(min_width=260):
                         self.fields[name] = form.field(name, folders)
-        with gr.Accordion("Network", open=False), gr.Row(equal_height=False):
+        self.groups[NETWORK] = gr.Accordion("Network", open=False)
+        with self.groups[NETWORK], gr.Row(equal_height=False):
             with gr.Column(min_width=260):
                 self.kind = gr.Radio(list(KINDS), value=KINDS[0], label="kind", info="Context as in the web UIs.")
                 self.dtype = gr.Dropdown(list(MODEL_DTYPES), value=MODEL_DTYPES[0], label="dtype of the base model")
@@ -151,7 +155,10 @@ class _Page:
         )
         self.measure.click(self._measured, inputs=asked, outputs=self.said, concurrency_limit=1, **PRIVATE)
         self.start.click(
-            self._start, inputs=asked, outputs=[self.said, self.started], validator=self._faults, **PRIVATE
+            self._start,
+            inputs=asked,
+            outputs=[self.said, self.started, *self.groups.values(), *self.fields.values()],
+            **PRIVATE,
         ).success(
             fn=None,
             inputs=[self.started],
@@ -208,16 +215,6 @@ class _Page:
             model_dtype=dtype,
         )
 
-    def _faults(self, *values: Any) -> list[Any]:
-        """Beside each field what is wrong with it, if anything is."""
-        at = [MODEL, DATA, NAME, "kind", "model_dtype", "structure", "norm", "activation", "init", *self.fields]
-        try:
-            plan(self._request(*values))
-        except Fault as fault:
-            place = at.index(fault.field) if fault.field in at else at.index("structure")
-            return [gr.validate(index != place, str(fault) if index == place else "") for index in range(len(at))]
-        return [gr.validate(True, "")] * len(at)
-
     def _cost(self, *values: Any) -> str:
         try:
             request = self._request(*values)
@@ -237,12 +234,24 @@ class _Page:
         seconds = seconds_per_step(request, self.home.path / ".measured")
         return f"A step took {seconds:.2g} s here, measured: {duration(seconds * planned.steps)} in all."
 
-    def _start(self, *values: Any) -> tuple[str, str]:
+    def _start(self, *values: Any) -> list[Any]:
+        """Starts the run; or shows what is wrong, beside its field too."""
         try:
-            run = self.runs.start(self._request(*values))
+            request = self._request(*values)
+            plan(request)
+            run = self.runs.start(request)
         except ValueError as error:
-            return f"<span class='fault'>{sentence(error)}</span>", ""
-        return f"Started {run.name}.", run.name
+            about = error.field if isinstance(error, Fault) else ""
+            said = f"{form.called(about)}: {error}" if about in self.fields else str(error)
+            return [f"<span class='fault'>{sentence(said)}</span>", "", *self._marked(about, str(error))]
+        return [f"Started {run.name}.", run.name, *self._marked("", "")]
+
+    def _marked(self, about: str, fault: str) -> list[Any]:
+        """Groups and fields, with the fault beside its field, whose group is open."""
+        opened = [about == title or about in form.GROUPS.get(title, ()) for title in self.groups]
+        groups = [gr.Accordion(open=True) if one else gr.skip() for one in opened]
+        fields = [form.marked(name, fault if name == about else "") for name in self.fields]
+        return [*groups, *fields]
 
     def _dataset(self, name: str, again: bool = False) -> Dataset:
         if again or name not in self.read:
@@ -275,9 +284,9 @@ class _Page:
             buckets = Buckets(side, min(int(step), side), float(aspect)) if bucketing else None
             read = self._dataset(data)
             picture, words = read.cropped(int(number), side, buckets)
-            return picture, read.caption(int(number)), words
+            return element(picture, words), read.caption(int(number)), words
         except (ValueError, TypeError, OSError) as error:
-            return None, gr.skip(), f"<span class='fault'>{sentence(error)}</span>"
+            return "", gr.skip(), f"<span class='fault'>{sentence(error)}</span>"
 
     @said
     def _caption_saved(self, data: str, number: float, caption: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
+from PIL import Image
 
 from hnkernels.checkpoint import CheckpointError
 from hnkernels.home.folder import Home
@@ -18,6 +20,7 @@ from hnkernels.home.runs.runs import Runs
 from hnkernels.training.progress.report import write_report
 from hnkernels.ui.charts import Series, chart
 from hnkernels.ui.events import PRIVATE, said, sentence
+from hnkernels.ui.pictures import element
 from hnkernels.ui.units import duration, size
 
 _SECONDS = 3.0  # between two looks at the runs
@@ -49,7 +52,7 @@ class _Page:
         self.curves = gr.HTML(elem_id="curves")
         with gr.Group(visible=False) as self.previews:
             self.at = gr.Slider(1, 2, value=1, step=1, label="Preview", elem_id="preview-at")
-            self.preview = gr.Image(label="Preview", interactive=False, height=260, buttons=["download"])
+            self.preview = gr.HTML(elem_id="preview", padding=True)
             self.all_previews = gr.Gallery(label="All previews", columns=6, height=220, interactive=False, buttons=[])
         with gr.Accordion("Deleted runs", open=False):
             self.deleted = gr.Dropdown([], label="Deleted run")
@@ -118,7 +121,7 @@ class _Page:
             drawn = [
                 gr.Group(visible=bool(previews)),
                 gr.Slider(1, max(2, len(previews)), value=len(previews) or 1, visible=len(previews) > 1),
-                _picture(previews[-1]) if previews else None,
+                element(_picture(previews[-1]), f"Preview at step {_step(previews[-1].stem)}") if previews else "",
                 [(_picture(path), f"step {_step(path.stem)}") for path in previews[-24:]],
             ]
         can_stop = any(run.state in ALIVE for run in shown)
@@ -136,9 +139,12 @@ class _Page:
     def _figures(self, run: Run) -> RunFigures:
         return self.read.setdefault(run.name, RunFigures(run.folder))
 
-    def _one_preview(self, chosen: Sequence[str], at: float) -> Any:
+    def _one_preview(self, chosen: Sequence[str], at: float) -> str:
         previews = self.runs[chosen[0]].previews if chosen else []
-        return _picture(previews[min(int(at), len(previews)) - 1]) if previews else None
+        if not previews:
+            return ""
+        path = previews[min(int(at), len(previews)) - 1]
+        return element(_picture(path), f"Preview at step {_step(path.stem)}")
 
     @said
     def _stop(self, chosen: Sequence[str]) -> str:
@@ -206,7 +212,7 @@ def _facts(runs: Runs, run: Run) -> str:
     """One run's state in words, with the last lines of one that died."""
     parts = [f"<strong>{escape(run.name)}</strong> {escape(run.sentence())}"]
     if (left := run.seconds_left) is not None:
-        parts.append(f"{duration(left)} left, at {run.latest['iterations_per_second']:.3g} steps per second.")
+        parts.append(f"{duration(left)} left, at {run.pace:.3g} steps per second.")
     if run.state in ALIVE and run.process:
         parts.append(f"{size(run.process.memory())} of memory.")
     text = f"<p>{' '.join(parts)}</p>"
@@ -244,10 +250,8 @@ def _curves(names: Sequence[str], figures: Sequence[RunFigures]) -> str:
     return f'<div class="curves">{"".join(charts)}</div>'
 
 
-def _picture(path: Any) -> Any:
-    """A preview's pixels; the page is never given a path of this machine."""
-    from PIL import Image
-
+def _picture(path: Path) -> Image.Image | None:
+    """A preview's pixels; nothing for one that is gone, or only half written."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
