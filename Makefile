@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-versions fuzz lint bench gpu-check gpu-report bench-compare counts compile-report report clean
+.PHONY: demo test ui test-ui test-versions fuzz lint bench gpu-check gpu-report bench-compare counts compile-report report clean
 
 demo: .venv/.train
 	$(BIN)/hnkernels demo
@@ -11,6 +11,14 @@ demo: .venv/.train
 test: .venv/.dev
 	$(BIN)/python -m pytest -n auto
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/triton tests/ops
+
+# The page in a browser, on the embedded model and the folder hnkernels-home, which it makes.
+ui: .venv/.ui
+	$(BIN)/hnkernels ui
+
+# The page in a real browser: Chromium is installed where it is missing, which takes an administrator.
+test-ui: .venv/.test-ui .venv/.chromium
+	$(BIN)/python -m pytest -o addopts="-q --strict-markers" tests/ui
 
 # The tests with the oldest and the newest Python, PyTorch, Triton and diffusers: an environment each, a few gigabytes.
 # ENVIRONMENTS="oldest bare" chooses.
@@ -62,6 +70,10 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.train .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.train .venv/.dev .venv/.ui .venv/.test-ui: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+.venv/.chromium: | .venv/bin/python
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 	touch $@
