@@ -28,7 +28,9 @@ from hnkernels.ui.guard import Guard
 LARGEST_UPLOAD = 2 * 2**30
 """Bytes of a file that a browser may send."""
 
-_LOCAL = ("127.0.0.1", "localhost", "[::1]")
+LOCAL = frozenset(("127.0.0.1", "localhost", "[::1]"))
+"""Names of this machine, for ``application``."""
+
 _SERVER = ".server"  # the address of the server that runs on a home; locked while it does
 
 
@@ -91,7 +93,7 @@ def serve(
     address = f"http://{'127.0.0.1' if local else host}:{port}"
     with listener, _alone(home.path, address):
         write_sample_data(home)
-        app = application(home, frozenset(_LOCAL) if local else frozenset(), auth)
+        app = application(home, LOCAL if local else frozenset(), auth)
         print(f"The page is at {address}\nCtrl-C ends it; runs go on.", flush=True)
         if open_browser:
             webbrowser.open(address)
