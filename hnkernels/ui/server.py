@@ -35,13 +35,14 @@ _SERVER = ".server"  # the address of the server that runs on a home; locked whi
 
 
 def application(home: Home, hosts: frozenset[str], auth: tuple[str, str] | None = None) -> Any:
-    """The ASGI application.
+    """The ASGI application; of one home per process.
 
     Args:
         home: what it shows.
         hosts: names under which it is reached; empty for any.
         auth: user and password that are asked for.
     """
+    os.environ["GRADIO_TEMP_DIR"] = str(home.path / ".page")  # files on their way between browser and handlers
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     mounted = gr.mount_gradio_app(
         app,
@@ -87,7 +88,6 @@ def serve(
     if not local and auth is None:
         raise ValueError("--listen lets other machines in; give --auth USER:PASSWORD with it")
     home.make()
-    os.environ["GRADIO_TEMP_DIR"] = str(home.path / ".page")  # files on their way between browser and handlers
     listener = _listener(host, port)
     port = listener.getsockname()[1]
     address = f"http://{'127.0.0.1' if local else host}:{port}"

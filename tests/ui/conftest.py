@@ -45,7 +45,7 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def serve():
     """Serves homes, and says at which addresses; each home once."""
     servers = {}
