@@ -37,7 +37,7 @@ def order(monkeypatch):
     one_step, metrics = Run._one_step, Taken.metrics
 
     def watched_step(self, *args):
-        events.append(f"step {self.step + 1}")
+        events.append(f"step {self.state.step + 1}")
         with Waits() as mode:
             taken = one_step(self, *args)
         waits.append(len(mode.found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ import hnkernels
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data.content import hash_of
 from hnkernels.training.data.shard_member import ShardMember
+from hnkernels.training.persistence.state import Checkpoint
 
 _MAY_DIFFER = (
     *("output_dir", "progress", "max_steps", "max_epochs", "checkpoint_every", "gradient_checkpointing"),
@@ -51,6 +53,32 @@ def run_record(
         "device": unet.device.type,
         "dtype of the model": str(unet.dtype).removeprefix("torch."),
     }
+
+
+def check_resumable(checkpoint: Checkpoint, record: Mapping[str, str], end: int, allow_changes: bool) -> None:
+    """Refuses to go on from a checkpoint of another run.
+
+    Args:
+        checkpoint: where the run would continue.
+        record: of the run that is to go on.
+        end: the steps that it is to have.
+        allow_changes: warn of differences only.
+
+    Raises:
+        ValueError: the checkpoint is past the end, or of a run that differs.
+    """
+    if checkpoint.state["step"] > end:
+        raise ValueError(
+            f"{checkpoint.path} has {checkpoint.state['step']} steps behind it, and the settings end the run at "
+            f"{end}; raise max_steps or max_epochs"
+        )
+    if changes := ", ".join(differences(checkpoint.state["run"], record)):
+        if not allow_changes:
+            raise ValueError(
+                f"{checkpoint.path} is of a run with other settings, data or versions: {changes}; go on with "
+                "allow_changes=True (--allow-changes), or begin again in another output_dir"
+            )
+        warnings.warn(f"the run continues from {checkpoint.path} with changes: {changes}", stacklevel=4)
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -37,7 +37,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_state(folder: Path, step: int, net: Hypernetwork | WeightHypernetwork, state: dict[str, Any]) -> Path:
-    """Writes ``folder/step-NNNNNN`` as a whole or not at all.
+    """Writes ``checkpoint_path(folder, step)`` as a whole or not at all.
 
     Args:
         folder: where the checkpoints of the run are; made if need be.
@@ -48,7 +48,7 @@ def save_state(folder: Path, step: int, net: Hypernetwork | WeightHypernetwork, 
     Raises:
         CheckpointError: it cannot be written; an earlier checkpoint of this step is still there.
     """
-    target = folder / f"step-{step:06d}"
+    target = checkpoint_path(folder, step)
     with naming(target):
         folder.mkdir(parents=True, exist_ok=True)
         with placing(target) as temporary:
@@ -58,6 +58,11 @@ def save_state(folder: Path, step: int, net: Hypernetwork | WeightHypernetwork, 
             torch.save({**state, "network_sha256": _sha256(temporary / _NETWORK)}, buffer)
             (temporary / _STATE).write_bytes(buffer.getbuffer())
     return target
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The checkpoint of this step, whether there is one or not."""
+    return folder / f"step-{step:06d}"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
