@@ -87,7 +87,9 @@ RECIPES: dict[str, Recipe] = {
             **_COMMON_WHY,
             "target_layers": _LAYERS_WHY,
             "learning_rate": f"A tenth of 0.005, with which batches of 4 had the lowest held-out loss; {_TENTH}",
-            "batch_size": "Of the same pictures, batches of 4 had a lower held-out loss than batches of 8 or 32.",
+            "batch_size": (
+                "With the same pictures and rate, batches of 4 had a lower held-out loss than batches of 8 or 32."
+            ),
             "max_steps": "Twice the steps of the baseline lowered the held-out loss; these are four times as many.",
             "layer_structure": _WIDTH_WHY,
         },
