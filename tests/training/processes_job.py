@@ -1,4 +1,7 @@
-"""A small run for several processes: ``accelerate launch … -m tests.training.processes_job FOLDER SETTINGS``."""
+"""Small runs for several processes, one after the other.
+
+``accelerate launch … -m tests.training.processes_job FOLDER SETTINGS [FOLDER SETTINGS …]``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
@@ -17,23 +21,21 @@ from tests.training.nets import make_net, make_rows, make_unet
 from tests.training.test_pipeline import SIZES, examples
 
 
-def main(folder: str, given: str) -> None:
-    settings = json.loads(given)
+def main(*given: str) -> None:
     torch.set_num_threads(1)
     onednn.LEAST_ELEMENTS = 0  # as in the tests, whose runs are compared with this one bit for bit
+    for folder, settings in zip(given[::2], given[1::2], strict=True):
+        run(Path(folder), json.loads(settings))
+
+
+def run(folder: Path, settings: dict) -> None:
     stop, pictures = settings.pop("stop", None), settings.pop("pictures", False)
-    resume, own = settings.pop("resume", False), settings.pop("own_accelerator", False)
     rank = int(os.environ.get("RANK", "0"))
 
     def callback(step, metrics):
         if stop == [rank, step]:
             signal.raise_signal(signal.SIGINT)
 
-    accelerator = None
-    if own:
-        from accelerate import Accelerator
-
-        accelerator = Accelerator(cpu=True)
     if pictures:
         torch.manual_seed(0)
         net, model, data = hn.Hypernetwork(SIZES, init="identity"), load_pipeline(TINY_SD), examples(6)
@@ -41,15 +43,14 @@ def main(folder: str, given: str) -> None:
         model.vae.encode = lambda pixels, *args: seen.append(len(pixels)) or encode(pixels, *args)
     else:
         net, model, data = make_net(), make_unet(), make_rows(7)
-    config = {"output_dir": folder, "learning_rate": 1e-2, "progress": False, **settings}
+    config = {"output_dir": str(folder), "learning_rate": 1e-2, "progress": False, **settings}
     watching = callback if stop and stop[0] == rank else None
-    trainer = hn.HypernetworkTrainer(net, model, config, data, watching, accelerator=accelerator)
     try:
-        trainer.train(resume=resume)
+        hn.HypernetworkTrainer(net, model, config, data, watching).train()
     except KeyboardInterrupt:
-        print(f"rank {rank} stopped", flush=True)
+        print(f"{folder.name}: rank {rank} stopped", flush=True)
     if pictures:
-        print(f"rank {rank} encoded {sum(seen)}", flush=True)
+        print(f"{folder.name}: rank {rank} encoded {sum(seen)}", flush=True)
 
 
 if __name__ == "__main__":

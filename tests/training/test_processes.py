@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +21,35 @@ ROOT = Path(__file__).parents[2]
 STEADY = {"optimizer_args": {"eps": 1e-4}}
 
 
-def launch(folder, processes=2, module="tests.training.processes_job", words=None, **settings):
-    """Runs a job under ``accelerate launch``; returns what it printed."""
-    given = [str(folder), json.dumps(settings)] if words is None else words
+MORE = {"gradient_accumulation_steps": 2, "validation_split": 2, "validate_every": 3, "ema_decay": 0.9}
+RUNS = {
+    "plain": {"batch_size": 1, "max_epochs": 3, **STEADY},
+    "more": {"batch_size": 1, "max_epochs": 3, **STEADY, **MORE},
+    "stopped": {"batch_size": 1, "max_epochs": 3, "stop": [1, 4], **STEADY},
+    "pictures": {"pictures": True, "max_steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folders of these runs, made by two processes under ``accelerate launch``, and what was printed.
+
+    All in one launch: to start it takes longer than any of them.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    jobs = [word for name, settings in RUNS.items() for word in (str(folder / name), json.dumps(settings))]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # accelerate finds one by itself from 1.1 on
     command = [
         # On a machine without a GPU its way for several of them starts processes that talk by gloo.
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
-        *("--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--main_process_port", "0", "-m", module, *given),
+        *("--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", str(port), "-m", "tests.training.processes_job", *jobs),
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return folder, done.stdout
 
 
 def alone(folder, **settings):
@@ -54,18 +72,13 @@ def compare(one, two):
         assert (a - b).norm() <= 1e-5 * a.norm() + 1e-6  # of that bias of K rounding is all there is
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"gradient_accumulation_steps": 2, "validation_split": 2, "validate_every": 3, "ema_decay": 0.9}],
-    ids=lambda settings: ",".join(settings) or "plain",
-)
-def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, settings):
-    settings = {"max_epochs": 3, **STEADY, **settings}
-    launch(tmp_path / "two", batch_size=1, **settings)
-    alone(tmp_path / "one", batch_size=2, **settings)
-    compare(tmp_path / "one", tmp_path / "two")
-    if "validation_split" in settings:
-        texts = [(tmp_path / name / "validation.csv").read_text().splitlines() for name in ("one", "two")]
+@pytest.mark.parametrize("name", ["plain", "more"])
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, two, name):
+    folder = two[0] / name
+    alone(tmp_path, **{**RUNS[name], "batch_size": 2})
+    compare(tmp_path, folder)
+    if name == "more":
+        texts = [(path / "validation.csv").read_text().splitlines() for path in (tmp_path, folder)]
         for a, b in zip(*texts, strict=True):
             if a[0].isdigit():
                 assert [float(x) for x in a.split(",")] == pytest.approx(
@@ -73,21 +86,20 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, settings):
                 )
 
 
-def test_a_run_of_two_processes_stops_for_both_and_goes_on_in_one(tmp_path):
-    said = launch(tmp_path / "two", batch_size=1, max_epochs=3, stop=[1, 4], **STEADY)
-    assert sorted(re.findall("rank . stopped", said)) == ["rank 0 stopped", "rank 1 stopped"]
-    (kept,) = (tmp_path / "two" / "checkpoints").iterdir()
+def test_a_run_of_two_processes_stops_for_both_and_goes_on_in_one(tmp_path, two):
+    folder, said = two[0] / "stopped", two[1]
+    assert sorted(re.findall("stopped: rank . stopped", said)) == [f"stopped: rank {rank} stopped" for rank in (0, 1)]
+    (kept,) = (folder / "checkpoints").iterdir()
     assert kept.name == "step-000006"  # asked after step 4, heard in step 5, stopped after the next one
     net = make_net()
-    config = {"output_dir": str(tmp_path / "two"), "learning_rate": 1e-2, "progress": False, "batch_size": 2}
+    config = {"output_dir": str(folder), "learning_rate": 1e-2, "progress": False, "batch_size": 2}
     hn.HypernetworkTrainer(net, make_unet(), {**config, **STEADY, "max_epochs": 3}, make_rows(7)).train(resume=True)
-    alone(tmp_path / "one", batch_size=2, max_epochs=3, **STEADY)
-    compare(tmp_path / "one", tmp_path / "two")
+    alone(tmp_path, batch_size=2, max_epochs=3, **STEADY)
+    compare(tmp_path, folder)
 
 
-def test_every_process_encodes_its_share_of_the_pictures(tmp_path):
-    said = launch(tmp_path / "two", pictures=True, max_steps=2)
-    assert sorted(re.findall(r"rank . encoded \d+", said)) == ["rank 0 encoded 3", "rank 1 encoded 3"]
+def test_every_process_encodes_its_share_of_the_pictures(two):
+    assert sorted(re.findall(r"rank . encoded \d+", two[1])) == ["rank 0 encoded 3", "rank 1 encoded 3"]
 
 
 def test_more_processes_than_examples_are_refused(tmp_path):
