@@ -157,7 +157,8 @@ def _tests(python: Path, report: Path, paths: Sequence[str]) -> tuple[int, int, 
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if paths else {})
     xml, log = report.with_suffix(".xml"), report.with_suffix(".log")
     xml.unlink(missing_ok=True)
-    command = [python, "-m", "pytest", "-n", "auto", "-p", "no:cacheprovider", "-rs", f"--junitxml={xml}", *paths]
+    options = ["-n", "auto", "--dist", "loadfile", "-p", "no:cacheprovider", "-rs", f"--junitxml={xml}"]
+    command = [python, "-m", "pytest", *options, *paths]
     with log.open("w", encoding="utf-8") as file:
         subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     if not xml.exists():

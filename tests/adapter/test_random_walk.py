@@ -379,8 +379,9 @@ class Walk(RuleBasedStateMachine):
 
     @invariant()
     def check(self):
-        for text in (*self.texts, self.texts[0]):
-            assert relative_error(self._computed(text), self._expected(text)) < TOLERANCE[self.dtype]
+        expected = [self._expected(text) for text in self.texts]
+        for text, exact in zip((*self.texts, self.texts[0]), (*expected, expected[0]), strict=True):
+            assert relative_error(self._computed(text), exact) < TOLERANCE[self.dtype]
 
     def teardown(self):
         if not hasattr(self, "unet"):
