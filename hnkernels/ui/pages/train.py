@@ -71,7 +71,13 @@ class _Page:
 
     def _pictures(self) -> None:
         self.gallery = gr.Gallery(
-            label="Pictures and captions", columns=6, height=330, allow_preview=False, interactive=False, buttons=[]
+            label="Pictures and captions",
+            elem_id="pictures",
+            columns=6,
+            height=330,
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
         )
         self.place = gr.Slider(1, 2, value=1, step=1, label="Part of the pictures", visible=False)
         self.about = gr.Markdown(elem_classes="sentence", elem_id="data-said")
@@ -84,7 +90,9 @@ class _Page:
         with gr.Accordion("Add pictures of your own", open=False):
             self.new_data = gr.Textbox("my-pictures", label="Name of the new data set")
             self.files = gr.File(
-                label="Pictures, and .txt files of the same names with their captions", file_count="multiple"
+                label="Pictures, and .txt files of the same names with their captions",
+                file_count="multiple",
+                elem_id="new-files",
             )
             self.add = gr.Button("Add", size="sm")
 

@@ -1,0 +1,1 @@
+"""Runs of training: queued, started as processes of their own, watched, stopped, resumed."""
