@@ -18,6 +18,9 @@ from hnkernels.checkpoint.record import Record, place
 from hnkernels.checkpoint.sublayers import Kind, StateDict, check_linears, check_state_dict, kinds
 from hnkernels.network.mlp import normalise_init
 
+MOVED_DROPOUTS = "dropouts are placed where the positions of the weights show them, not where the options say"
+"""The note about a file whose options and weights contradict each other; A1111's strict loader refuses it."""
+
 _OLDEST_KEYS = {f"linear{old}.{part}": f"linear.{old - 1}.{part}" for old in (1, 2) for part in ("weight", "bias")}
 _INIT_NAMES = {
     "normal": "Normal",
@@ -67,7 +70,7 @@ def parse(flat: object, stem: str, allow_legacy_activations: bool = False) -> Re
         last_layer_dropout=meta.boolean("last_layer_dropout", False),
     )
     if moved:
-        notes.append("dropouts are placed where the positions of the weights show them, not where the options say")
+        notes.append(MOVED_DROPOUTS)
     return Record(
         config(
             layer_structure=structure,

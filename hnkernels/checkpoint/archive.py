@@ -9,9 +9,11 @@ from typing import Any, BinaryIO
 
 import torch
 
+ENTRY = re.compile(r"[^/]+/(data\.pkl|version|data/\d+)")
+"""The zip entries that every A1111 release accepts."""
+
 # AUTOMATIC1111 refuses a zip with any other entry, and current torch adds three or four (.format_version,
 # .storage_alignment, byteorder, .data/serialization_id). torch.load takes a file without them as little-endian.
-_ENTRIES = re.compile(r"archive/(data\.pkl|version|data/\d+)")
 
 
 def write_torch_file(value: Any, file: BinaryIO) -> None:
@@ -27,5 +29,5 @@ def write_torch_file(value: Any, file: BinaryIO) -> None:
     torch.save(value, buffer)
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
         for entry in source.infolist():
-            if _ENTRIES.fullmatch(entry.filename):
+            if ENTRY.fullmatch(entry.filename):
                 target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry))

@@ -54,6 +54,16 @@ def side_file(path: str | os.PathLike[str]) -> Path:
     return Path(os.fspath(path) + ".optim")
 
 
+def short_hash(path: str | os.PathLike[str]) -> str:
+    """The hash by which A1111 knows a file: the first 10 hex digits of the SHA-256 of its bytes.
+
+    Raises:
+        CheckpointError: it cannot be read, or is empty.
+    """
+    with naming(path):
+        return _hashes(Path(path))[0]
+
+
 def load_optimizer_state(path: str | os.PathLike[str]) -> OptimizerState | None:
     """The optimizer state that belongs to a ``.pt`` file.
 

@@ -12,11 +12,13 @@ from hnkernels.home.names import child
 EMBEDDED = "embedded"
 """Name of the model that comes with the package."""
 
-_PARTS = ("runs", "networks", "data", "models", "pictures", "bin")
+_PARTS = ("runs", "networks", "loras", "data", "models", "pictures", "bin")
 
 
 class Home:
-    """A folder of one's own, whose parts are ``runs``, ``networks``, ``data``, ``models``, ``pictures`` and ``bin``.
+    """A folder of one's own.
+
+    Its parts are ``runs``, ``networks``, ``loras``, ``data``, ``models``, ``pictures`` and ``bin``.
 
     Args:
         path: the folder. It need not exist; see ``make``.
@@ -34,7 +36,7 @@ class Home:
         data: Iterable[str | os.PathLike[str]] = (),
     ):
         self.path = Path(path).absolute()
-        self.runs, self.networks, self.data, self.own_models, self.pictures, self.bin = (
+        self.runs, self.networks, self.loras, self.data, self.own_models, self.pictures, self.bin = (
             self.path / part for part in _PARTS
         )
         self._models = _existing("model", models)
