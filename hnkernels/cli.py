@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+
+from hnkernels.cli_home import library
+from hnkernels.terminal import console, errors, printable
 
 app = typer.Typer(
     help="Stable Diffusion hypernetworks: look at files, convert them, train and sample.",
@@ -20,9 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console, errors = Console(), Console(stderr=True)
-
-_LONGEST = 500  # characters of a value that info shows: tags of a data set may be megabytes
+app.command()(library)
 
 
 @app.command()
@@ -91,7 +90,7 @@ def info(
         said = weights or describe(file)
         training = said.pop("training", {})
         for key, value in (said | training).items():
-            table.add_row(_printable(key), _printable(value))
+            table.add_row(printable(key), printable(value))
         console.print(table)
     if model is not None:
         known = None if file is None else load_hypernetwork(file, allow_legacy_activations=True).sizes
@@ -380,12 +379,6 @@ def sample(
     out.parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     console.print(f"wrote {out}")
-
-
-def _printable(value: Any) -> str:
-    """What a file says, as text that is neither markup nor control characters to a terminal, and not too long."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
-    return escape(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
 
 
 def _check_target(path: Path, force: bool, make_parents: bool = False) -> None:

@@ -147,7 +147,7 @@ def test_finished_networks_of_runs_are_listed_and_what_a_run_began_with_is_not(l
     run = home.runs / "first"
     for name in ("style", "style-best", "start"):
         add(name, folder=run)
-    add("step-10", folder=run / "checkpoints") if (run / "checkpoints").mkdir() else None
+    add("step-10", folder=run / "checkpoints")
     entries = library.all()
     assert [(entry.key, entry.run, entry.own) for entry in entries] == [
         ("runs/first/style", "first", False),

@@ -1,0 +1,83 @@
+"""The commands that show a home."""
+
+import json
+import sys
+
+import pytest
+
+import hnkernels as hn
+from hnkernels.cli import main
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """Runs a command in a folder with a home; returns (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hnkernels-home" / "networks").mkdir(parents=True)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["hnkernels", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def networks(cli, tmp_path):
+    folder = tmp_path / "hnkernels-home" / "networks"
+    for name, activation, step in (("alpha", "relu", 5), ("beta", "linear", 70)):
+        net = hn.Hypernetwork((8, 16), activation=activation, name=name)
+        net.provenance.step, net.provenance.sd_checkpoint_name = step, "[red]v1"
+        hn.save_hypernetwork(net, folder / f"{name}.pt")
+    (folder / "broken.pt").write_bytes(b"x")
+    return folder
+
+
+def test_the_library_as_a_table(cli, networks):
+    code, out, _ = cli("library")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[0] for row in rows[1:]] == ["alpha", "beta", "broken.pt:"]
+    assert {"context", "[red]v1", "8", "16", "relu", "5", "yes"} <= set(rows[1])
+    assert "broken.pt: is damaged, cut short, or not a file of torch.save" in out
+    _, out, _ = cli("library", "--sort", "step", "--descending")
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["beta", "alpha"]
+    _, out, _ = cli("library", "RELU")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["alpha"]
+
+
+def test_the_library_as_json(cli, networks):
+    code, out, _ = cli("library", "--json")
+    assert code == 0
+    first, _, broken = json.loads(out)
+    assert (first["name"], first["widths"], first["step"], first["a1111"]) == ("alpha", [8, 16], 5, "")
+    assert first["files"] == [str(networks / "alpha.pt")]
+    assert broken["problem"].startswith("broken.pt: is damaged")
+    assert json.loads(cli("library", "nothing", "--json")[1]) == []
+
+
+def test_a_library_with_nothing_in_it(cli, tmp_path):
+    assert "no networks in hnkernels-home" in cli("library")[1]
+    (tmp_path / "other").mkdir()
+    assert "no networks in other" in cli("library", "--home", "other")[1]
+
+
+def test_a_search_that_finds_nothing(cli, networks):
+    assert "no network here matches [bold]" in cli("library", "[bold]")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--home", "none"), "there is no folder none; name one with --home"),
+        (("--sort", "colour"), "networks are not sorted by 'colour'; accepted are name, kind"),
+    ],
+)
+def test_what_the_library_does_not_take(cli, words, message):
+    code, _, err = cli("library", *words)
+    assert code == 1
+    assert message in err
