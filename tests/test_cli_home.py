@@ -4,15 +4,17 @@ import json
 import sys
 
 import pytest
+from rich.console import Console
 
 import hnkernels as hn
+from hnkernels import cli_home
 from hnkernels.cli import main
 
 
 @pytest.fixture
 def cli(capsys, monkeypatch, tmp_path):
     """Runs a command in a folder with a home; returns (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli_home, "console", Console(width=200))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hnkernels-home" / "networks").mkdir(parents=True)
 
