@@ -11,6 +11,7 @@ from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
 from hnkernels.checkpoint.files import EXTENSIONS
 from hnkernels.convert import mixing
 from hnkernels.convert.lora_export import LoraReport, to_lora
+from hnkernels.convert.merging import check_number
 from hnkernels.convert.model_files import merge_files, read_unet, write_tensors
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.home.library.entry import Entry
@@ -142,6 +143,8 @@ def generate_lora(
         raise ValueError(f"{entry.name} knows no styles; choose a weight hypernetwork that was trained on styles")
     if not styles:
         raise ValueError(f"choose a style of {entry.name}: {', '.join(entry.facts.styles)}")
+    for share in (strength, *styles.values()):
+        check_number("strength or share of a style", share)
     with torch.no_grad():
         weights = WeightHypernetwork.load(file).generate_weights(dict(styles)).scaled(strength)
     return _write_lora(library, weights.to_lora_state_dict(), name, entry.name)
