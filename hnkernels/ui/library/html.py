@@ -10,20 +10,20 @@ from hnkernels.convert.lora_export import LoraReport
 from hnkernels.home.library import Entry
 
 TABLE_CSS = """
+min-width: 0;
 .scroll { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); }
 table { border-collapse: collapse; width: 100%; font-size: var(--text-md); }
-th, td { padding: 0.4rem 0.7rem; text-align: left; white-space: nowrap; border: 0; vertical-align: top; }
+th, td { padding: 0.5rem 0.75rem; text-align: left; white-space: nowrap; vertical-align: baseline; font-weight: 400; }
+thead th, tbody th { font-weight: 600; }
 tbody tr { border-top: 1px solid var(--border-color-primary); }
-tbody th { font-weight: 600; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.wide { white-space: normal; min-width: 16rem; }
-button { background: none; border: 0; padding: 0.2rem 0; font: inherit; color: inherit; cursor: pointer; }
-thead button { font-weight: 600; }
+button { background: none; border: 0; padding: 0; font: inherit; color: inherit; cursor: pointer; }
 tbody button { text-decoration: underline; text-underline-offset: 0.2em; text-align: left; }
-button:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
+button:focus-visible, .scroll:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 tr[data-chosen=true] { background: var(--background-fill-secondary); box-shadow: inset 3px 0 var(--color-accent); }
-.empty { padding: 1.5rem; text-align: center; margin: 0; }
-.hash { font-family: var(--font-mono); font-size: var(--text-sm); }
+p { margin: 0.5rem 0; }
+.empty { padding: 1.5rem; text-align: center; }
 """
 
 TABLE_JS = """
@@ -47,11 +47,11 @@ watch('value', () => { if (focused) { element.querySelector(focused)?.focus(); f
 """Says which network or column was chosen; after a new order the same button has the focus."""
 
 DETAILS_CSS = """
+h2 { font-size: var(--text-xxl); font-weight: 600; margin: 0.5rem 0; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.25rem 1rem; margin: 0.5rem 0; }
-dt { color: var(--body-text-color-subdued); }
+dt { opacity: 0.8; }
 dd { margin: 0; overflow-wrap: anywhere; }
-h2 { overflow-wrap: anywhere; }
-ul { margin: 0.25rem 0; padding-left: 1.25rem; }
+ul { margin: 0.25rem 0; padding-left: 1.25rem; list-style: disc; }
 """
 
 _HEADINGS = {
@@ -134,8 +134,8 @@ def lora_errors(report: LoraReport) -> str:
     return (
         f"<p>Rank {report.rank}: error {report.mean:.2%} on average, {report.worst:.2%} at worst.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Error of every layer" style="max-height: 20rem">'
-        '<table><thead><tr><th scope="col">Projection</th><th scope="col">Error</th>'
-        f'<th scope="col">Constant lost</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        '<table><thead><tr><th scope="col">Projection</th><th scope="col" class="number">Error</th>'
+        f'<th scope="col" class="number">Constant lost</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -151,9 +151,10 @@ def megabytes(size: int) -> str:
 
 def _head(name: str, title: str, column: str, descending: bool) -> str:
     order = ("descending" if descending else "ascending") if name == column else "none"
+    kind = ' class="number"' if name in ("step", "size") else ""
     arrow = {"ascending": " ▲", "descending": " ▼", "none": ""}[order]
     return (
-        f'<th scope="col" aria-sort="{order}"><button type="button" data-column="{name}">{title}'
+        f'<th scope="col" aria-sort="{order}"{kind}><button type="button" data-column="{name}">{title}'
         f'<span aria-hidden="true">{arrow}</span></button></th>'
     )
 

@@ -24,6 +24,7 @@ Updates = dict[Any, Any]
 """Component → what it is to show."""
 
 _ERRORS = (ValueError, CheckpointError, AdapterError, OSError)
+_BUTTON = 180  # pixels
 _SAID_CSS = """
 position: sticky; bottom: 0; z-index: 5; background: var(--body-background-fill);
 p { margin: 0; padding: 0.5rem 0; }
@@ -46,7 +47,7 @@ class _Page:
         gr.Markdown("# Library")
         self.order = gr.State(("name", False))
         self.chosen = gr.State(None)
-        with gr.Row(equal_height=True):
+        with gr.Row():
             self.search = gr.Textbox(
                 label="Search", placeholder="name, kind, base model, activation, notes", scale=3, min_width=280
             )
@@ -54,13 +55,15 @@ class _Page:
                 label="Add files: .pt, .safetensors",
                 file_count="multiple",
                 file_types=list(EXTENSIONS),
-                height=110,
+                height=130,
                 scale=2,
                 min_width=280,
             )
-        self.table = gr.HTML(css_template=html.TABLE_CSS, js_on_load=html.TABLE_JS, elem_id="networks")
+        self.table = gr.HTML(
+            css_template=html.TABLE_CSS, js_on_load=html.TABLE_JS, apply_default_css=False, elem_id="networks"
+        )
         with gr.Column(visible=False, elem_id="network") as self.panel:
-            self.details = gr.HTML(css_template=html.DETAILS_CSS, js_on_load=None)
+            self.details = gr.HTML(css_template=html.DETAILS_CSS, js_on_load=None, apply_default_css=False)
             with gr.Tabs() as self.tabs:
                 self._name_tab()
                 self._notes_tab()
@@ -72,7 +75,7 @@ class _Page:
                 self._files_tab()
                 self._delete_tab()
         self._bin()
-        self.said = gr.HTML(css_template=_SAID_CSS, js_on_load=None, elem_id="said")
+        self.said = gr.HTML(css_template=_SAID_CSS, js_on_load=None, apply_default_css=False, elem_id="said")
         self.view = [self.order, self.chosen, self.search]
         self._listen()
 
@@ -85,25 +88,23 @@ class _Page:
                     "All files get the new name, by which A1111 lists the network and prompts call it. "
                     "The name inside the files stays, and so does their hash."
                 )
-                with gr.Row(equal_height=True):
-                    self.new_name = gr.Textbox(label="New name", max_length=100, scale=3)
-                    self.rename = gr.Button("Rename", scale=1)
-            with gr.Row(equal_height=True):
-                self.copy_name = gr.Textbox(label="Name of a copy", max_length=100, scale=3)
-                self.copy = gr.Button("Copy", scale=1)
+                self.new_name = gr.Textbox(label="New name", max_length=100)
+                self.rename = _button("Rename")
+            self.copy_name = _name_box("the same, with a number", "Name of a copy")
+            self.copy = _button("Copy")
 
     def _notes_tab(self) -> None:
         with gr.Tab("Notes", id="notes") as self.notes_tab:
             self.notes = gr.Textbox(label="Notes", lines=3, max_lines=12, max_length=10_000)
-            self.save_notes = gr.Button("Save notes")
+            self.save_notes = _button("Save notes")
 
     def _convert_tab(self) -> None:
-        with gr.Tab("Convert", id="convert") as self.convert_tab, gr.Row(equal_height=True):
-            self.format = gr.Radio(
-                [(".pt, for A1111", ".pt"), (".safetensors", ".safetensors")], label="To", value=".pt"
-            )
-            self.convert_name = _name_box("the same")
-            self.convert = gr.Button("Convert")
+        with gr.Tab("Convert", id="convert") as self.convert_tab:
+            with gr.Row():
+                formats = [(".pt, for A1111", ".pt"), (".safetensors", ".safetensors")]
+                self.format = gr.Radio(formats, label="To", value=".pt")
+                self.convert_name = _name_box("the same")
+            self.convert = _button("Convert")
 
     def _mix_tab(self) -> None:
         with gr.Tab("Mix", id="mix") as self.mix_tab:
@@ -113,42 +114,39 @@ class _Page:
             self.shares = gr.Textbox(
                 label="Shares", info="One per network, this one first; empty for equal ones", visible=False
             )
-            with gr.Row(equal_height=True):
-                self.mix_name = _name_box("made of theirs")
-                self.mix = gr.Button("Mix")
+            self.mix_name = _name_box("made of theirs")
+            self.mix = _button("Mix")
 
     def _merge_tab(self) -> None:
         with gr.Tab("Merge", id="merge") as self.merge_tab:
             gr.Markdown("A copy of a model that has a network without activation and LayerNorm in its own weights.")
-            with gr.Row(equal_height=True):
+            with gr.Row():
                 self.merge_model = gr.Dropdown([EMBEDDED], value=EMBEDDED, label="Model")
                 self.merge_strength = gr.Number(1.0, label="Strength", step=0.1)
                 self.merge_name = gr.Textbox(label="Name of the new model", max_length=100)
-                self.merge = gr.Button("Merge")
+            self.merge = _button("Merge")
 
     def _lora_tab(self) -> None:
         with gr.Tab("LoRA", id="lora") as self.lora_tab:
             gr.Markdown("A network without activation and LayerNorm as a LoRA, and how close that comes.")
-            with gr.Row(equal_height=True):
+            with gr.Row():
                 self.lora_model = gr.Dropdown([EMBEDDED], value=EMBEDDED, label="For the model")
                 self.lora_rank = gr.Number(16, label="Rank", precision=0, minimum=1)
                 self.lora_strength = gr.Number(1.0, label="Strength at weight 1", step=0.1)
+            self.lora_name = _name_box("that of the network")
             self.lora_biases = gr.Checkbox(label="Keep the constants on V, as biases that only diffusers reads")
-            with gr.Row(equal_height=True):
-                self.lora_name = _name_box("that of the network")
-                self.lora = gr.Button("Export as LoRA")
-            self.lora_errors = gr.HTML(css_template=html.TABLE_CSS, js_on_load=None)
+            self.lora = _button("Export as LoRA")
+            self.lora_errors = gr.HTML(css_template=html.TABLE_CSS, js_on_load=None, apply_default_css=False)
             self.lora_file = gr.File(label="The LoRA", interactive=False, visible=False)
 
     def _style_tab(self) -> None:
         with gr.Tab("LoRA of a style", id="style", visible=False) as self.style_tab:
-            with gr.Row(equal_height=True):
+            with gr.Row():
                 self.styles = gr.Dropdown([], multiselect=True, label="Styles")
-                self.style_shares = gr.Textbox(label="Shares", info="One per style; empty for 1 each")
+                self.style_shares = gr.Textbox(label="Shares", placeholder="one per style; empty for 1 each")
                 self.style_strength = gr.Number(1.0, label="Strength at weight 1", step=0.1)
-            with gr.Row(equal_height=True):
-                self.style_name = _name_box("that of the network")
-                self.style = gr.Button("Generate LoRA")
+            self.style_name = _name_box("that of the network")
+            self.style = _button("Generate LoRA")
             self.style_file = gr.File(label="The LoRA", interactive=False, visible=False)
 
     def _files_tab(self) -> None:
@@ -157,17 +155,17 @@ class _Page:
 
     def _delete_tab(self) -> None:
         with gr.Tab("Delete", id="delete") as self.delete_tab:
-            self.delete = gr.Button("Delete …")
+            self.delete = _button("Delete …")
             with gr.Column(visible=False) as self.confirmation:
-                self.question = gr.HTML(js_on_load=None)
+                self.question = gr.HTML(js_on_load=None, apply_default_css=False)
                 with gr.Row():
-                    self.confirm = gr.Button("Move to the bin", variant="stop")
-                    self.keep = gr.Button("Keep")
+                    self.confirm = gr.Button("Move to the bin", variant="stop", scale=0, min_width=_BUTTON)
+                    self.keep = gr.Button("Keep", scale=0, min_width=_BUTTON)
 
     def _bin(self) -> None:
-        with gr.Accordion("Bin", open=False), gr.Row(equal_height=True):
-            self.deleted = gr.Dropdown([], label="Deleted networks", scale=3)
-            self.restore = gr.Button("Bring back", scale=1)
+        with gr.Accordion("Bin", open=False):
+            self.deleted = gr.Dropdown([], label="Deleted networks")
+            self.restore = _button("Bring back")
 
     # What happens
 
@@ -426,8 +424,14 @@ class _Page:
         return " ".join(said), chosen, {}
 
 
-def _name_box(empty: str) -> gr.Textbox:
-    return gr.Textbox(label="Name", placeholder=f"empty: {empty}", max_length=100)
+def _button(label: str) -> gr.Button:
+    """A button on a line of its own, no wider than it has to be."""
+    with gr.Row():
+        return gr.Button(label, scale=0, min_width=_BUTTON)
+
+
+def _name_box(empty: str, label: str = "Name") -> gr.Textbox:
+    return gr.Textbox(label=label, placeholder=f"empty: {empty}", max_length=100)
 
 
 def _named(key: str) -> str:
