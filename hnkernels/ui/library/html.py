@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from hnkernels.convert.lora_export import LoraReport
 from hnkernels.home.library import Entry
+from hnkernels.ui.events import sentence
+from hnkernels.ui.units import size
 
 TABLE_CSS = """
 min-width: 0;
@@ -68,13 +70,14 @@ _HEADINGS = {
 }
 """The columns that are shown; the rest is among the details."""
 
+_TEMPLATES = {ord(mark): f"&#{ord(mark)};" for mark in "{}$"}
+
 EMPTY = "No network here yet: train one, or drop a file here."
 
 
 def text(value: object) -> str:
     """A text that somebody wrote, as HTML that shows it; without what Gradio's templates would fill in."""
-    escaped = html.escape(str(value))
-    return escaped.translate({ord(c): f"&#{ord(c)};" for c in "{}$`\\"})
+    return html.escape(str(value)).translate(_TEMPLATES)
 
 
 def table(entries: Sequence[Entry], any_there: bool, chosen: str | None, column: str, descending: bool) -> str:
@@ -88,8 +91,8 @@ def table(entries: Sequence[Entry], any_there: bool, chosen: str | None, column:
         descending: from high to low.
     """
     if not entries:
-        sentence = "No network matches these words; try fewer." if any_there else EMPTY
-        return f'<p class="empty">{sentence}</p>'
+        said = "No network matches these words; try fewer." if any_there else EMPTY
+        return f'<p class="empty">{said}</p>'
     heads = "".join(_head(name, title, column, descending) for name, title in _HEADINGS.items())
     rows = "".join(_row(entry, entry.key == chosen) for entry in entries)
     return (
@@ -118,7 +121,7 @@ def details(entry: Entry) -> str:
         "Parameters": f"{facts.parameters:,} in {facts.dtype}" if facts.parameters else facts.dtype,
         "Hash": facts.hash,
         "In A1111": facts.a1111 or f"Loads it; a prompt calls it <hypernet:{entry.name}:1>.",
-        "Files": f"{files} ({megabytes(entry.size)})",
+        "Files": f"{files} ({size(entry.size)})",
     }
     warnings = "".join(f"<li>{text(warning)}</li>" for warning in facts.warnings)
     return f"{title}{_listed(said)}" + (f"<ul>{warnings}</ul>" if warnings else "")
@@ -139,14 +142,10 @@ def lora_errors(report: LoraReport) -> str:
     )
 
 
-def sentence(message: str, fault: bool = False) -> str:
-    """What has happened; read out by screen readers."""
-    return f'<p role="{"alert" if fault else "status"}"{" class=fault" if fault else ""}>{text(message)}</p>'
-
-
-def megabytes(size: int) -> str:
-    """A size in bytes for people."""
-    return f"{size / 1e6:.1f} MB" if size >= 50_000 else f"{size / 1e3:.1f} kB"
+def announcement(message: object, fault: bool = False) -> str:
+    """What has happened, as a sentence that screen readers say."""
+    role = 'role="alert" class="fault"' if fault else 'role="status"'
+    return f"<p {role}>{sentence(message).translate(_TEMPLATES)}</p>"
 
 
 def _head(name: str, title: str, column: str, descending: bool) -> str:
@@ -176,7 +175,7 @@ def _row(entry: Entry, chosen: bool) -> str:
     return (
         head
         + "".join(f"<td>{text(cell)}</td>" for cell in cells)
-        + f'<td class="number">{facts.step:,}</td><td class="number">{megabytes(entry.size)}</td>'
+        + f'<td class="number">{facts.step:,}</td><td class="number">{size(entry.size)}</td>'
         + f"<td>{'no' if facts.a1111 else 'loads'}</td><td>{day}</td></tr>"
     )
 

@@ -236,12 +236,12 @@ class _Page:
         """
 
         def handler(order: tuple[str, bool], chosen: str | None, search: str, *values: Any) -> Iterator[Updates]:
-            yield {self.said: html.sentence("Working …")}
+            yield {self.said: html.announcement("Working …")}
             try:
                 said, key, extra = act(chosen, *values)
-                updates = {**self._panel(key), **extra, self.said: html.sentence(said)}
+                updates = {**self._panel(key), **extra, self.said: html.announcement(said)}
             except _ERRORS as error:
-                updates = {self.said: html.sentence(self._plain(error), fault=True)}
+                updates = {self.said: html.announcement(self._plain(error), fault=True)}
                 key = chosen
                 if chosen is not None and all(entry.key != chosen for entry in self.library.all()):
                     updates |= self._panel(None)
@@ -256,7 +256,10 @@ class _Page:
 
     def _list(self) -> Updates:
         gone = "" if self.home.networks.is_dir() else f"The folder {self.home.networks} is gone; bring it back."
-        return {**self._listing("", ("name", False), None), self.said: html.sentence(gone, fault=True) if gone else ""}
+        return {
+            **self._listing("", ("name", False), None),
+            self.said: html.announcement(gone, fault=True) if gone else "",
+        }
 
     def _listing(self, search: str, order: tuple[str, bool], chosen: str | None) -> Updates:
         everything = self.library.all()
@@ -330,7 +333,7 @@ class _Page:
             return {
                 **self._listing(search, order, None),
                 **self._panel(None),
-                self.said: html.sentence(self._plain(error), fault=True),
+                self.said: html.announcement(self._plain(error), fault=True),
             }
 
     def _others_chosen(self, others: list[str]) -> Updates:
@@ -342,7 +345,7 @@ class _Page:
             entry = self.library.entry(chosen)
             return {self.files: offered((*entry.files, *entry.beside))}
         except _ERRORS as error:
-            return {self.said: html.sentence(self._plain(error), fault=True)}
+            return {self.said: html.announcement(self._plain(error), fault=True)}
 
     def _ask(self, chosen: str | None) -> Updates:
         name = (chosen or "").rpartition("/")[2]
@@ -416,7 +419,7 @@ class _Page:
                 chosen, any_taken = incoming.take_in(self.library, file), True
                 said.append(f"{file.name} is here, as {_named(chosen)}.")
             except _ERRORS as error:
-                said.append(f"{self._plain(error)}.")
+                said.append(self._plain(error).rstrip(".") + ".")
             finally:
                 forget(file)
         if not any_taken:
