@@ -12,10 +12,10 @@ from hnkernels.ui.events import sentence
 from hnkernels.ui.units import size
 
 TABLE_CSS = """
-min-width: 0;
+min-width: 0; padding: 0;
 .scroll { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); }
 table { border-collapse: collapse; width: 100%; font-size: var(--text-md); }
-th, td { padding: 0.5rem 0.75rem; text-align: left; white-space: nowrap; vertical-align: baseline; font-weight: 400; }
+th, td { padding: 0.5rem 0.6rem; text-align: left; white-space: nowrap; vertical-align: baseline; font-weight: 400; }
 thead th, tbody th { font-weight: 600; }
 tbody tr { border-top: 1px solid var(--border-color-primary); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -49,6 +49,7 @@ watch('value', () => { if (focused) { element.querySelector(focused)?.focus(); f
 """Says which network or column was chosen; after a new order the same button has the focus."""
 
 DETAILS_CSS = """
+padding: 0;
 h2 { font-size: var(--text-xxl); font-weight: 600; margin: 0.5rem 0; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.25rem 1rem; margin: 0.5rem 0; }
 dt { opacity: 0.8; }
