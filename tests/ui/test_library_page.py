@@ -118,7 +118,7 @@ class Opened:
 
     def says(self, sentence, fault=False):
         expect(self.page.locator(f"#said [role={'alert' if fault else 'status'}]")).to_contain_text(
-            sentence, timeout=30_000
+            sentence, timeout=15_000
         )
 
 
@@ -174,7 +174,7 @@ def test_with_the_keyboard_alone(library, add, home):
     page.keyboard.type("ink")
     page.keyboard.press("Enter")
     opened.says(
-        "style is called ink now.",
+        "Renamed style to ink.",
     )
     assert [path.name for path in home.networks.iterdir()] == ["ink.safetensors"]
 
@@ -191,10 +191,10 @@ def test_renaming_and_copying(library, add, home):
         opened.says(sentence, fault=True)
     opened.fill("New name", "ink")
     opened.press("Rename")
-    opened.says("is called ink now")
+    opened.says("Renamed style to ink.")
     expect(opened.page.locator("#network h2")).to_have_text("ink")
     opened.press("Copy")
-    opened.says("ink is copied to ink-2")
+    opened.says("Copied ink to ink-2.")
     names = sorted(path.name for path in home.networks.iterdir())
     assert names == ["ink-2.pt", "ink-2.safetensors", "ink.pt", "ink.safetensors", "other.safetensors"]
 
@@ -207,7 +207,7 @@ def test_a_network_of_a_run_can_only_be_copied(library, add, home):
         expect(opened.page.get_by_role("tab", name=tab, exact=True)).to_have_count(0)
     opened.fill("Name of a copy", "mine")
     opened.press("Copy")
-    opened.says("style is copied to mine")
+    opened.says("Copied style to mine.")
     assert (home.networks / "mine.safetensors").exists()
 
 
@@ -218,7 +218,7 @@ def test_notes_are_there_after_a_reload(library, add):
     opened.tab("Notes")
     opened.fill("Notes", "For the exhibition.\nBest at 0.7")
     opened.press("Save notes")
-    opened.says("notes on style are saved")
+    opened.says("Saved the notes on style.")
     opened.page.reload()
     opened.page.wait_for_selector("#networks table")
     opened.fill("Search", "exhibition")
@@ -240,13 +240,13 @@ def test_deleting_asks_first_and_has_a_way_back(library, add, home):
     assert file.exists()
     opened.press("Delete …")
     opened.press("Move to the bin")
-    opened.says("style is in the bin")
+    opened.says("Moved style to the bin")
     assert not file.exists()
     expect(opened.page.locator("#networks")).to_contain_text("No network here yet")
     expect(opened.page.locator("#network")).to_be_hidden()
-    opened.press("Bin")
+    opened.page.get_by_text("Bin", exact=True).click()
     opened.press("Bring back")
-    opened.says("Style.safetensors are back")
+    opened.says("Brought back style.safetensors.")
     assert file.exists()
     expect(opened.page.locator("#networks tbody tr")).to_have_count(1)
 
@@ -290,7 +290,7 @@ def test_merging_and_exporting_a_lora(library, add, home):
     opened.says("is not a name", fault=True)
     opened.fill("Name of the new model", "merged")
     opened.press("Merge")
-    opened.says("The model merged is embedded with style in its weights.")
+    opened.says("Made the model merged: embedded with style in its weights.")
     assert "merged" in home.models()
     opened.tab("LoRA")
     opened.pick("For the model", "merged")
@@ -335,14 +335,14 @@ def test_files_are_brought_in_and_hostile_ones_refused(library, add, home, tmp_p
     opened = library()
     uploading = opened.page.locator("input[type=file]").first
     uploading.set_input_files(good)
-    opened.says("Good.pt is here, as good.")
+    opened.says("Took in good.pt as good.")
     expect(opened.page.locator("#network h2")).to_have_text("good")
     uploading.set_input_files([tmp_path / "evil.pt", tmp_path / "damaged.safetensors", good])
     opened.says("evil.pt: ")
     opened.says("damaged.safetensors: is damaged")
-    opened.says("good.pt is here, as good-2.")
+    opened.says("Took in good.pt as good-2.")
     uploading.set_input_files(tmp_path / "evil.pt")
-    opened.says("Evil.pt: ", fault=True)
+    opened.says("evil.pt: ", fault=True)
     assert sorted(path.name for path in home.networks.iterdir()) == ["good-2.pt", "good.pt"]
     assert not (tmp_path / "ran").exists()
 
@@ -365,7 +365,7 @@ def test_two_tabs_and_a_folder_that_goes(library, add, home):
     second.choose("style")
     first.fill("New name", "ink")
     first.press("Rename")
-    first.says("is called ink")
+    first.says("Renamed style to ink.")
     second.fill("New name", "oil")
     second.press("Rename")
     second.says("There is no network 'style' any more; choose another.", fault=True)

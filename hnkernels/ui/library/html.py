@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from hnkernels.convert.lora_export import LoraReport
 from hnkernels.home.library import Entry
-from hnkernels.ui.events import sentence
 from hnkernels.ui.units import size
 
 TABLE_CSS = """
@@ -145,8 +144,13 @@ def lora_errors(report: LoraReport) -> str:
 
 def announcement(message: object, fault: bool = False) -> str:
     """What has happened, as a sentence that screen readers say."""
+    said = str(message).strip()
+    if said.partition(" ")[0].isalpha():  # no name of a file
+        said = said[0].upper() + said[1:]
+    if not said.endswith((".", "!", "?")):
+        said += "."
     role = 'role="alert" class="fault"' if fault else 'role="status"'
-    return f"<p {role}>{sentence(message).translate(_TEMPLATES)}</p>"
+    return f"<p {role}>{text(said)}</p>"
 
 
 def _head(name: str, title: str, column: str, descending: bool) -> str:

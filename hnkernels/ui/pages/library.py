@@ -62,7 +62,7 @@ class _Page:
         self.table = gr.HTML(
             css_template=html.TABLE_CSS, js_on_load=html.TABLE_JS, apply_default_css=False, elem_id="networks"
         )
-        with gr.Column(visible=False, elem_id="network") as self.panel:
+        with gr.Column(visible="hidden", elem_id="network") as self.panel:
             self.details = gr.HTML(css_template=html.DETAILS_CSS, js_on_load=None, apply_default_css=False)
             with gr.Tabs() as self.tabs:
                 self._name_tab()
@@ -112,7 +112,7 @@ class _Page:
             self.others = gr.Dropdown([], multiselect=True, label="Mix it with", filterable=True)
             self.between = gr.Slider(0, 1, 0.5, step=0.05, label="Share of the other one")
             self.shares = gr.Textbox(
-                label="Shares", info="One per network, this one first; empty for equal ones", visible=False
+                label="Shares", placeholder="one per network, this one first; empty for equal ones", visible=False
             )
             self.mix_name = _name_box("made of theirs")
             self.mix = _button("Mix")
@@ -284,7 +284,7 @@ class _Page:
     def _panel(self, key: str | None) -> Updates:
         """The details of a network and its tabs, empty as at first; hidden if none is chosen."""
         if key is None:
-            return {self.chosen: None, self.panel: gr.update(visible=False)}
+            return {self.chosen: None, self.panel: gr.update(visible="hidden")}
         entry = self.library.entry(key)
         facts = entry.facts
         context = facts.kind == CONTEXT
@@ -358,15 +358,15 @@ class _Page:
 
     def _rename(self, key: str, name: str) -> tuple[str, str | None, Updates]:
         new = changing.rename(self.library, key, name)
-        return f"{_named(key)} is called {name} now.", new, {}
+        return f"Renamed {_named(key)} to {name}.", new, {}
 
     def _copy(self, key: str, name: str) -> tuple[str, str | None, Updates]:
         new = changing.copy(self.library, key, name)
-        return f"{_named(key)} is copied to {_named(new)}.", new, {}
+        return f"Copied {_named(key)} to {_named(new)}.", new, {}
 
     def _annotate(self, key: str, text: str) -> tuple[str, str | None, Updates]:
         changing.annotate(self.library, key, text)
-        return f"The notes on {_named(key)} are saved.", key, {}
+        return f"Saved the notes on {_named(key)}.", key, {}
 
     def _convert(self, key: str, extension: str, name: str) -> tuple[str, str | None, Updates]:
         return f"Wrote {making.convert(self.library, key, extension, name).name}.", key, {}
@@ -380,7 +380,7 @@ class _Page:
 
     def _merge(self, key: str, model: str, strength: float, name: str) -> tuple[str, str | None, Updates]:
         folder = making.merge(self.library, [key], [strength], model, name)
-        return f"The model {folder.name} is {model} with {_named(key)} in its weights.", key, {}
+        return f"Made the model {folder.name}: {model} with {_named(key)} in its weights.", key, {}
 
     def _export(
         self, key: str, model: str, rank: int, strength: float, biases: bool, name: str
@@ -404,20 +404,20 @@ class _Page:
 
     def _delete(self, key: str) -> tuple[str, str | None, Updates]:
         changing.delete(self.library, key)
-        return f"{_named(key)} is in the bin, from where it can be brought back.", None, {}
+        return f"Moved {_named(key)} to the bin, from where it can be brought back.", None, {}
 
     def _restore(self, chosen: str | None, deleted: str | None) -> tuple[str, str | None, Updates]:
         if deleted is None:
             raise ValueError("there is nothing in the bin")
         files = self.library.bin.restore(deleted)
-        return f"{' and '.join(file.name for file in files)} are back.", chosen, {}
+        return f"Brought back {' and '.join(file.name for file in files)}.", chosen, {}
 
     def _take_in(self, chosen: str | None, files: list[str]) -> tuple[str, str | None, Updates]:
         said, any_taken = [], False
         for file in map(Path, files or ()):
             try:
                 chosen, any_taken = incoming.take_in(self.library, file), True
-                said.append(f"{file.name} is here, as {_named(chosen)}.")
+                said.append(f"Took in {file.name} as {_named(chosen)}.")
             except _ERRORS as error:
                 said.append(self._plain(error).rstrip(".") + ".")
             finally:
