@@ -9,6 +9,7 @@ HEAD = '<meta name="color-scheme" content="light dark">'
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
 footer { display: none !important; }
+[role=tab][aria-selected=true] { color: var(--body-text-color) !important; }
 .sentence p { margin: 0; }
 .fault, .faulty .info-text { color: #b91c1c !important; }
 .dark .fault, .dark .faulty .info-text { color: #fca5a5 !important; }

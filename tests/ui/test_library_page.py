@@ -2,70 +2,15 @@
 
 import pickle
 import shutil
-import socket
-import threading
 
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 
 import hnkernels as hn
-from hnkernels.home.folder import Home
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="make test-ui installs it")
-uvicorn = pytest.importorskip("uvicorn", reason="make test-ui installs it")
-application = pytest.importorskip("hnkernels.ui.server", reason="make test-ui installs it").application
-expect = sync_api.expect
-
-pytestmark = pytest.mark.ui
 
 WIDTHS = (48, 80, 96)  # of the embedded model
-
-
-@pytest.fixture
-def home(tmp_path):
-    made = Home(tmp_path / "home")
-    made.make()
-    return made
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
-            args=["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
-        )
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page_at(browser):
-    """Serves a home and opens a page of it; what the browser complains of fails the test."""
-    servers, contexts, complaints = {}, [], []
-
-    def opened(home, path):
-        if home.path not in servers:
-            listener = socket.create_server(("127.0.0.1", 0))
-            server = uvicorn.Server(uvicorn.Config(application(home, frozenset(("127.0.0.1",))), log_level="warning"))
-            thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-            thread.start()
-            servers[home.path] = server, thread, listener.getsockname()[1]
-        context = browser.new_context()
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        page.goto(f"http://127.0.0.1:{servers[home.path][2]}{path}")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    for server, thread, _ in servers.values():
-        server.should_exit = True
-        thread.join()
-    assert complaints == []
 
 
 @pytest.fixture
@@ -381,7 +326,6 @@ def test_two_tabs_and_a_folder_that_goes(library, add, home):
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_accessible(library, add, width, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-ui installs it")
     add("style")
     opened = library()
     opened.page.emulate_media(color_scheme=scheme)
@@ -389,6 +333,6 @@ def test_it_is_accessible(library, add, width, scheme):
     opened.page.reload()
     opened.page.wait_for_selector("#networks table")
     opened.choose("style")
-    found = axe.Axe().run(opened.page).response["violations"]
+    found = Axe().run(opened.page).response["violations"]
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width

@@ -62,7 +62,7 @@ class _Page:
         self.table = gr.HTML(
             css_template=html.TABLE_CSS, js_on_load=html.TABLE_JS, apply_default_css=False, elem_id="networks"
         )
-        with gr.Column(visible="hidden", elem_id="network") as self.panel:
+        with gr.Column(visible=False, elem_id="network") as self.panel:
             self.details = gr.HTML(css_template=html.DETAILS_CSS, js_on_load=None, apply_default_css=False)
             with gr.Tabs() as self.tabs:
                 self._name_tab()
@@ -79,7 +79,8 @@ class _Page:
         self.view = [self.order, self.chosen, self.search]
         self._listen()
 
-    # What is on the tabs
+    # What is on the tabs. Those that not every network has begin invisible: Gradio overlooks that one is hidden at the
+    # moment when the tabs first appear.
 
     def _name_tab(self) -> None:
         with gr.Tab("Name", id="name") as self.name_tab:
@@ -94,12 +95,12 @@ class _Page:
             self.copy = _button("Copy")
 
     def _notes_tab(self) -> None:
-        with gr.Tab("Notes", id="notes") as self.notes_tab:
+        with gr.Tab("Notes", id="notes", visible=False) as self.notes_tab:
             self.notes = gr.Textbox(label="Notes", lines=3, max_lines=12, max_length=10_000)
             self.save_notes = _button("Save notes")
 
     def _convert_tab(self) -> None:
-        with gr.Tab("Convert", id="convert") as self.convert_tab:
+        with gr.Tab("Convert", id="convert", visible=False) as self.convert_tab:
             with gr.Row():
                 formats = [(".pt, for A1111", ".pt"), (".safetensors", ".safetensors")]
                 self.format = gr.Radio(formats, label="To", value=".pt")
@@ -107,7 +108,7 @@ class _Page:
             self.convert = _button("Convert")
 
     def _mix_tab(self) -> None:
-        with gr.Tab("Mix", id="mix") as self.mix_tab:
+        with gr.Tab("Mix", id="mix", visible=False) as self.mix_tab:
             gr.Markdown("Networks of one structure that share an origin, such as two snapshots of one training.")
             self.others = gr.Dropdown([], multiselect=True, label="Mix it with", filterable=True)
             self.between = gr.Slider(0, 1, 0.5, step=0.05, label="Share of the other one")
@@ -118,7 +119,7 @@ class _Page:
             self.mix = _button("Mix")
 
     def _merge_tab(self) -> None:
-        with gr.Tab("Merge", id="merge") as self.merge_tab:
+        with gr.Tab("Merge", id="merge", visible=False) as self.merge_tab:
             gr.Markdown("A copy of a model that has a network without activation and LayerNorm in its own weights.")
             with gr.Row():
                 self.merge_model = gr.Dropdown([EMBEDDED], value=EMBEDDED, label="Model")
@@ -127,7 +128,7 @@ class _Page:
             self.merge = _button("Merge")
 
     def _lora_tab(self) -> None:
-        with gr.Tab("LoRA", id="lora") as self.lora_tab:
+        with gr.Tab("LoRA", id="lora", visible=False) as self.lora_tab:
             gr.Markdown("A network without activation and LayerNorm as a LoRA, and how close that comes.")
             with gr.Row():
                 self.lora_model = gr.Dropdown([EMBEDDED], value=EMBEDDED, label="For the model")
@@ -154,7 +155,7 @@ class _Page:
             self.files = gr.File(label="Files", interactive=False)
 
     def _delete_tab(self) -> None:
-        with gr.Tab("Delete", id="delete") as self.delete_tab:
+        with gr.Tab("Delete", id="delete", visible=False) as self.delete_tab:
             self.delete = _button("Delete …")
             with gr.Column(visible=False) as self.confirmation:
                 self.question = gr.HTML(js_on_load=None, apply_default_css=False)
@@ -284,7 +285,7 @@ class _Page:
     def _panel(self, key: str | None) -> Updates:
         """The details of a network and its tabs, empty as at first; hidden if none is chosen."""
         if key is None:
-            return {self.chosen: None, self.panel: gr.update(visible="hidden")}
+            return {self.chosen: None, self.panel: gr.update(visible=False)}
         entry = self.library.entry(key)
         facts = entry.facts
         context = facts.kind == CONTEXT
