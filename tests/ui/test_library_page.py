@@ -1,7 +1,9 @@
 """The page Library in a browser: what a person clicks and types, and what lies in the folder then."""
 
+import json
 import pickle
 import shutil
+import urllib.request
 
 import pytest
 import torch
@@ -290,6 +292,34 @@ def test_files_are_brought_in_and_hostile_ones_refused(library, add, home, tmp_p
     opened.says("evil.pt: ", fault=True)
     assert sorted(path.name for path in home.networks.iterdir()) == ["good-2.pt", "good.pt"]
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_no_browser_has_sent_is_not_taken_in(home, serve, tmp_path, add):
+    """A program that speaks Gradio's protocol may name any path of the machine."""
+    secret = add("secret", ".pt", folder=tmp_path / "elsewhere")
+    address = serve(home)
+
+    def ask(path, data):
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(address + path, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read().decode()
+
+    config = json.loads(ask("/config", None))
+    (uploading,) = (
+        one
+        for one in config["dependencies"]
+        if any(event == "upload" for _, event in one["targets"]) and len(one["outputs"]) > 20
+    )
+    file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    data = {"data": [None, None, "", [file]], "fn_index": uploading["id"], "session_hash": "s"}
+    ask("/gradio_api/queue/join", data)
+    request = urllib.request.Request(f"{address}/gradio_api/queue/data?session_hash=s")
+    with urllib.request.urlopen(request, timeout=30) as events:
+        told = events.read().decode()
+    assert '"success":false' in told.replace(" ", "")
+    assert list(home.networks.iterdir()) == []
+    assert secret.exists()
 
 
 def test_downloading(library, add):
