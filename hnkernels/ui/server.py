@@ -44,9 +44,11 @@ def application(home: Home, hosts: frozenset[str], auth: tuple[str, str] | None 
     """
     os.environ["GRADIO_TEMP_DIR"] = str(home.path / ".page")  # files on their way between browser and handlers
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    page = build(home)
+    page.has_launched = True  # a mounted page has not by itself, and Gradio takes any path from a client until then
     mounted = gr.mount_gradio_app(
         app,
-        build(home),
+        page,
         path="/",
         auth=auth,
         allowed_paths=[],
