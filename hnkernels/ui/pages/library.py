@@ -17,8 +17,8 @@ from hnkernels.checkpoint.files import EXTENSIONS
 from hnkernels.home.folder import EMBEDDED, Home
 from hnkernels.home.library import CONTEXT, WEIGHTS, Library, changing, incoming, making, matching, ordered
 from hnkernels.home.library.entry import NETWORKS
+from hnkernels.ui.downloads import forget, offered
 from hnkernels.ui.library import html
-from hnkernels.ui.library.downloads import forget, offered
 
 Updates = dict[Any, Any]
 """Component → what it is to show."""

@@ -19,6 +19,7 @@ from hnkernels.home.runs.run import ALIVE, QUEUED, Run
 from hnkernels.home.runs.runs import Runs
 from hnkernels.training.progress.report import write_report
 from hnkernels.ui.charts import Series, chart
+from hnkernels.ui.downloads import offered
 from hnkernels.ui.events import PRIVATE, said, sentence
 from hnkernels.ui.pictures import element
 from hnkernels.ui.units import duration, size
@@ -176,7 +177,7 @@ class _Page:
             path = write_report(self.runs[_some(chosen)[0]].folder)
         except (ValueError, OSError, CheckpointError) as error:
             return f"<span class='fault'>{sentence(error)}</span>", gr.skip()
-        return "", gr.File(str(path), visible=True)
+        return "", gr.File(offered([path])[0], visible=True)
 
 
 def _some(chosen: Sequence[str]) -> Sequence[str]:
