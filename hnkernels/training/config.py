@@ -240,13 +240,13 @@ class TrainingConfig:
             if folder is not None and (not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder)):
                 raise ValueError(f"{name} must be the path of a folder, not {shown(folder)}")
             object.__setattr__(self, name, None if folder is None else os.fspath(folder))
+        _check_schedule("learning_rate", self.learning_rate)
+        if self.gradient_clip is not None:
+            _check_schedule("gradient_clip", self.gradient_clip)
         self._check_together()
         if not isinstance(self.output_dir, (str, os.PathLike)) or not os.fspath(self.output_dir):
             raise ValueError(f"output_dir must be the path of a folder, not {shown(self.output_dir)}")
         object.__setattr__(self, "output_dir", os.fspath(self.output_dir))
-        _check_schedule("learning_rate", self.learning_rate)
-        if self.gradient_clip is not None:
-            _check_schedule("gradient_clip", self.gradient_clip)
         for name in ("learning_rate", "gradient_clip", *RANGES):
             if isinstance(value := getattr(self, name), Real):  # NumPy's would keep a checkpoint from loading
                 plain = float(value)

@@ -14,12 +14,13 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "minima
 
 
 def sentence(message: object) -> str:
-    """A message as text of a page: never markup, whatever names of files are in it."""
-    text = html.escape(str(message)).strip()
-    for mark in "\\`*_[]#|":
-        text = text.replace(mark, f"&#{ord(mark)};")
-    text = text[:1].upper() + text[1:]
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+    """A message as an element of a page, which screen readers say: never markup, whatever names of files are in it."""
+    return f'<p role="status">{_text(message)}</p>'
+
+
+def refused(error: object) -> str:
+    """What is wrong, as an element of a page."""
+    return f'<p role="alert" class="fault">{_text(error)}</p>'
 
 
 def said(handler: Callable[..., str]) -> Callable[..., str]:
@@ -30,6 +31,14 @@ def said(handler: Callable[..., str]) -> Callable[..., str]:
         try:
             return sentence(handler(*args))
         except (ValueError, OSError, CheckpointError) as error:
-            return f"<span class='fault'>{sentence(error)}</span>"
+            return refused(error)
 
     return shown
+
+
+def _text(message: object) -> str:
+    text = html.escape(str(message), quote=False).strip()
+    first = text.partition(" ")[0]
+    if first.isalpha():  # and is not a name with a hyphen, a dot or an underscore
+        text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."

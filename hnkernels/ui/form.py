@@ -49,20 +49,20 @@ def field(name: str, folders: Sequence[str]) -> gr.components.Component:
         folders: names of the folders that a folder may be.
     """
     setting = settings()[name]
-    label, info = called(name), _info(setting)
+    about: dict[str, Any] = {"label": called(name), "info": _info(setting), "elem_id": f"setting-{name}"}
     value = shown(name, setting.default)
     if setting.kind == "switch":
-        return gr.Checkbox(value, label=label, info=info)
+        return gr.Checkbox(value, **about)
     if setting.kind == "choice":
-        return gr.Dropdown(list(setting.choices), value=value, label=label, info=info)
+        return gr.Dropdown(list(setting.choices), value=value, **about)
     if setting.kind == "choices":
-        return gr.CheckboxGroup(list(setting.choices), value=value, label=label, info=info)
+        return gr.CheckboxGroup(list(setting.choices), value=value, **about)
     if setting.kind == "folder":
-        return gr.Dropdown([("none", ""), *((each, each) for each in folders)], value="", label=label, info=info)
+        return gr.Dropdown([("none", ""), *((each, each) for each in folders)], value="", **about)
     if setting.kind in ("integer", "number"):
-        return gr.Number(value, label=label, info=info)
+        return gr.Number(value, **about)
     lines = 3 if setting.kind == "texts" else 1
-    return gr.Textbox(value, label=label, info=info, lines=lines, max_lines=12)
+    return gr.Textbox(value, **about, lines=lines, max_lines=12)
 
 
 def called(name: str) -> str:

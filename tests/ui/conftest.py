@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import uvicorn
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from hnkernels.home.folder import Home
 from hnkernels.home.sample_data import write_sample_data
@@ -19,6 +19,9 @@ FLAGS = (
 )
 LEAVING = "signal is aborted", "Connection errored out"
 """What Gradio's own script says of a page that is left while it waits for news."""
+
+
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture
@@ -75,7 +78,7 @@ def page_at(browser, serve):
         address = serve(home)
         context = browser.new_context(**options)
         contexts.append(context)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(30_000)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)

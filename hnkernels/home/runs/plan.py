@@ -21,8 +21,8 @@ from hnkernels.training.data.contents import FolderContents
 from hnkernels.training.data.folder import read_folder
 from hnkernels.training.networks import check_fit, new_network
 from hnkernels.training.optimizers import optimizer_class
-from hnkernels.training.validation import split
 from hnkernels.training.settings import settings
+from hnkernels.training.validation import split
 from hnkernels.wording import shown
 
 MODEL, DATA, NETWORK, NAME = "model", "data", "network", "name"
@@ -170,4 +170,5 @@ def _parameters_on_disk(model: Path) -> int:
 def _parameters(file: Path) -> int:
     """Numbers in a file, by its header."""
     with safetensors.safe_open(file, framework="pt") as content:
-        return sum(math.prod(content.get_slice(name).get_shape()) for name in content.keys())
+        names = content.keys()
+        return sum(math.prod(content.get_slice(name).get_shape()) for name in names)

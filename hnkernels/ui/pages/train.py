@@ -23,7 +23,7 @@ from hnkernels.training.networks import KINDS
 from hnkernels.training.recipes import RECIPES
 from hnkernels.training.settings import settings
 from hnkernels.ui import form
-from hnkernels.ui.events import PRIVATE, said, sentence
+from hnkernels.ui.events import PRIVATE, refused, said, sentence
 from hnkernels.ui.pictures import element
 from hnkernels.ui.units import duration, size
 
@@ -54,18 +54,25 @@ class _Page:
 
     def _choices(self) -> None:
         models, data = list(self.home.models()), list(self.home.datasets())
-        self.model = gr.Dropdown(models, value=models[0], label="Model", info="Which base model learns.")
-        self.data = gr.Dropdown(data, value=data[0] if data else None, label="Pictures", info="Which it learns from.")
-        self.name = gr.Textbox("my-style", label="Name", info="By which prompts and files call the network.")
+        self.model = gr.Dropdown(
+            models, value=models[0], label="Model", elem_id="model", info="Which base model learns."
+        )
+        self.data = gr.Dropdown(
+            data, value=data[0] if data else None, label="Pictures", elem_id="data", info="Which it learns from."
+        )
+        self.name = gr.Textbox(
+            "my-style", label="Name", elem_id="name", info="By which prompts and files call the network."
+        )
         self.recipe = gr.Radio(
             [_MINUTES, *RECIPES, _OWN],
             value=_MINUTES,
             label="Recipe",
+            elem_id="recipe",
             info="Fills in the settings below; see docs/recipes.md for why.",
         )
         self.start = gr.Button("Start", variant="primary", elem_id="start")
-        self.said = gr.Markdown(elem_classes="sentence", elem_id="train-said")
-        self.cost = gr.Markdown(elem_classes="sentence", elem_id="cost")
+        self.said = gr.HTML(elem_classes="sentence", elem_id="train-said")
+        self.cost = gr.HTML(elem_classes="sentence", elem_id="cost")
         self.measure = gr.Button("Measure how long a step takes", size="sm")
         self.started = gr.Textbox(visible=False)
 
@@ -80,15 +87,15 @@ class _Page:
             buttons=[],
         )
         self.place = gr.Slider(1, 2, value=1, step=1, label="Part of the pictures", visible=False)
-        self.about = gr.Markdown(elem_classes="sentence", elem_id="data-said")
+        self.about = gr.HTML(elem_classes="sentence", elem_id="data-said")
         with gr.Row():
             self.crop = gr.HTML("<p>Choose a picture to see what is cropped.</p>", elem_id="crop")
             with gr.Column():
-                self.number = gr.Number(0, label="Number of the picture", minimum=0, precision=0)
-                self.caption = gr.Textbox(label="Caption", lines=2)
+                self.number = gr.Number(0, label="Number of the picture", elem_id="number", minimum=0, precision=0)
+                self.caption = gr.Textbox(label="Caption", elem_id="caption", lines=2)
                 self.save = gr.Button("Save the caption", size="sm")
         with gr.Accordion("Add pictures of your own", open=False):
-            self.new_data = gr.Textbox("my-pictures", label="Name of the new data set")
+            self.new_data = gr.Textbox("my-pictures", label="Name of the new data set", elem_id="new-data")
             self.files = gr.File(
                 label="Pictures, and .txt files of the same names with their captions",
                 file_count="multiple",
@@ -228,8 +235,8 @@ class _Page:
             request = self._request(*values)
             planned = plan(request)
         except Fault as fault:
-            return f"<span class='fault'>{sentence(fault)}</span>"
-        return (
+            return refused(fault)
+        return sentence(
             f"{planned.parameters:,} parameters, a file of {size(planned.file_bytes)}, about "
             f"{size(planned.memory_bytes)} for the model, the network and the optimiser; "
             f"{planned.pictures:,} pictures, {planned.steps:,} steps."
@@ -251,8 +258,8 @@ class _Page:
         except ValueError as error:
             about = error.field if isinstance(error, Fault) else ""
             said = f"{form.called(about)}: {error}" if about in self.fields else str(error)
-            return [f"<span class='fault'>{sentence(said)}</span>", "", *self._marked(about, str(error))]
-        return [f"Started {run.name}.", run.name, *self._marked("", "")]
+            return [refused(said), "", *self._marked(about, str(error))]
+        return [sentence(f"Started {run.name}"), run.name, *self._marked("", "")]
 
     def _marked(self, about: str, fault: str) -> list[Any]:
         """Groups and fields, with the fault beside its field, whose group is open."""
@@ -274,7 +281,7 @@ class _Page:
         try:
             data = self._dataset(name)
         except (ValueError, OSError) as error:
-            return [], gr.Slider(visible=False), f"<span class='fault'>{sentence(error)}</span>"
+            return [], gr.Slider(visible=False), refused(error)
         pages = -(-len(data) // _PER_PAGE)
         first = (min(int(place), pages) - 1) * _PER_PAGE
         pictures = [(item.thumbnail, item.caption) for item in data.items(first, _PER_PAGE)]
@@ -292,9 +299,9 @@ class _Page:
             buckets = Buckets(side, min(int(step), side), float(aspect)) if bucketing else None
             read = self._dataset(data)
             picture, words = read.cropped(int(number), side, buckets)
-            return element(picture, words), read.caption(int(number)), words
+            return element(picture, words), read.caption(int(number)), sentence(words)
         except (ValueError, TypeError, OSError) as error:
-            return "", gr.skip(), f"<span class='fault'>{sentence(error)}</span>"
+            return "", gr.skip(), refused(error)
 
     @said
     def _caption_saved(self, data: str, number: float, caption: str) -> str:
@@ -305,8 +312,8 @@ class _Page:
         try:
             folder = take_pictures(self.home, name, files or [])
         except ValueError as error:
-            return f"<span class='fault'>{sentence(error)}</span>", gr.skip(), gr.skip()
-        return f"Added {folder.name}.", gr.Dropdown(list(self.home.datasets()), value=folder.name), None
+            return refused(error), gr.skip(), gr.skip()
+        return sentence(f"Added {folder.name}"), gr.Dropdown(list(self.home.datasets()), value=folder.name), None
 
 
 def _about(field: str, work: Callable[[], Any]) -> Any:

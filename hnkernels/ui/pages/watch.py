@@ -20,7 +20,7 @@ from hnkernels.home.runs.runs import Runs
 from hnkernels.training.progress.report import write_report
 from hnkernels.ui.charts import Series, chart
 from hnkernels.ui.downloads import offered
-from hnkernels.ui.events import PRIVATE, said, sentence
+from hnkernels.ui.events import PRIVATE, refused, said
 from hnkernels.ui.pictures import element
 from hnkernels.ui.units import duration, size
 
@@ -48,7 +48,7 @@ class _Page:
             self.resume = gr.Button("Resume", size="sm", elem_id="resume")
             self.delete = gr.Button("Delete", size="sm", variant="stop", elem_id="delete")
             self.report = gr.Button("Report as a file", size="sm", elem_id="report")
-        self.said = gr.Markdown(elem_classes="sentence", elem_id="watch-said")
+        self.said = gr.HTML(elem_classes="sentence", elem_id="watch-said")
         self.file = gr.File(label="Report", visible=False)
         self.curves = gr.HTML(elem_id="curves")
         with gr.Group(visible=False) as self.previews:
@@ -176,7 +176,7 @@ class _Page:
         try:
             path = write_report(self.runs[_some(chosen)[0]].folder)
         except (ValueError, OSError, CheckpointError) as error:
-            return f"<span class='fault'>{sentence(error)}</span>", gr.skip()
+            return refused(error), gr.skip()
         return "", gr.File(offered([path])[0], visible=True)
 
 

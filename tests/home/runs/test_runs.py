@@ -207,7 +207,7 @@ def test_time_left_is_that_of_the_pace(runs):
 def test_only_runs_can_be_named(runs, name):
     (runs.path / "not a run").mkdir()
     for what in (runs.stop, runs.resume, runs.delete, runs.__getitem__):
-        with pytest.raises(ValueError, match="there is no run|is not a name"):
+        with pytest.raises(ValueError, match=r"there is no run|is not a name"):
             what(name)
     with pytest.raises(ValueError, match="there is no run"):
         runs["not a run"]
@@ -243,3 +243,9 @@ def test_a_folder_that_is_gone_is_empty_and_comes_back_with_the_next_run(runs, t
     with pytest.raises(ValueError, match="there is no run"):
         runs.stop("style")
     assert runs.start(NOWHERE).name == "style"
+
+
+def test_a_run_that_waits_holds_no_model_and_no_library_for_one():
+    code = "import sys, hnkernels.home.runs.waiting; print(sorted({'torch', 'numpy', 'triton'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
