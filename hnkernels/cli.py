@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from hnkernels.cli_home import library
+from hnkernels.cli_home import library, runs, ui
 from hnkernels.terminal import console, errors, printable
 
 app = typer.Typer(
@@ -21,7 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(library)
+for command in (ui, runs, library):
+    app.command()(command)
 
 
 @app.command()

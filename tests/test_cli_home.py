@@ -9,6 +9,8 @@ from rich.console import Console
 import hnkernels as hn
 from hnkernels import cli_home
 from hnkernels.cli import main
+from hnkernels.training.progress.history import write_run
+from hnkernels.training.progress.log import COLUMNS
 
 
 @pytest.fixture
@@ -83,3 +85,59 @@ def test_what_the_library_does_not_take(cli, words, message):
     code, _, err = cli("library", *words)
     assert code == 1
     assert message in err
+
+
+@pytest.fixture
+def run(cli, tmp_path):
+    folder = tmp_path / "hnkernels-home" / "runs" / "style [red]"
+    folder.mkdir(parents=True)
+    write_run(folder, "style", {}, end=7, stopped="finished")
+    (folder / "log.csv").write_text(",".join(COLUMNS) + "\n7,0,1,1,1,1,1\n")
+    (folder / "output.log").write_text("first\nlast [bold]\n")
+    return folder.name
+
+
+def test_runs_are_listed_in_sentences(cli, run):
+    assert cli("runs") == (0, "style [red] Finished, at step 7 of 7.\n", "")
+    assert cli("runs", run) == (0, "style [red] Finished, at step 7 of 7.\n  first\n  last [bold]\n", "")
+    code, out, _ = cli("runs", "--json")
+    assert code == 0
+    assert json.loads(out) == [
+        {"name": run, "state": "finished", "step": 7, "end": 7, "said": "Finished, at step 7 of 7."}
+    ]
+
+
+def test_no_runs(cli):
+    assert cli("runs") == (0, "no runs in hnkernels-home\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("runs", "missing"), "there is no run 'missing'"),
+        (("runs", "../networks"), "is not a name"),
+        (("runs", "--home", "nowhere"), "there is no folder nowhere"),
+        (("runs", "--stop"), "name the run to stop"),
+        (("runs", "style [red]", "--stop", "--resume"), "contradict each other"),
+        (("runs", "style [red]", "--stop"), "has ended already"),
+        (("runs", "style [red]", "--resume"), "was not started here"),
+        (("ui", "--auth", "user"), "--auth must be USER:PASSWORD"),
+        (("ui", "--auth", ":x"), "--auth must be USER:PASSWORD"),
+        (("ui", "--listen", "0.0.0.0"), "give --auth USER:PASSWORD with it"),
+        (("ui", "--data", "nowhere"), "nowhere is not a folder"),
+    ],
+)
+def test_what_is_wrong_is_said(cli, run, words, said, monkeypatch):
+    if words[0] == "ui":
+        pytest.importorskip("gradio", reason="the page's package is not installed")
+    code, _, err = cli(*words)
+    assert code == 1
+    assert said in err
+
+
+def test_without_gradio_the_page_says_what_to_install(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hnkernels.ui.server", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    code, _, err = cli("ui")
+    assert code == 1
+    assert "install it with: pip install 'hnkernels[ui]'" in err

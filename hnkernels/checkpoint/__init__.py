@@ -1,6 +1,6 @@
 """Hypernetwork files: AUTOMATIC1111's ``.pt`` and safetensors, read without trust and written atomically.
 
-The names load on first use: what writes a file atomically needs no PyTorch, and a run that waits for its turn no memory.
+The names load on first use: what writes files atomically needs no PyTorch, and a run that waits no memory.
 """
 
 from __future__ import annotations

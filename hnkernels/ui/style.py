@@ -17,12 +17,16 @@ footer { display: none !important; }
 .wide { overflow-x: auto; }
 .wide table { width: 100%; border-collapse: collapse; border: none; }
 .wide th, .wide td {
-  text-align: left; padding: 0.35rem 0.75rem 0.35rem 0; border: none; border-bottom: 1px solid #8884;
+  text-align: left !important; padding: 0.35rem 0.75rem 0.35rem 0 !important;
+  border: none !important; border-bottom: 1px solid #8884 !important;
 }
 .wide tr { background: none !important; }
 #facts p { margin: 0.25rem 0; }
 #facts pre { white-space: pre-wrap; font-size: 0.8125rem; padding: 0.5rem; border: 1px solid #8886; }
 .picture { max-width: 100%; height: 15rem; object-fit: contain; image-rendering: pixelated; }
+.strip { display: flex; flex-wrap: wrap; gap: 0.75rem; }
+.strip figure { margin: 0; font-size: 0.875rem; }
+.strip .picture { height: 6rem; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1rem; }
 .curves figure { margin: 0; }
 .curves figcaption { font-weight: 600; }

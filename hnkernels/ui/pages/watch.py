@@ -25,6 +25,7 @@ from hnkernels.ui.pictures import element
 from hnkernels.ui.units import duration, size
 
 _SECONDS = 3.0  # between two looks at the runs
+_SHOWN = 24  # previews side by side
 _CLICK = "Click once more to delete"
 
 
@@ -49,12 +50,12 @@ class _Page:
             self.delete = gr.Button("Delete", size="sm", variant="stop", elem_id="delete")
             self.report = gr.Button("Report as a file", size="sm", elem_id="report")
         self.said = gr.HTML(elem_classes="sentence", elem_id="watch-said")
-        self.file = gr.File(label="Report", visible=False)
+        self.file = gr.File(label="Report", visible=False, elem_id="report-file")
         self.curves = gr.HTML(elem_id="curves")
         with gr.Group(visible=False) as self.previews:
             self.at = gr.Slider(1, 2, value=1, step=1, label="Preview", elem_id="preview-at")
             self.preview = gr.HTML(elem_id="preview", padding=True)
-            self.all_previews = gr.Gallery(label="All previews", columns=6, height=220, interactive=False, buttons=[])
+            self.all_previews = gr.HTML(elem_id="all-previews", padding=True)
         with gr.Accordion("Deleted runs", open=False):
             self.deleted = gr.Dropdown([], label="Deleted run")
             self.restore = gr.Button("Bring it back", size="sm", elem_id="restore")
@@ -123,7 +124,7 @@ class _Page:
                 gr.Group(visible=bool(previews)),
                 gr.Slider(1, max(2, len(previews)), value=len(previews) or 1, visible=len(previews) > 1),
                 element(_picture(previews[-1]), f"Preview at step {_step(previews[-1].stem)}") if previews else "",
-                [(_picture(path), f"step {_step(path.stem)}") for path in previews[-24:]],
+                _strip(previews[-_SHOWN:]),
             ]
         can_stop = any(run.state in ALIVE for run in shown)
         can_resume = any(run.resumable for run in shown)
@@ -249,6 +250,16 @@ def _curves(names: Sequence[str], figures: Sequence[RunFigures]) -> str:
         chart("Steps per second", paces),
     ]
     return f'<div class="curves">{"".join(charts)}</div>'
+
+
+def _strip(previews: Sequence[Path]) -> str:
+    """Previews side by side, with their steps."""
+    figures = (
+        f"<figure>{element(_picture(path), f'Preview at step {_step(path.stem)}')}"
+        f"<figcaption>step {_step(path.stem)}</figcaption></figure>"
+        for path in previews
+    )
+    return f'<div class="strip">{"".join(figures)}</div>'
 
 
 def _picture(path: Path) -> Image.Image | None:
