@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -317,66 +316,32 @@ def sample(
 
     A weight hypernetwork without --style is conditioned on the prompt.
     """
-    import torch
-
-    from hnkernels import WeightAdapter, WeightHypernetwork, adapters, attach, load_hypernetwork, parse_prompt
-    from hnkernels.convert.survey import model_without_weights
+    from hnkernels.drawing.artist import Artist
+    from hnkernels.drawing.request import DrawRequest, NetworkUse, SettingError
+    from hnkernels.generator import files as kinds
     from hnkernels.generator.summary import kind_of
-    from hnkernels.pipeline import check_pipeline, load_pipeline
-    from hnkernels.prompt import resolve_name
-    from hnkernels.training.checks import check_conditions
-    from hnkernels.training.data.text_encoder import text_embedding
-    from hnkernels.training.families import family_of
 
     files = hypernetwork or []
     strengths = _one_each(strength, files)
-    names = [file.stem for file in files]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        same = " and ".join(str(file) for file in files if file.stem == twice[0])
-        raise ValueError(f"{same} are both named {twice[0]!r}; give one of the files another name")
-    prompt, tags = parse_prompt(prompt)
-    asked = {resolve_name(tag, names): factor for tag, factor in tags.items()}
-    if len(asked) < len(tags):
-        raise ValueError(f"the prompt names a hypernetwork twice, once with its hash: {', '.join(tags)}; name it once")
-    if unknown := set(asked) - set(names):
-        raise ValueError(
-            f"the prompt names the hypernetwork {', '.join(sorted(unknown))}; give its file with --hypernetwork"
-        )
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; name a file inside it")
     _check_target(out, force=True, make_parents=True)
-    if not math.isfinite(guidance):
-        raise ValueError(f"--guidance must be a finite number, not {guidance}")
-    nets: list[Any] = [
-        load_hypernetwork(file) if kind_of(file) is None else WeightHypernetwork.load(file) for file in files
-    ]
-    if style and not any(isinstance(net, WeightHypernetwork) for net in nets):
-        raise ValueError("--style is for weight hypernetworks; give one with --hypernetwork")
-    check_pipeline(model)
-    if nets:
-        unet = model_without_weights(model)
-        for net in nets:
-            attach(unet, net).detach()  # refuses a net for another model
-            if isinstance(net, WeightHypernetwork):
-                check_conditions(net, [_mixture(style)] if style else [], family_of(unet).text_width, "--style")
-    pipeline = load_pipeline(model)
-    for name, net, factor in zip(names, nets, strengths, strict=True):
-        adapter = attach(pipeline, net, strength=factor, name=name)
-        if isinstance(adapter, WeightAdapter):
-            with torch.no_grad():
-                condition = _mixture(style) if style else text_embedding(pipeline, prompt)
-                adapter.weights = net.generate_weights(condition)
-    for name, factor in asked.items():
-        adapters(pipeline)[name].strength = factor
-    image = pipeline(
-        prompt,
-        negative_prompt=negative or None,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(seed),
-    ).images[0]
+    try:
+        styled = [kind_of(file) == kinds.NETWORK for file in files]
+        if style and not any(styled):
+            raise ValueError("--style is for weight hypernetworks; give one with --hypernetwork")
+        mixed = _mixture(style or [])
+        networks = tuple(
+            NetworkUse(file, file.stem, factor, styles=mixed if takes_styles else {})
+            for file, factor, takes_styles in zip(files, strengths, styled, strict=True)
+        )
+        request = DrawRequest(model, prompt, negative, networks, seed, steps, guidance)
+        request = request.called({}, "give its file with --hypernetwork")
+        image = Artist().draw(request)[0]
+    except SettingError as error:
+        raise ValueError(f"--{error}") from None
     out.parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     console.print(f"wrote {out}")

@@ -18,7 +18,10 @@ from hnkernels.checkpoint.reading import read_torch_file
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 
-_NETWORK, _STATE = "hypernetwork.safetensors", "training_state.pt"
+NETWORK = "hypernetwork.safetensors"
+"""The file of the network in a checkpoint."""
+
+_STATE = "training_state.pt"
 _EARLIER = "resume from an earlier checkpoint"
 
 
@@ -53,9 +56,9 @@ def save_state(folder: Path, step: int, net: Hypernetwork | WeightHypernetwork, 
         folder.mkdir(parents=True, exist_ok=True)
         with placing(target) as temporary:
             temporary.mkdir()
-            save_network(net, temporary / _NETWORK)
+            save_network(net, temporary / NETWORK)
             buffer = io.BytesIO()
-            torch.save({**state, "network_sha256": _sha256(temporary / _NETWORK)}, buffer)
+            torch.save({**state, "network_sha256": _sha256(temporary / NETWORK)}, buffer)
             (temporary / _STATE).write_bytes(buffer.getbuffer())
     return target
 
@@ -131,13 +134,13 @@ def read_checkpoint(path: Path, net: Hypernetwork | WeightHypernetwork) -> Check
         CheckpointError: a file of it is missing or damaged.
         ValueError: it is of another network than ``net``.
     """
-    stored = read_network(path / _NETWORK, net)
+    stored = read_network(path / NETWORK, net)
     with naming(path / _STATE):
         state = read_torch_file(path / _STATE)
         if not _fits(state, stored):
             raise Fault("is not the state of training the network beside it", _EARLIER)
-        if state["network_sha256"] != _sha256(path / _NETWORK):
-            raise Fault(f"was not written with the {_NETWORK} beside it, or that is damaged", _EARLIER)
+        if state["network_sha256"] != _sha256(path / NETWORK):
+            raise Fault(f"was not written with the {NETWORK} beside it, or that is damaged", _EARLIER)
     return Checkpoint(path, stored, state)
 
 
