@@ -53,8 +53,8 @@ def save_picture(
         ValueError: it cannot be written; says why.
     """
     info = PngInfo()
-    info.add_itxt(PARAMETERS, parameters(request, size or picture.size))
-    info.add_itxt(OWN, json.dumps({**request.to_json(), **(also or {})}))
+    for keyword, text in texts(request, size or picture.size, also).items():
+        info.add_itxt(keyword, text)
     with _saving:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +66,11 @@ def save_picture(
                 f"the picture could not be saved: {error.strerror or error}; make room and draw again"
             ) from error
     return path
+
+
+def texts(request: DrawRequest, size: tuple[int, int], also: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """The texts that a picture of a request has inside, by keyword; see ``save_picture``."""
+    return {PARAMETERS: parameters(request, size), OWN: json.dumps({**request.to_json(), **(also or {})})}
 
 
 def parameters(request: DrawRequest, size: tuple[int, int]) -> str:
@@ -97,13 +102,13 @@ def settings_in(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST // 2**20} MiB")
         with Image.open(path, formats=["PNG"]) as image:
-            texts = dict(getattr(image, "text", {}))
+            chunks = dict(getattr(image, "text", {}))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, OverflowError) as error:
         reason = "it is not a PNG, or is damaged" if isinstance(error, (OSError, SyntaxError)) else error
         raise ValueError(f"{path.name} has no settings that can be read: {reason}") from error
-    found = _from_json(texts[OWN]) if OWN in texts else {}
-    if not found and PARAMETERS in texts:
-        found = _from_parameters(texts[PARAMETERS])
+    found = _from_json(chunks[OWN]) if OWN in chunks else {}
+    if not found and PARAMETERS in chunks:
+        found = _from_parameters(chunks[PARAMETERS])
     if not found:
         raise ValueError(f"{path.name} has no settings inside; take a PNG that was drawn here, or by A1111")
     return found
