@@ -5,6 +5,6 @@ reference, and ``bound`` says what none of them can go below. ``cases`` lists wh
 ``python -m benchmarks.accounting`` counts it all.
 """
 
-from benchmarks.accounting.eager import Account, Counting, saved_bytes
+from hnkernels.accounting.eager import Account, Counting, saved_bytes
 
 __all__ = ["Account", "Counting", "saved_bytes"]

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.accounting.eager import Account
+from hnkernels.accounting.eager import Account
 from hnkernels.triton.launch import Launch
 
 ELEMENT = 2

@@ -19,9 +19,9 @@ import hnkernels as hn
 import reference
 from benchmarks import same_algebra
 from benchmarks.accounting import bound
-from benchmarks.accounting.eager import Account, Counting, inference, training
 from benchmarks.accounting.ours import CountingKernels
 from benchmarks.suites.attention import SD15, SDXL
+from hnkernels.accounting.eager import Account, Counting, inference, training
 from hnkernels.ops import fused, portable
 from hnkernels.triton.ops import lowrank
 from hnkernels.triton.target import TARGETS, planned_for

@@ -9,8 +9,8 @@ import triton
 
 from benchmarks.accounting import inductor
 from benchmarks.accounting.cases import Accounts, Case, cases
-from benchmarks.accounting.eager import Account
 from benchmarks.rows import Row, stamped
+from hnkernels.accounting.eager import Account
 
 UNITS = {"launches": "1", "flops": "FLOP", "bytes": "B", "saved": "B", "peak": "B"}
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import reference
 from benchmarks.accounting.cases import Accounts, Case, Projections
-from benchmarks.accounting.eager import Account, saved_bytes
+from hnkernels.accounting.eager import Account, saved_bytes
 from hnkernels.triton.launch import Launch
 
 SHAPES = ("320 x 4096", "640 x 1024", "768 x 77")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch._C import DispatchKey, DispatchKeySet
 
-from benchmarks.accounting.eager import Counting
+from hnkernels.accounting.eager import Counting
 from hnkernels.triton import vendor
 from hnkernels.triton.launch import recording
 

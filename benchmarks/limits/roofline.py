@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.accounting.cases import Accounts, Case
-from benchmarks.accounting.eager import Account
 from benchmarks.limits.gpus import Gpu
 from benchmarks.rows import Row
+from hnkernels.accounting.eager import Account
 
 
 def seconds(account: Account, gpu: Gpu, launch_cost: float) -> float:

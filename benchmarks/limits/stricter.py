@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.accounting.cases import Accounts, Case
-from benchmarks.accounting.eager import Account
 from benchmarks.limits.gpus import Gpu
 from benchmarks.limits.static import SUMMED, fitting
 from benchmarks.rows import Row
+from hnkernels.accounting.eager import Account
 from hnkernels.triton.cards import CARDS
 from hnkernels.triton.cost import (
     FIRST_LOAD,

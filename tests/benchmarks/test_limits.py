@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.accounting.cases import Network, Projections
-from benchmarks.accounting.eager import Account
+from hnkernels.accounting.eager import Account
 from benchmarks.limits import choices, static, stricter
 from benchmarks.limits.gpus import GPUS, Gpu, gpu_named
 from benchmarks.limits.roofline import seconds

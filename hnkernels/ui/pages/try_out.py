@@ -72,8 +72,8 @@ class _Page:
                 self._words()
             with gr.Column(scale=3, min_width=320):
                 self.gallery = gr.Gallery(
-                    label="Pictures", columns=2, height=420, object_fit="contain", format="png", interactive=False,
-                    buttons=["download", "fullscreen"], elem_id="pictures",
+                    label="Pictures", columns=4, height=420, object_fit="contain", format="png", interactive=False,
+                    preview=True, buttons=["download", "fullscreen"], elem_id="pictures",
                 )  # fmt: skip
         with gr.Tabs():
             with gr.Tab("Networks"):
@@ -161,12 +161,14 @@ class _Page:
             max_height=420,
         )
 
+        self.place = gr.Slider(0, 100, value=50, step=1, label="Where before ends", elem_id="place")
+
     def _pictures(self) -> None:
         gr.Markdown("A PNG that was drawn here, or by A1111, brings its settings along.")
         self.png = gr.File(label="PNG with settings", file_types=[".png"], elem_id="png")
         self.earlier = gr.Gallery(
             label="Earlier pictures: choose one for its settings", columns=6, height=260, allow_preview=False,
-            interactive=False, buttons=[], elem_id="earlier",
+            interactive=False, object_fit="contain", buttons=[], elem_id="earlier",
         )  # fmt: skip
         self.names = gr.State([])
 
@@ -183,7 +185,7 @@ class _Page:
         self.asked += [self.width, self.height, *self.rows]
         page: Any = gr.context.Context.root_block
         drawing: dict[str, Any] = {**PRIVATE, "concurrency_limit": None, "show_progress": "hidden"}
-        earlier: dict[str, Any] = {"outputs": [self.earlier, self.names], **PRIVATE}
+        earlier: dict[str, Any] = {"outputs": [self.earlier, self.names], **PRIVATE, "show_progress": "hidden"}
         lists = [self.model, *self.rows[:: 2 + len(_PARTS)], self.varied, self.run, self.styled]
         page.load(self._opened, inputs=lists, outputs=[*lists, self.said], **PRIVATE).then(
             self._knows, inputs=self.styled, outputs=[self.known, self.first, self.second, *self.styles], **PRIVATE
@@ -218,6 +220,9 @@ class _Page:
             **drawing,
         ).then(self._earlier, **earlier)
         self.compare.click(self._compare, inputs=self.asked, outputs=[self.both, self.said], **drawing)
+        self.place.input(
+            lambda place: gr.ImageSlider(slider_position=place), inputs=self.place, outputs=self.both, **drawing
+        )
         self.png.upload(self._from_file, inputs=self.png, outputs=[*self.asked, self.said], **PRIVATE)
         self.earlier.select(self._from_earlier, inputs=self.names, outputs=[*self.asked, self.said], **PRIVATE)
 
@@ -546,8 +551,8 @@ def _large(picture: Image.Image) -> Image.Image:
     return large
 
 
-def _gallery(pictures: list[Image.Image]) -> list[Image.Image]:
-    return [_large(picture) for picture in pictures]
+def _gallery(pictures: list[Image.Image]) -> Any:
+    return gr.Gallery([_large(picture) for picture in pictures], selected_index=0)
 
 
 def _picture(pictures: list[Image.Image]) -> Any:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import reference
-from benchmarks.accounting.eager import Account, Counting, inference, saved_bytes, training, unique_bytes
+from hnkernels.accounting.eager import Account, Counting, inference, saved_bytes, training, unique_bytes
 
 DEVICES = pytest.mark.parametrize("device", ["meta", "cpu"])
 
