@@ -39,10 +39,10 @@ class LayerShape:
 
     @property
     def label(self) -> str:
-        """``"self-attention, 320 to 320, 5 layers"``."""
-        kind = {"attn1": "self-attention", "attn2": "cross-attention"}.get(self.kind, self.kind)
-        layers = "1 layer" if self.count == 1 else f"{self.count} layers"
-        return f"{kind}, {self.width} to {self.out_features}, {self.tokens} tokens, {layers}"
+        """``"self-attention 320 → 320, 4096 tokens"``."""
+        if self.kind == "attn1":
+            return f"self-attention {self.width} → {self.out_features}, {self.tokens} tokens"
+        return f"cross-attention {self.width} → {self.out_features}"
 
 
 KNOWN: Mapping[str, tuple[LayerShape, ...]] = {

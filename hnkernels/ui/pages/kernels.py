@@ -71,8 +71,10 @@ class _Page:
             with gr.Column(min_width=280):
                 self.tokens = gr.Number(4096, label="Tokens of one picture", precision=0, minimum=1, elem_id="tokens")
                 self.batch = gr.Number(2, label="Pictures at once", precision=0, minimum=1, elem_id="batch")
+        with gr.Row(equal_height=False):
             with gr.Column(min_width=280):
                 self.dtype = gr.Radio(list(_DTYPES), value="fp16", label="Computed in")
+            with gr.Column(min_width=280):
                 self.mode = gr.Radio([_INFERENCE, _TRAINING], value=_INFERENCE, label="For", elem_id="mode")
         self.said = gr.Markdown(elem_classes="sentence", elem_id="kernels-said")
         self.picture = gr.HTML(elem_id="kernels-picture")
