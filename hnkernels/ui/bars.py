@@ -1,4 +1,4 @@
-"""Bars as SVG, beside the curves: a few amounts of one kind, each made of parts."""
+"""Bars: a few amounts of one kind, each made of parts, legible at any width."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from html import escape
 
 from hnkernels.ui.charts import COLOURS
 
-_WIDTH, _BAR, _GAP, _TOP = 560, 30, 30, 20
-_ROOM = 110  # for the number after a bar
-_LEAST = 1.5  # of a part that is drawn with a gap after it
+_LONGEST = 75  # per cent of the width; the number stands after it
 
 
 @dataclass(frozen=True)
@@ -42,26 +40,23 @@ def bars(title: str, drawn: Sequence[Bar], said: Callable[[float], str]) -> str:
         said: a number as people read it.
     """
     longest = max((bar.amount for bar in drawn), default=0.0) or 1.0
-    scale = (_WIDTH - _ROOM) / longest
-    pieces = []
-    for number, bar in enumerate(drawn):
-        top, left = _TOP + number * (_BAR + _GAP), 0.0
-        pieces.append(f'<text x="0" y="{top - 5}">{escape(bar.label)}</text>')
-        colour = COLOURS[bar.colour % len(COLOURS)]
-        for name, amount in bar.parts:
-            width = amount * scale
-            gap = 1.0 if width > _LEAST else 0.0
-            about = escape(f"{name}: {said(amount)}")
-            pieces.append(
-                f'<rect x="{left:.2f}" y="{top}" width="{max(width - gap, 0):.2f}" height="{_BAR}" fill="{colour}">'
-                f"<title>{about}</title></rect>"
-            )
-            left += width
-        pieces.append(f'<text x="{left + 6:.1f}" y="{top + _BAR / 2 + 4:.0f}">{escape(said(bar.amount))}</text>')
     spoken = "; ".join(f"{bar.label}: {said(bar.amount)}" for bar in drawn)
-    height = _TOP + len(drawn) * (_BAR + _GAP) - _GAP + 4
-    svg = (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(f"{title}: {spoken}", quote=True)}" '
-        f'fill="currentColor" font-size="14">{"".join(pieces)}</svg>'
+    lines = "".join(_line(bar, _LONGEST / longest, said) for bar in drawn)
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<div role="img" aria-label="{escape(f"{title}: {spoken}", quote=True)}">{lines}</div></figure>'
     )
-    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
+
+
+def _line(bar: Bar, scale: float, said: Callable[[float], str]) -> str:
+    colour = COLOURS[bar.colour % len(COLOURS)]
+    parts = "".join(
+        f'<div title="{escape(f"{name}: {said(amount)}", quote=True)}" style="width:{amount * scale:.3f}%;'
+        f'background:{colour};height:1.5rem;box-shadow:inset -1px 0 0 var(--body-background-fill)"></div>'
+        for name, amount in bar.parts
+    )
+    return (
+        f'<div style="margin-top:.35rem;font-size:.875rem">{escape(bar.label)}</div>'
+        f'<div style="display:flex;align-items:center">{parts}'
+        f'<span style="margin-left:.5rem;white-space:nowrap;font-size:.875rem">{escape(said(bar.amount))}</span></div>'
+    )

@@ -262,9 +262,10 @@ def _table(caption: str, passes: Sequence[tuple[str, Sequence[Launch]]]) -> str:
             )
             rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    title = f'<caption style="text-align:left;font-weight:600">{caption}</caption>'
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{caption}"><table class="figures"><caption>{caption}'
-        f"</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{caption}"><table>{title}'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

@@ -132,7 +132,7 @@ class _Page:
                 self.varied = gr.Dropdown([_NONE], value=_NONE, label="Network whose strength differs")
                 self.run = gr.Dropdown([_NONE], value=_NONE, label="Run whose steps differ")
         self.draw_grid = gr.Button("Draw the grid", variant="primary", size="sm", elem_id="draw-grid")
-        self.sheet = gr.Image(label="Grid", format="png", interactive=False, elem_id="sheet", height=480)
+        self.sheet = gr.Image(label="Grid", format="png", interactive=False, elem_id="sheet", height=480, visible=False)
 
     def _styles(self) -> None:
         self.styled = gr.Dropdown([_NONE], value=_NONE, label="Weight hypernetwork", elem_id="styled")
@@ -148,7 +148,9 @@ class _Page:
             self.second = gr.Dropdown([_NONE], value=_NONE, label="To style", min_width=180)
             self.count = gr.Slider(2, 12, value=5, step=1, label="Pictures of the strip", min_width=180)
         self.draw_strip = gr.Button("Draw the strip", size="sm", elem_id="draw-strip")
-        self.strip = gr.Image(label="Strip", format="png", interactive=False, elem_id="strip", height=280)
+        self.strip = gr.Image(
+            label="Strip", format="png", interactive=False, elem_id="strip", height=280, visible=False
+        )
 
     def _slider(self) -> None:
         gr.Markdown("The same seed without the networks, and with them as they are chosen above.")
@@ -159,9 +161,10 @@ class _Page:
             interactive=False,
             elem_id="both",
             max_height=420,
+            visible=False,
         )
 
-        self.place = gr.Slider(0, 100, value=50, step=1, label="Where before ends", elem_id="place")
+        self.place = gr.Slider(0, 100, value=50, step=1, label="Where before ends", elem_id="place", visible=False)
 
     def _pictures(self) -> None:
         gr.Markdown("A PNG that was drawn here, or by A1111, brings its settings along.")
@@ -219,9 +222,15 @@ class _Page:
             outputs=[self.strip, self.said],
             **drawing,
         ).then(self._earlier, **earlier)
-        self.compare.click(self._compare, inputs=self.asked, outputs=[self.both, self.said], **drawing)
+        self.compare.click(self._compare, inputs=self.asked, outputs=[self.both, self.said], **drawing).then(
+            lambda both: gr.Slider(visible=both is not None), inputs=self.both, outputs=self.place, **drawing
+        )
         self.place.input(
-            lambda place: gr.ImageSlider(slider_position=place), inputs=self.place, outputs=self.both, **drawing
+            lambda place: gr.ImageSlider(slider_position=place),
+            inputs=self.place,
+            outputs=self.both,
+            trigger_mode="always_last",
+            **drawing,
         )
         self.png.upload(self._from_file, inputs=self.png, outputs=[*self.asked, self.said], **PRIVATE)
         self.earlier.select(self._from_earlier, inputs=self.names, outputs=[*self.asked, self.said], **PRIVATE)
@@ -333,7 +342,9 @@ class _Page:
 
             return draw
 
-        yield from self._shown(request, work, lambda both: tuple(map(_large, both)) if len(both) == 2 else gr.skip())
+        yield from self._shown(
+            request, work, lambda both: gr.ImageSlider((_large(both[0]), _large(both[1])), visible=True)
+        )
 
     def _batch(self, asks: DrawRequest) -> Callable[..., tuple[list[Image.Image], str]]:
         """What draws a request and saves its pictures."""
@@ -468,7 +479,7 @@ class _Page:
             try:
                 with Image.open(child(self.home.pictures, file.name), formats=["PNG"]) as image:
                     image.thumbnail((_SHOWN, _SHOWN))
-                    shown.append((_large(image.convert("RGB")), file.stem))
+                    shown.append(_large(image.convert("RGB")))
                     names.append(file.name)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 continue
@@ -556,7 +567,7 @@ def _gallery(pictures: list[Image.Image]) -> Any:
 
 
 def _picture(pictures: list[Image.Image]) -> Any:
-    return pictures[0] if pictures else gr.skip()
+    return gr.Image(pictures[0], visible=True)
 
 
 def _fault(error: Exception) -> str:
