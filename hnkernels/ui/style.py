@@ -14,6 +14,8 @@ footer { display: none !important; }
 .fault, .faulty .info-text { color: #b91c1c !important; }
 .dark .fault, .dark .faulty .info-text { color: #fca5a5 !important; }
 .faulty { outline: 2px solid #dc2626; }
+button[role="tab"].selected { color: #c2410c !important; }
+.dark button[role="tab"].selected { color: #fdba74 !important; }
 .wide { overflow-x: auto; }
 .wide table { width: 100%; border-collapse: collapse; border: none; }
 .wide th, .wide td {
