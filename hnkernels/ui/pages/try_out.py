@@ -103,8 +103,8 @@ class _Page:
             self.steps = gr.Slider(STEPS[0], 100, value=20, step=1, label="Steps")
             self.guidance = gr.Slider(1, 20, value=3.0, step=0.5, label="Guidance", info="1 is none.")
             self.batch = gr.Slider(BATCH[0], BATCH[1], value=1, step=1, label="Pictures")
-            self.width = gr.Number(None, label="Width", precision=0, info="In pixels; empty for the model's own.")
-            self.height = gr.Number(None, label="Height", precision=0, info="In pixels; empty for the model's own.")
+            self.width = gr.Number(0, label="Width", precision=0, minimum=0, info="In pixels; 0 is the model's own.")
+            self.height = gr.Number(0, label="Height", precision=0, minimum=0, info="In pixels; 0 is the model's own.")
 
     def _networks(self) -> None:
         self.rows: list[gr.components.Component] = []
@@ -123,10 +123,14 @@ class _Page:
     def _grid(self) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(min_width=280):
-                self.columns = gr.Radio([_STRENGTH, _SEED, _TRAINING], value=_SEED, label="Columns differ in")
+                self.columns = gr.Radio(
+                    [_STRENGTH, _SEED, _TRAINING], value=_SEED, label="Columns differ in", elem_id="columns"
+                )
                 self.across = gr.Textbox(_VALUES[_SEED], label="Values of the columns", info="0, 0.5, 1 or 1-4.")
             with gr.Column(min_width=280):
-                self.downwards = gr.Radio([_NONE, _STRENGTH, _SEED, _TRAINING], value=_NONE, label="Rows differ in")
+                self.downwards = gr.Radio(
+                    [_NONE, _STRENGTH, _SEED, _TRAINING], value=_NONE, label="Rows differ in", elem_id="rows"
+                )
                 self.down = gr.Textbox("", label="Values of the rows", info="For steps of training: empty for some.")
             with gr.Column(min_width=280):
                 self.varied = gr.Dropdown([_NONE], value=_NONE, label="Network whose strength differs")
@@ -271,7 +275,7 @@ class _Page:
             raise ValueError(f"{twice[0]} is chosen twice; choose another network, or none, in one of the places")
         request = DrawRequest(
             self.home.model(model), prompt or "", negative or "", tuple(uses), seed or 0, int(steps), guidance,
-            int(batch), width, height, model_name=model,
+            int(batch), width or None, height or None, model_name=model,
         )  # fmt: skip
         request = request.called(known, f"there are: {', '.join(known) or 'none'}")
         request.check()
@@ -338,7 +342,7 @@ class _Page:
                     both = []
                     for words, asks in (("Before", before), ("After", after)):
                         both += self.artist.draw(asks, stop, _telling(tell, f"{words}: "))
-                return both, f"Drawn with seed {after.seed}, before and after."
+                return both, sentence(f"Drawn with seed {after.seed}, before and after.")
 
             return draw
 
@@ -354,15 +358,26 @@ class _Page:
             with self.artist.turn(stop, lambda: tell(_Told(_WAITS))):
                 tell(_Told("Reads the model and the networks."))
                 pictures = self.artist.draw(asks, stop, _telling(tell))
-            seconds = time.monotonic() - began
-            names = []
-            for seed, picture in zip(asks.seeds(), pictures, strict=True):
-                one = replace(asks, seed=seed, batch=1)
+            how = f"Drawn in {time.monotonic() - began:.1f} s"
+            ones = [replace(asks, seed=seed, batch=1) for seed in asks.seeds()]
+            for one, picture in zip(ones, pictures, strict=True):
                 picture.info.update(texts(one, picture.size))
-                names.append(save_picture(picture, self.home.pictures, one).name)
-            return pictures, f"Drawn in {seconds:.1f} s, saved as {', '.join(names)}."
+            return pictures, self._saved(how, [(picture, one) for one, picture in zip(ones, pictures, strict=True)])
 
         return draw
+
+    def _saved(self, how: str, pictures: Sequence[tuple[Any, ...]]) -> str:
+        """Saves what was drawn, and says so; pictures that cannot be saved are shown all the same.
+
+        Args:
+            how: what became of the drawing.
+            pictures: arguments of ``save_picture`` but for the folder: the picture, then what goes with it.
+        """
+        try:
+            names = [save_picture(picture, self.home.pictures, *more).name for picture, *more in pictures]
+        except ValueError as error:
+            return _fault(error)
+        return sentence(f"{how}, saved as {', '.join(names)}.")
 
     def _sheet(self, grid: Grid) -> Callable[..., tuple[list[Image.Image], str]]:
         """What draws a grid and saves its sheet."""
@@ -380,9 +395,8 @@ class _Page:
             sheet, size = grid.sheet(), next(iter(grid.pictures.values())).size
             sheet.info.update(texts(grid.request, size, grid.to_json()))
             tell(_Told("Saves the grid.", [sheet]))
-            name = save_picture(sheet, self.home.pictures, grid.request, grid.to_json(), size).name
             how = f"Stopped after {len(grid.pictures)} of {grid.cells} pictures" if grid.stopped else "Drawn"
-            return [sheet], f"{how}, saved as {name}."
+            return [sheet], self._saved(how, [(sheet, grid.request, grid.to_json(), size)])
 
         return draw
 
@@ -409,7 +423,7 @@ class _Page:
         except FAULTS as error:
             yield gr.skip(), _fault(error)
         else:
-            yield shown(pictures), sentence(words)
+            yield shown(pictures), words
 
     def _stop(self, request: gr.Request) -> str:
         running = {session: drawing for session, drawing in self.drawings.items() if drawing.running}
@@ -510,7 +524,7 @@ class _Page:
         plain = ("prompt", "negative", "seed", "steps", "guidance")
         values: list[Any] = [gr.Dropdown(models, value=model) if model in models else gr.skip()]
         values += [found.get(name, gr.skip()) for name in plain]
-        values += [1, found.get("width"), found.get("height")]
+        values += [1, found.get("width") or 0, found.get("height") or 0]
         networks = [one for one in found.get("networks", []) if one["name"] in known][:_ROWS]
         left_out += [one["name"] for one in found.get("networks", []) if one not in networks]
         for number in range(_ROWS):
