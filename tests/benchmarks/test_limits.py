@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.accounting.cases import Network, Projections
-from hnkernels.accounting.eager import Account
 from benchmarks.limits import choices, static, stricter
 from benchmarks.limits.gpus import GPUS, Gpu, gpu_named
 from benchmarks.limits.roofline import seconds
 from benchmarks.limits.tables import chosen, model, read, times
+from hnkernels.accounting.eager import Account
 from hnkernels.triton import cost
 from hnkernels.triton.cards import CARDS
 from hnkernels.triton.cost import FIRST_LOAD, LATER_LOAD, LAUNCH, Work, seconds_of_processors

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import hnkernels as hn
-from hnkernels.accounting.eager import inference, training
 from benchmarks.accounting.ours import CountingKernels
+from hnkernels.accounting.eager import inference, training
 from hnkernels.ops.fused import project_pair
 from hnkernels.triton.target import TARGETS, planned_for
 

@@ -17,6 +17,8 @@ from hnkernels.accounting.timing import measure
 from hnkernels.adapter import AdapterError
 from hnkernels.checkpoint import CheckpointError, load_hypernetwork
 from hnkernels.home.folder import Home
+from hnkernels.home.library.facts import CONTEXT
+from hnkernels.home.library.library import Library
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.triton.launch import Launch
@@ -55,7 +57,7 @@ class _Page:
     """The page's components and what they do."""
 
     def __init__(self, home: Home):
-        self.home = home
+        self.home, self.library = home, Library(home)
         models = [*home.models(), *KNOWN]
         gr.Markdown(
             "# Kernels\nWhat the keys and values of a layer take, with a network before them: what would be launched, "
@@ -111,8 +113,7 @@ class _Page:
 
     def _opened(self, request: gr.Request) -> list[Any]:
         """The lists as they are now; a network of the address is chosen."""
-        generating = offered.weight_networks(self.home)
-        own = [name for name in offered.networks(self.home) if name not in generating]
+        own = list(offered.networks(self.library, (CONTEXT,)))
         asked = [name for name in request.query_params.getlist("network") if name in own]
         return [
             gr.Dropdown([*_NEW, *own], value=asked[0] if asked else next(iter(_NEW))),
@@ -151,10 +152,11 @@ class _Page:
         if network in _NEW:
             with torch.device("meta"):
                 return Hypernetwork((width,), **_NEW[network])
-        known = offered.networks(self.home)
+        known = offered.networks(self.library, (CONTEXT,))
         if network not in known:
             raise ValueError(f"there is no network {network!r} any more; choose another, or reload the page")
-        return _loaded(known[network], known[network].stat().st_mtime_ns)
+        file = known[network].file()
+        return _loaded(file, file.stat().st_mtime_ns)
 
     def _asked(
         self, network: str, model: str, layer: str | None, tokens: Any, batch: Any, dtype: str, card: str, mode: str

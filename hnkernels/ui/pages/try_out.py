@@ -21,6 +21,9 @@ from hnkernels.drawing.png import save_picture, settings_in, texts
 from hnkernels.drawing.request import BATCH, STEPS, DrawRequest, NetworkUse
 from hnkernels.drawing.stages import Stage, stages_of
 from hnkernels.home.folder import Home
+from hnkernels.home.library.entry import Entry
+from hnkernels.home.library.facts import WEIGHTS
+from hnkernels.home.library.library import Library
 from hnkernels.home.names import child
 from hnkernels.home.runs.runs import Runs
 from hnkernels.ui import offered
@@ -64,7 +67,7 @@ class _Page:
     """The page's components and what they do."""
 
     def __init__(self, home: Home):
-        self.home, self.runs, self.artist = home, Runs(home), Artist()
+        self.home, self.runs, self.library, self.artist = home, Runs(home), Library(home), Artist()
         self.drawings: dict[str, Drawing] = {}
         gr.Markdown("# Try\nSay what to draw, choose networks if there are any, and press Draw.")
         with gr.Row():
@@ -241,11 +244,11 @@ class _Page:
 
     def _opened(self, request: gr.Request, model: str, *chosen: str) -> list[Any]:
         """The lists as they are now, when the page is opened or reloaded; a network of the address is chosen."""
-        networks, models = list(offered.networks(self.home)), list(self.home.models())
+        networks, models = list(offered.networks(self.library)), list(self.home.models())
         asked = [name for name in request.query_params.getlist("network") if name in networks][:_ROWS]
         rows = [*asked, *[_NONE] * (_ROWS - len(asked))]
         runs = [run.name for run in self.runs.all() if stages_of(run.folder)]
-        styled = list(offered.weight_networks(self.home))
+        styled = list(offered.networks(self.library, (WEIGHTS,)))
         busy = any(drawing.running for drawing in self.drawings.values())
         said = "A picture is being drawn still, for another tab, or for this page before it was reloaded. " * busy
         return [
@@ -264,20 +267,22 @@ class _Page:
             ValueError: it cannot be drawn.
         """
         model, prompt, negative, seed, steps, guidance, batch, width, height, *rows = values
-        known, uses = offered.networks(self.home), []
+        known, uses = offered.networks(self.library), []
         for start in range(0, len(rows), 2 + len(_PARTS)):
             name, strength, *factors = rows[start : start + 2 + len(_PARTS)]
             if name in (None, _NONE):
                 continue
             parts = {part: factor for part, factor in zip(_PARTS, factors, strict=True) if factor != 1}
-            uses.append(NetworkUse(_file(known, name), name, strength, parts))
+            uses.append(NetworkUse(_entry(known, name).file(), name, strength, parts))
         if twice := [use.name for n, use in enumerate(uses) if use.name in [other.name for other in uses[:n]]]:
             raise ValueError(f"{twice[0]} is chosen twice; choose another network, or none, in one of the places")
         request = DrawRequest(
             self.home.model(model), prompt or "", negative or "", tuple(uses), seed or 0, int(steps), guidance,
             int(batch), width or None, height or None, model_name=model,
         )  # fmt: skip
-        request = request.called(known, f"there are: {', '.join(known) or 'none'}")
+        request = request.called(
+            {name: entry.file() for name, entry in known.items()}, f"there are: {', '.join(known) or 'none'}"
+        )
         request.check()
         return request
 
@@ -288,12 +293,11 @@ class _Page:
         weights, asked = values[:_STYLES], values[_STYLES:]
 
         def work() -> Any:
-            file = _file(offered.networks(self.home), name)
-            known = offered.styles_of(file)
-            styles = {style: weight for style, weight in zip(known, weights, strict=False) if weight}
+            entry = _entry(offered.networks(self.library), name)
+            styles = {style: weight for style, weight in zip(entry.facts.styles, weights, strict=False) if weight}
             if not styles:
                 raise ValueError("all weights are 0; give one style at least a weight")
-            return self._batch(_with_styles(self._request(asked), file, name, styles))
+            return self._batch(_with_styles(self._request(asked), entry.file(), name, styles))
 
         yield from self._shown(request, work, _gallery)
 
@@ -301,7 +305,7 @@ class _Page:
         self, request: gr.Request, name: str, first: str, second: str, count: float, *asked: Any
     ) -> Iterator[tuple[Any, str]]:
         def work() -> Any:
-            file = _file(offered.networks(self.home), name)
+            file = _entry(offered.networks(self.library), name).file()
             if _NONE in (first, second):
                 raise ValueError("choose two styles, one for each end of the strip")
             asks = _with_styles(self._request(asked), file, name, {first: 1.0})
@@ -438,7 +442,7 @@ class _Page:
         """The request with a network in it, however it was chosen."""
         if name in (use.name for use in asks.networks):
             return asks
-        use = NetworkUse(_file(offered.networks(self.home), name), name)
+        use = NetworkUse(_entry(offered.networks(self.library), name).file(), name)
         return replace(asks, networks=(*asks.networks, use))
 
     def _stages(self, run: str, values: str, asks: DrawRequest) -> tuple[str, list[Stage]]:
@@ -465,7 +469,7 @@ class _Page:
     def _knows(self, name: str) -> list[Any]:
         """The styles of a weight hypernetwork, as sliders and lists."""
         try:
-            styles = () if name in (None, _NONE) else offered.styles_of(_file(offered.networks(self.home), name))
+            styles = () if name in (None, _NONE) else _entry(offered.networks(self.library), name).facts.styles
             said = f"It has {len(styles)} styles." if styles else "It has no styles; the prompt is its condition."
             if name in (None, _NONE):
                 said = "There is no weight hypernetwork chosen. Train one, of the kind weight, on pictures with styles."
@@ -516,7 +520,7 @@ class _Page:
     def _filled(self, file: Path) -> list[Any]:
         """The page with the settings of a picture."""
         found = settings_in(file)
-        models, known = list(self.home.models()), list(offered.networks(self.home))
+        models, known = list(self.home.models()), list(offered.networks(self.library))
         left_out = []
         model = found.get("model")
         if model is not None and model not in models:
@@ -543,8 +547,8 @@ def _with_styles(asks: DrawRequest, file: Path, name: str, styles: dict[str, flo
     return replace(asks, networks=(*asks.networks, NetworkUse(file, name, styles=styles)))
 
 
-def _file(known: dict[str, Path], name: str | None) -> Path:
-    if name in (None, _NONE):
+def _entry(known: dict[str, Entry], name: str | None) -> Entry:
+    if name is None or name == _NONE:
         raise ValueError("no network is chosen; choose one")
     if name not in known:
         raise ValueError(f"there is no network {name!r} any more; choose another, or reload the page for the list")
