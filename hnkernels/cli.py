@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
 from hnkernels.cli_home import library, runs, ui
@@ -412,8 +413,11 @@ def main() -> None:
         errors.print("interrupted")
         sys.exit(130)
     except (ValueError, CheckpointError, AdapterError, OSError) as error:
-        errors.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except ImportError as error:
-        errors.print(f"[red]error:[/red] {error}; install what this needs with: pip install 'hnkernels\\[train]'")
+        errors.print(
+            f"[red]error:[/red] {escape(str(error))}; install what this needs with: pip install 'hnkernels\\[train]'",
+            soft_wrap=True,
+        )
         sys.exit(1)

@@ -136,8 +136,9 @@ def test_what_is_wrong_is_said(cli, run, words, said, monkeypatch):
 
 
 def test_without_gradio_the_page_says_what_to_install(cli, monkeypatch):
-    monkeypatch.setitem(sys.modules, "hnkernels.ui.server", None)
-    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "hnkernels.ui.server", raising=False)
+    for package in ("fastapi", "gradio"):
+        monkeypatch.setitem(sys.modules, package, None)
     code, _, err = cli("ui")
     assert code == 1
     assert "install it with: pip install 'hnkernels[ui]'" in err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -193,6 +194,41 @@ def test_a_picture_that_is_being_drawn_is_stopped(home, page_at):
     assert set(home.pictures.iterdir()) == before
     page.click("#stop")
     said(page, "Nothing is being drawn.")
+
+
+def test_a_stopped_grid_leaves_what_is_drawn(home, page_at):
+    page = page_at(home, "/try")
+    setting(page, "Steps", 20)
+    page.get_by_role("tab", name="Grid").click()
+    page.get_by_role("textbox", name="Values of the columns").fill("1-40")
+    page.click("#draw-grid")
+    said(page, "Picture 2 of 40")
+    page.click("#stop")
+    said(page, "Stopped after ")
+    said(page, "of 40 pictures, saved as")
+    expect(page.locator("#sheet img")).to_be_visible()
+
+
+def test_a_model_that_fails_is_said(home, page_at, monkeypatch):
+    def fails(*given):
+        raise KeyError("down_blocks")
+
+    page = page_at(home, "/try")
+    monkeypatch.setattr("hnkernels.drawing.artist._drawn", fails)
+    page.click("#draw")
+    said(page, "The model could not draw this: 'down_blocks'.")
+
+
+def test_a_home_that_is_deleted_is_made_anew_for_the_picture(page_at, tmp_path):
+    gone = Home(tmp_path / "gone")
+    gone.make()
+    page = page_at(gone, "/try")
+    shutil.rmtree(gone.path)
+    page.reload()
+    setting(page, "Steps", 2)
+    page.click("#draw")
+    said(page, "saved as")
+    assert settings_in(saved(gone))["prompt"] == "digit seven"
 
 
 def test_a_second_tab_waits_and_says_so(home, page_at):

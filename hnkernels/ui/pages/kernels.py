@@ -24,7 +24,7 @@ from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.triton.launch import Launch
 from hnkernels.ui import offered
 from hnkernels.ui.bars import Bar, bars
-from hnkernels.ui.events import PRIVATE, said, sentence
+from hnkernels.ui.events import PRIVATE, refused, said
 from hnkernels.ui.units import size
 
 _NEW: dict[str, dict[str, Any]] = {
@@ -78,11 +78,11 @@ class _Page:
                 self.dtype = gr.Radio(list(_DTYPES), value="fp16", label="Computed in")
             with gr.Column(min_width=280):
                 self.mode = gr.Radio([_INFERENCE, _TRAINING], value=_INFERENCE, label="For", elem_id="mode")
-        self.said = gr.Markdown(elem_classes="sentence", elem_id="kernels-said")
+        self.said = gr.HTML(elem_classes="sentence", elem_id="kernels-said")
         self.picture = gr.HTML(elem_id="kernels-picture")
         here = torch.cuda.is_available()
         self.measure = gr.Button("Measure both on this GPU", size="sm", visible=here, elem_id="measure")
-        self.measured = gr.Markdown(elem_classes="sentence", elem_id="measured")
+        self.measured = gr.HTML(elem_classes="sentence", elem_id="measured")
         self.table = gr.HTML(elem_id="kernels-table")
         with gr.Accordion("What eager PyTorch launches", open=False):
             self.other = gr.HTML(elem_id="eager-table")
@@ -134,7 +134,7 @@ class _Page:
                 if not shapes:
                     raise ValueError(f"{network} is for widths {widths}, and {model} has none of them; choose another")
         except (ValueError, OSError, CheckpointError, AdapterError) as error:
-            return [gr.Dropdown([], value=None), gr.skip(), f"<span class='fault'>{sentence(error)}</span>"]
+            return [gr.Dropdown([], value=None), gr.skip(), refused(error)]
         first = next(iter(shapes))
         return [gr.Dropdown(list(shapes), value=first), shapes[first].tokens, ""]
 
@@ -183,7 +183,7 @@ class _Page:
             mlps, rows, out_features, how = self._asked(*chosen)
             compared = compare(mlps, rows, out_features, **how, target=_CARDS[chosen[6]])
         except (ValueError, OSError, CheckpointError, AdapterError) as error:
-            return [f"<span class='fault'>{sentence(error)}</span>", "", "", "", ""]
+            return [refused(error), "", "", "", ""]
         return [
             _words(compared, chosen[6]),
             _pictures(compared, chosen[6]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from hnkernels.home.library.library import Library
 from hnkernels.home.names import child
 from hnkernels.home.runs.runs import Runs
 from hnkernels.ui import offered
-from hnkernels.ui.events import PRIVATE, sentence
+from hnkernels.ui.events import PRIVATE, refused, sentence
 
 FAULTS = (ValueError, OSError, CheckpointError, AdapterError)
 
@@ -99,7 +100,7 @@ class _Page:
         with gr.Row():
             self.draw = gr.Button("Draw", variant="primary", elem_id="draw")
             self.stop = gr.Button("Stop", elem_id="stop")
-        self.said = gr.Markdown(elem_classes="sentence", elem_id="try-said")
+        self.said = gr.HTML(elem_classes="sentence", elem_id="try-said")
         with gr.Accordion("Settings", open=False):
             self.negative = gr.Textbox("", label="Negative prompt", info="What not to draw.")
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="The same seed, the same noise.")
@@ -143,7 +144,7 @@ class _Page:
 
     def _styles(self) -> None:
         self.styled = gr.Dropdown([_NONE], value=_NONE, label="Weight hypernetwork", elem_id="styled")
-        self.known = gr.Markdown(elem_classes="sentence", elem_id="styles-said")
+        self.known = gr.HTML(elem_classes="sentence", elem_id="styles-said")
         with gr.Row(equal_height=False):
             self.styles = [
                 gr.Slider(0, 1, value=0, step=0.05, label=f"Style {n + 1}", visible=False, min_width=220)
@@ -380,7 +381,7 @@ class _Page:
         try:
             names = [save_picture(picture, self.home.pictures, *more).name for picture, *more in pictures]
         except ValueError as error:
-            return _fault(error)
+            return refused(error)
         return sentence(f"{how}, saved as {', '.join(names)}.")
 
     def _sheet(self, grid: Grid) -> Callable[..., tuple[list[Image.Image], str]]:
@@ -415,7 +416,7 @@ class _Page:
             self.drawings = {key: drawing for key, drawing in self.drawings.items() if drawing.running}
             drawing = self.drawings[session] = Drawing(work())
         except FAULTS as error:
-            yield gr.skip(), _fault(error)
+            yield gr.skip(), refused(error)
             return
         for told in drawing.follow():
             words = "Stops after this step." if drawing.stopping else told.words
@@ -425,7 +426,10 @@ class _Page:
         except Stopped:
             yield gr.skip(), "Stopped."
         except FAULTS as error:
-            yield gr.skip(), _fault(error)
+            yield gr.skip(), refused(error)
+        except Exception as error:  # whatever the code of a model raises
+            logging.getLogger(__name__).exception("a picture could not be drawn")
+            yield gr.skip(), refused(ValueError(f"the model could not draw this: {error}"))
         else:
             yield shown(pictures), words
 
@@ -476,7 +480,7 @@ class _Page:
             elif len(styles) > _STYLES:
                 said = f"It has {len(styles)} styles; the first {_STYLES} have sliders."
         except FAULTS as error:
-            styles, said = (), _fault(error)
+            styles, said = (), refused(error)
         ends = [styles[0], styles[-1]] if styles else [_NONE, _NONE]
         sliders = [
             gr.Slider(label=styles[n], value=float(n == 0), visible=True)
@@ -507,7 +511,7 @@ class _Page:
         try:
             return self._filled(child(self.home.pictures, names[int(event.index)]))
         except (*FAULTS, IndexError) as error:
-            return [*[gr.skip()] * len(self.asked), _fault(error)]
+            return [*[gr.skip()] * len(self.asked), refused(error)]
 
     def _from_file(self, file: str | None) -> list[Any]:
         try:
@@ -515,7 +519,7 @@ class _Page:
                 raise ValueError("no file was sent; choose a PNG")
             return self._filled(Path(file))
         except FAULTS as error:
-            return [*[gr.skip()] * len(self.asked), _fault(error)]
+            return [*[gr.skip()] * len(self.asked), refused(error)]
 
     def _filled(self, file: Path) -> list[Any]:
         """The page with the settings of a picture."""
@@ -586,7 +590,3 @@ def _gallery(pictures: list[Image.Image]) -> Any:
 
 def _picture(pictures: list[Image.Image]) -> Any:
     return gr.Image(pictures[0], visible=True)
-
-
-def _fault(error: Exception) -> str:
-    return f"<span class='fault'>{sentence(error)}</span>"
