@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from hnkernels.checkpoint import CheckpointError
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 """Arguments of an event that no program but the page's own is told of."""
+
+_WORD = re.compile(r"[a-z']+[?!,:]?(?: |$)")  # and not a name with a hyphen, a dot or an underscore
 
 
 def sentence(message: object) -> str:
@@ -38,7 +41,6 @@ def said(handler: Callable[..., str]) -> Callable[..., str]:
 
 def _text(message: object) -> str:
     text = html.escape(str(message), quote=False).strip()
-    first = text.partition(" ")[0]
-    if first.isalpha():  # and is not a name with a hyphen, a dot or an underscore
+    if _WORD.match(text):
         text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -41,16 +41,16 @@ NAMES = tuple(name for names in GROUPS.values() for name in names)
 """All settings of the form, in its order."""
 
 
-def field(name: str, folders: Sequence[str]) -> gr.components.Component:
+def field(name: str, value: Any, folders: Sequence[str]) -> gr.components.Component:
     """The component of a setting.
 
     Args:
         name: the setting's.
+        value: what it shows, see ``shown``.
         folders: names of the folders that a folder may be.
     """
     setting = settings()[name]
     about: dict[str, Any] = {"label": called(name), "info": _info(setting), "elem_id": f"setting-{name}"}
-    value = shown(name, setting.default)
     if setting.kind == "switch":
         return gr.Checkbox(value, **about)
     if setting.kind == "choice":
@@ -59,7 +59,7 @@ def field(name: str, folders: Sequence[str]) -> gr.components.Component:
         return gr.CheckboxGroup(list(setting.choices), value=value, **about)
     if setting.kind == "folder":
         return gr.Dropdown([("none", ""), *((each, each) for each in folders)], value="", **about)
-    if setting.kind in ("integer", "number"):
+    if setting.kind in ("integer", "number") and not setting.optional:  # Gradio takes an empty number for 0
         return gr.Number(value, **about)
     lines = 3 if setting.kind == "texts" else 1
     return gr.Textbox(value, **about, lines=lines, max_lines=12)
@@ -84,7 +84,7 @@ def shown(name: str, value: Any) -> Any:
         return "\n".join(str(text) for text in value)
     if kind == "choices":
         return list(value)
-    if kind in ("schedule", "text", "folder"):
+    if kind in ("schedule", "text", "folder") or settings()[name].optional:
         return "" if value is None else str(value)
     return value
 
@@ -97,7 +97,10 @@ def entered(name: str, value: Any) -> Any:
     """
     setting = settings()[name]
     if setting.kind in ("integer", "number"):
-        return int(value) if isinstance(value, float) and value.is_integer() and setting.kind == "integer" else value
+        number = _number((value or "").strip()) if isinstance(value, str) else value
+        if number == "" and setting.optional:
+            return None
+        return int(number) if isinstance(number, float) and number.is_integer() else number
     if setting.kind == "object":
         return _object(name, value)
     if setting.kind == "texts":

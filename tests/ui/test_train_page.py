@@ -191,7 +191,7 @@ def test_a_full_disk_is_told(started_home, page, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     page.locator("#start").click()
-    expect(page.locator("#train-said")).to_contain_text("my-style cannot be started: No space left on device.")
+    expect(page.locator("#train-said")).to_contain_text("The run my-style cannot be started: No space left on device.")
     assert Runs(started_home).all() == []
 
 

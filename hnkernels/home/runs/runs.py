@@ -89,8 +89,8 @@ class Runs:
         running = process.running() if process else None
         if process is None or running is None:
             if in_use(run.folder):
-                raise ValueError(f"{run.name} was started elsewhere; stop it there with Ctrl-C")
-            raise ValueError(f"{run.name} has ended already, there is nothing to stop")
+                raise ValueError(f"the run {run.name} was started elsewhere; stop it there with Ctrl-C")
+            raise ValueError(f"the run {run.name} has ended already, there is nothing to stop")
         running.send_signal(signal.SIGINT)
         with contextlib.suppress(OSError):  # on a full disk it stops all the same
             dataclasses.replace(process, phase=Phase.STOPPING).write(run.folder)
@@ -105,10 +105,10 @@ class Runs:
         run = self[name]
         if run.request is None:
             raise ValueError(
-                f"{run.name} was not started here; resume it with: hnkernels train … --output-dir {run.folder} --resume"
+                f"the run {run.name} was not started here; resume it with: hnkernels train … --output-dir {run.folder} --resume"
             )
         if not run.resumable:
-            raise ValueError(f"{run.name} cannot be resumed: {run.sentence()}")
+            raise ValueError(f"the run {run.name} cannot be resumed: {run.sentence()}")
         with self._ordered():
             try:
                 if not run.has_checkpoint:
@@ -126,7 +126,7 @@ class Runs:
         """
         run = self[name]
         if run.state in ALIVE:
-            raise ValueError(f"{run.name} is {run.state}; stop it first")
+            raise ValueError(f"the run {run.name} is {run.state}; stop it first")
         return self.bin.put(run.name, [run.folder])
 
     def ahead_of(self, run: Run) -> int:
@@ -171,7 +171,7 @@ class Runs:
         while RunProcess.read(folder) is None:
             if time.monotonic() > end:
                 raise ValueError(
-                    f"{folder.name} did not start within {_STARTS_WITHIN:.0f} seconds; {folder / OUTPUT} says why"
+                    f"the run {folder.name} did not start within {_STARTS_WITHIN:.0f} s; {folder / OUTPUT} says why"
                 )
             time.sleep(0.02)
         return Run(folder)
@@ -187,4 +187,4 @@ def _ticket(run: Run) -> int:
 
 def _cannot(what: str, folder: Path, error: Exception) -> ValueError:
     reason = getattr(error, "strerror", None) or error
-    return ValueError(f"{folder.name} cannot be {what}: {reason}")
+    return ValueError(f"the run {folder.name} cannot be {what}: {reason}")

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from hnkernels.home.dataset import Dataset
-from hnkernels.home.folder import EMBEDDED, Home
+from hnkernels.home.folder import Home
 from hnkernels.home.incoming_data import take_pictures
 from hnkernels.home.runs.pace import seconds_per_step
 from hnkernels.home.runs.plan import DATA, MODEL, NETWORK, Fault, plan, side_of
@@ -106,13 +106,14 @@ class _Page:
     def _settings(self) -> None:
         self.fields: dict[str, gr.components.Component] = {}
         folders = list(self.home.datasets())
+        network, values = _settings_of(_MINUTES)
         self.groups: dict[str, gr.Accordion] = {}
         for title, names in form.GROUPS.items():
             self.groups[title] = gr.Accordion(title, open=title == "Basic")
             with self.groups[title], gr.Row(equal_height=False):
                 for name in names:
                     with gr.Column(min_width=260):
-                        self.fields[name] = form.field(name, folders)
+                        self.fields[name] = form.field(name, values[name], folders)
         self.groups[NETWORK] = gr.Accordion("Network", open=False)
         with self.groups[NETWORK], gr.Row(equal_height=False):
             with gr.Column(min_width=260):
@@ -122,10 +123,10 @@ class _Page:
                 self.structure = gr.Textbox(
                     "1, 2, 1", label="layer structure", info="Widths relative to the context's."
                 )
-                self.norm = gr.Checkbox(False, label="layer norm")
+                self.norm = gr.Checkbox(network["norm"], label="layer norm")
             with gr.Column(min_width=260):
-                self.activation = gr.Dropdown(list(ACTIVATIONS), value="silu", label="activation")
-                self.init = gr.Dropdown(list(INITS), value="identity", label="initialisation")
+                self.activation = gr.Dropdown(list(ACTIVATIONS), value=network["activation"], label="activation")
+                self.init = gr.Dropdown(list(INITS), value=network["init"], label="initialisation")
         self.network = (self.structure, self.norm, self.activation, self.init)
 
     def _connect(self) -> None:
@@ -133,11 +134,9 @@ class _Page:
         shown_data = [self.gallery, self.place, self.about]
         filled = [*self.network, *self.fields.values()]
         page = gr.context.Context.root_block
-        page.load(self._opened, outputs=[self.model, self.data, self.recipe], **PRIVATE).then(
-            self._filled, inputs=[self.recipe], outputs=filled, **PRIVATE
-        ).then(self._shown, inputs=[self.data, self.place], outputs=shown_data, **PRIVATE).then(
-            self._cost, inputs=asked, outputs=self.cost, **PRIVATE
-        )
+        page.load(self._opened, outputs=[self.model, self.data], **PRIVATE).then(
+            self._shown, inputs=[self.data, self.place], outputs=shown_data, **PRIVATE
+        ).then(self._cost, inputs=asked, outputs=self.cost, **PRIVATE)
         self.recipe.input(self._filled, inputs=[self.recipe], outputs=filled, **PRIVATE).then(
             self._cost, inputs=asked, outputs=self.cost, **PRIVATE
         )
@@ -181,29 +180,17 @@ class _Page:
             **PRIVATE,
         )
 
-    def _opened(self) -> tuple[Any, ...]:
+    def _opened(self) -> tuple[Any, Any]:
         """The lists as they are now, when the page is opened or reloaded."""
         models, data = list(self.home.models()), list(self.home.datasets())
-        return (
-            gr.Dropdown(models, value=models[0]),
-            gr.Dropdown(data, value=data[0] if data else None),
-            _MINUTES if models[0] == EMBEDDED else next(iter(RECIPES)),
-        )
+        return gr.Dropdown(models, value=models[0]), gr.Dropdown(data, value=data[0] if data else None)
 
     def _filled(self, recipe: str) -> list[Any]:
         """The settings of a recipe, in the order of the form; the form as it is for one's own."""
         if recipe == _OWN:
             return [gr.skip()] * (len(self.network) + len(self.fields))
-        if recipe == _MINUTES:
-            training, network = dict(Protocol().training), dict(Protocol().network)
-            training |= {"preview_every": 50, "preview_prompts": ["digit three", "digit seven"], "max_epochs": 200}
-            training |= {"preview_guidance": Protocol().guidance, "validation_split": 32, "validate_every": 50}
-        else:
-            chosen = RECIPES[recipe]
-            training, network = chosen.training_with({}), chosen.network_with({})
-        structure = ", ".join(f"{width:g}" for width in network["layer_structure"])
-        values = [form.shown(name, training.get(name, settings()[name].default)) for name in self.fields]
-        return [structure, network.get("layer_norm", False), network["activation"], network["init"], *values]
+        network, training = _settings_of(recipe)
+        return [*network.values(), *training.values()]
 
     def _request(self, model: str, data: str, name: str, kind: str, dtype: str, *values: Any) -> RunRequest:
         """What the form asks for.
@@ -314,6 +301,24 @@ class _Page:
         except ValueError as error:
             return refused(error), gr.skip(), gr.skip()
         return sentence(f"Added {folder.name}"), gr.Dropdown(list(self.home.datasets()), value=folder.name), None
+
+
+def _settings_of(recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the fields of the network and of the settings show for a recipe."""
+    if recipe == _MINUTES:
+        study = Protocol()
+        training, network = dict(study.training), dict(study.network)
+        training |= {"preview_every": 50, "preview_prompts": ["digit three", "digit seven"], "max_epochs": 200}
+        training |= {"preview_guidance": study.guidance, "validation_split": 32, "validate_every": 50}
+    else:
+        training, network = RECIPES[recipe].training_with({}), RECIPES[recipe].network_with({})
+    fields = {
+        "structure": ", ".join(f"{width:g}" for width in network["layer_structure"]),
+        "norm": network.get("layer_norm", False),
+        "activation": network["activation"],
+        "init": network["init"],
+    }
+    return fields, {name: form.shown(name, training.get(name, settings()[name].default)) for name in form.NAMES}
 
 
 def _about(field: str, work: Callable[[], Any]) -> Any:
