@@ -8,10 +8,10 @@ from hnkernels.ui.events import refused, said, sentence
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        ("it's done", "It's done."),
+        ("it is 'done'", "It is 'done'."),
         ("a_b_c #1", "a_b_c #1."),
         ("<b>*bold*</b> & [a](b)", "&lt;b&gt;*bold*&lt;/b&gt; &amp; [a](b)."),
-        ("why?", "Why?"),
+        ("why not?", "Why not?"),
         (ValueError(" `x` | y! "), "`x` | y!"),
         ("my-style cannot be started", "my-style cannot be started."),
     ],
