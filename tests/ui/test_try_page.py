@@ -220,18 +220,6 @@ def test_a_model_that_fails_is_said(home, page_at, monkeypatch):
     said(page, "The model could not draw this: 'down_blocks'.")
 
 
-def test_a_home_that_is_deleted_is_made_anew_for_the_picture(page_at, tmp_path):
-    gone = Home(tmp_path / "gone")
-    gone.make()
-    page = page_at(gone, "/try")
-    shutil.rmtree(gone.path)
-    page.reload()
-    setting(page, "Steps", 2)
-    page.click("#draw")
-    said(page, "saved as")
-    assert settings_in(saved(gone))["prompt"] == "digit seven"
-
-
 def test_a_second_tab_waits_and_says_so(home, page_at):
     first, second = page_at(home, "/try"), page_at(home, "/try")
     setting(first, "Steps", SLOW)
@@ -309,3 +297,16 @@ def test_it_is_accessible_and_fits(home, page_at, scheme, size):
         found = Axe().run(page).response["violations"]
         assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == [], name
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+def test_a_home_that_is_deleted_is_made_anew_for_the_picture(page_at, tmp_path):
+    # The last test of the file: a process has one place for what browsers send, that of the home it served last.
+    gone = Home(tmp_path / "gone")
+    gone.make()
+    page = page_at(gone, "/try")
+    shutil.rmtree(gone.path)
+    page.reload()
+    setting(page, "Steps", 2)
+    page.click("#draw")
+    said(page, "saved as")
+    assert settings_in(saved(gone))["prompt"] == "digit seven"
