@@ -76,6 +76,7 @@ def test_a_fault_stands_beside_its_field_and_nothing_starts(started_home, page, 
     if group:
         open_group(page, group)
     field(page, name).fill(value)
+    field(page, name).press("Tab")
     page.locator("#start").click()
     faulty = page.locator(".faulty")
     expect(faulty).to_contain_text(said)

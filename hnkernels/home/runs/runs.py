@@ -105,7 +105,8 @@ class Runs:
         run = self[name]
         if run.request is None:
             raise ValueError(
-                f"the run {run.name} was not started here; resume it with: hnkernels train … --output-dir {run.folder} --resume"
+                f"the run {run.name} was not started here; resume it with: hnkernels train … --output-dir {run.folder} "
+                "--resume"
             )
         if not run.resumable:
             raise ValueError(f"the run {run.name} cannot be resumed: {run.sentence()}")
