@@ -219,7 +219,11 @@ def train(
         str, typer.Option(help="Of a new network: 'context' as in the web UIs, or 'weights', which generates weights.")
     ] = "context",
     recipe: Annotated[
-        str | None, typer.Option(help="A preset: style, subject or fast; what the config sets goes before it.")
+        str | None,
+        typer.Option(
+            help="A preset: style, subject or fast; what the config sets goes before it. Style for a new network that "
+            "changes the context; 'none' for the defaults of TrainingConfig."
+        ),
     ] = None,
     init_from: Annotated[
         Path | None,
@@ -252,10 +256,13 @@ def train(
     from hnkernels.training.networks import check_fit, network_from, new_network
     from hnkernels.training.persistence.run_folder import RunFolder
     from hnkernels.training.processes import Processes
-    from hnkernels.training.recipes import recipe_named
+    from hnkernels.training.recipes import DEFAULT, recipe_named
 
     settings = _read_config(config)
-    if recipe is not None:
+    if recipe is None and kind == "context" and init_from is None:
+        recipe = DEFAULT
+        console.print(f"settings of the recipe {recipe} where the config says nothing; --recipe none for plain ones")
+    if recipe not in (None, "none"):
         preset = recipe_named(recipe)
         if kind != "context":
             raise ValueError(f"--recipe {recipe} is for networks that change the context; leave out --kind {kind}")

@@ -234,13 +234,24 @@ def test_train_then_sample(cli, images, tmp_path):
     code, printed, err = cli("train", TINY_SD, images, "--config", config, "--output-dir", out, "--name", "red")
     assert code == 0, err
     assert "2 steps" in printed
+    assert "settings of the recipe style where the config says nothing" in printed
     net = hn.load_hypernetwork(out / "red.pt")
-    assert (net.sizes, net.config.activation, net.provenance.step) == ((48, 80, 96), "silu", 2)
+    assert (net.sizes, net.config.activation, net.provenance.step) == ((48, 80), "silu", 2)  # of self-attention
     picture = tmp_path / "a" / "b.png"
     hypernetwork = ("--hypernetwork", out / "red.pt", "--strength", "0.5")
     code, _, err = cli("sample", TINY_SD, "digit one", "--out", picture, "--steps", 2, *hypernetwork)
     assert code == 0, err
     assert Image.open(picture).size == (32, 32)
+
+
+def test_the_plain_defaults_are_no_recipe(cli, images, tmp_path):
+    config, out = tmp_path / "config.json", tmp_path / "run"
+    config.write_text(json.dumps({"training": {"max_steps": 1, "progress": False}}))
+    code, printed, err = cli("train", TINY_SD, images, "--config", config, "--recipe", "none", "--output-dir", out)
+    assert code == 0, err
+    assert "recipe" not in printed
+    net = hn.load_hypernetwork(out / "hypernetwork.pt")
+    assert (net.sizes, net.config.activation) == ((48, 80, 96), "relu")
 
 
 def test_a_recipe_is_what_the_config_does_not_say(cli, images, tmp_path):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from hnkernels.adapter.strength import Strength
 from hnkernels.study.protocol import Cell
+from hnkernels.training import TrainingConfig
+from hnkernels.training.recipes import RECIPES
 from hnkernels.wording import shown
 
 FULL = "1"
@@ -81,6 +83,14 @@ def _network(label: str, data: str = "many", **settings: Any) -> Entry:
     return Entry(label, Cell(f"{data}: {label}", data=data, network=settings))
 
 
+def _recipe(name: str, rate: float | None = None) -> Entry:
+    """A recipe as it is, or at another rate."""
+    recipe = RECIPES[name]
+    training = {**recipe.training, **({} if rate is None else {"learning_rate": rate})}
+    label = name if rate is None else f"{name}, rate {rate:g}"
+    return Entry(label, Cell(f"recipe {label}", training=training, network=recipe.network))
+
+
 def _batch(size: int, rate: float) -> Entry:
     return _training(f"batch {size}, rate {rate:g}", batch_size=size, learning_rate=rate, max_steps=1600 // size)
 
@@ -105,6 +115,36 @@ QUESTIONS = (
         ),
         "The best rate depends on the width of the layers, the number of steps and the initialisation. For wider "
         "layers it is likely to be lower: start with a tenth, and look at the validation.",
+    ),
+    Question(
+        "recipes",
+        "Recipes and defaults",
+        "The recipes `style`, which `hnkernels train` takes if no other is named, and `fast`: as they are, and at "
+        "ten times their rates, which are the ones that were best here. Below, the same number of steps with what "
+        "`TrainingConfig` and `Hypernetwork` have as defaults, which are the web UIs'.",
+        _recipe("style"),
+        (
+            _recipe("style", 5e-3),
+            _recipe("fast"),
+            _recipe("fast", 1e-2),
+            Entry(
+                "bare defaults",
+                Cell(
+                    "bare defaults",
+                    training={
+                        "learning_rate": TrainingConfig().learning_rate,
+                        "batch_size": TrainingConfig().batch_size,
+                        "max_steps": RECIPES["style"].training["max_steps"],
+                        "lr_scheduler": None,
+                        "lr_warmup_steps": 0,
+                        "caption_dropout": 0.0,
+                    },
+                    network={"activation": "relu", "init": "normal"},
+                ),
+            ),
+        ),
+        "A recipe's rate is for layers ten times as wide as these, on which it was not measured; here a higher one does "
+        "better. The web UIs' rate is one for many thousands of steps.",
     ),
     Question(
         "layers",

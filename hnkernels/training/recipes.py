@@ -137,6 +137,9 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
+DEFAULT = "style"
+"""What ``hnkernels train`` takes if no recipe is named."""
+
 
 def recipe_named(name: str) -> Recipe:
     """A recipe by its name.

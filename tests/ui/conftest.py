@@ -42,10 +42,9 @@ def started_home(home):
 @pytest.fixture(scope="session")
 def browser():
     with sync_playwright() as playwright:
-        path = shutil.which("chromium") or shutil.which("google-chrome")
-        chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield chromium
-        chromium.close()
+        started = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +90,11 @@ def page_at(browser, serve):
     for context in contexts:
         context.close()
     assert [one for one in complaints if not any(words in one for words in LEAVING)] == []
+
+
+def chromium():
+    """The browser of this machine; Playwright would take one that it has fetched."""
+    return shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def own(url, address):
