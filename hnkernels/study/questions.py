@@ -143,8 +143,8 @@ QUESTIONS = (
                 ),
             ),
         ),
-        "A recipe's rate is for layers ten times as wide as these, on which it was not measured; here a higher one does "
-        "better. The web UIs' rate is one for many thousands of steps.",
+        "A recipe's rate is for layers ten times as wide as these, on which it was not measured. The web UIs' rate is "
+        "one for many thousands of steps.",
     ),
     Question(
         "layers",
