@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import warnings
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,23 +47,25 @@ def application(home: Home, hosts: frozenset[str], auth: tuple[str, str] | None 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = build(home)
     page.has_launched = True  # a mounted page has not by itself, and Gradio takes any path from a client until then
-    mounted = gr.mount_gradio_app(
-        app,
-        page,
-        path="/",
-        auth=auth,
-        allowed_paths=[],
-        max_file_size=LARGEST_UPLOAD,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        theme=style.theme(),
-        css=style.CSS,
-        head=style.HEAD,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SSR mode is not supported")  # Gradio says so of any app that is mounted
+        mounted = gr.mount_gradio_app(
+            app,
+            page,
+            path="/",
+            auth=auth,
+            allowed_paths=[],
+            max_file_size=LARGEST_UPLOAD,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=style.theme(),
+            css=style.CSS,
+            head=style.HEAD,
+        )
     return Guard(mounted, hosts, LARGEST_UPLOAD + 2**20)
 
 
@@ -92,7 +95,7 @@ def serve(
     home.make()
     listener = _listener(host, port)
     port = listener.getsockname()[1]
-    address = f"http://{'127.0.0.1' if local else host}:{port}"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     with listener, _alone(home.path, address):
         write_sample_data(home)
         app = application(home, LOCAL if local else frozenset(), auth)
@@ -104,9 +107,10 @@ def serve(
 
 
 def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for tried in [*range(port, port + 20), 0] if port else [0]:
         try:
-            return socket.create_server((host, tried))
+            return socket.create_server((host, tried), family=family)
         except OSError:
             continue
     raise ValueError(f"no port can be opened at {host}; name an address of this machine")
