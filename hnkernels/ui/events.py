@@ -8,7 +8,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from hnkernels.adapter import AdapterError
 from hnkernels.checkpoint import CheckpointError
+
+FAULTS = (ValueError, OSError, CheckpointError, AdapterError)
+"""What is said on the page when it is raised."""
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 """Arguments of an event that no program but the page's own is told of."""
@@ -33,7 +37,7 @@ def said(handler: Callable[..., str]) -> Callable[..., str]:
     def shown(*args: Any) -> str:
         try:
             return sentence(handler(*args))
-        except (ValueError, OSError, CheckpointError) as error:
+        except FAULTS as error:
             return refused(error)
 
     return shown

@@ -11,19 +11,17 @@ from typing import Any
 
 import gradio as gr
 
-from hnkernels.adapter.layers import AdapterError
-from hnkernels.checkpoint import CheckpointError
 from hnkernels.checkpoint.files import EXTENSIONS
 from hnkernels.home.folder import EMBEDDED, Home
 from hnkernels.home.library import CONTEXT, WEIGHTS, Library, changing, incoming, making, matching, ordered
 from hnkernels.home.library.entry import NETWORKS
 from hnkernels.ui.downloads import forget, offered
+from hnkernels.ui.events import FAULTS
 from hnkernels.ui.library import html
 
 Updates = dict[Any, Any]
 """Component → what it is to show."""
 
-_ERRORS = (ValueError, CheckpointError, AdapterError, OSError)
 _BUTTON = 180  # pixels
 _SAID_CSS = """
 position: sticky; bottom: 0; z-index: 5; background: var(--body-background-fill);
@@ -241,7 +239,7 @@ class _Page:
             try:
                 said, key, extra = act(chosen, *values)
                 updates = {**self._panel(key), **extra, self.said: html.announcement(said)}
-            except _ERRORS as error:
+            except FAULTS as error:
                 updates = {self.said: html.announcement(self._plain(error), fault=True)}
                 key = chosen
                 if chosen is not None and all(entry.key != chosen for entry in self.library.all()):
@@ -330,7 +328,7 @@ class _Page:
     def _selected(self, order: tuple[str, bool], chosen: str | None, search: str, event: gr.EventData) -> Updates:
         try:
             return {**self._panel(event.key), self.tabs: gr.update(selected="name"), self.said: ""}
-        except _ERRORS as error:
+        except FAULTS as error:
             return {
                 **self._listing(search, order, None),
                 **self._panel(None),
@@ -345,7 +343,7 @@ class _Page:
         try:
             entry = self.library.entry(chosen)
             return {self.files: offered((*entry.files, *entry.beside))}
-        except _ERRORS as error:
+        except FAULTS as error:
             return {self.said: html.announcement(self._plain(error), fault=True)}
 
     def _ask(self, chosen: str | None) -> Updates:
@@ -419,7 +417,7 @@ class _Page:
             try:
                 chosen, any_taken = incoming.take_in(self.library, file), True
                 said.append(f"Took in {file.name} as {_named(chosen)}.")
-            except _ERRORS as error:
+            except FAULTS as error:
                 said.append(self._plain(error).rstrip(".") + ".")
             finally:
                 forget(file)
