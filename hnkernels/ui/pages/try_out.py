@@ -48,17 +48,17 @@ class _Page:
             with gr.Tab("Networks"):
                 networks = NetworksTab(self.library)
             asked = Asked(words, networks)
-            self.drawings = drawings = Drawings(asked, words.said)
+            self.drawings = Drawings(asked, words.said)
             with gr.Tab("Grid"):
-                grid = GridTab(home, networks, drawings)
+                grid = GridTab(home, networks, self.drawings)
             with gr.Tab("Styles"):
-                styles = StylesTab(home, networks, drawings, pictures)
+                styles = StylesTab(home, networks, self.drawings, pictures)
             with gr.Tab("Before and after"):
-                BeforeAfterTab(drawings)
+                BeforeAfterTab(self.drawings)
             with gr.Tab("From a picture"):
                 from_picture = FromPictureTab(home, asked, words.said)
 
-        drawn = drawings.on(
+        drawn = self.drawings.on(
             [words.draw.click, words.prompt.submit],
             lambda request: batch(request(), home.pictures),
             [],
@@ -67,7 +67,7 @@ class _Page:
         )
         for event in (drawn, grid.drawn, *styles.drawn):
             event.then(**from_picture.lists)
-        words.stop.click(drawings.stop, outputs=words.said, **PRIVATE)
+        words.stop.click(self.drawings.stop, outputs=words.said, **PRIVATE)
         page: Any = gr.context.Context.root_block
         lists = [words.model, *networks.names, grid.varied, grid.run, styles.styled]
         page.load(self._opened, outputs=[*lists, words.said], **PRIVATE).then(**styles.knows).then(**from_picture.lists)
