@@ -277,7 +277,7 @@ def test_a_file_that_is_no_png_is_refused(home, page_at, tmp_path, content):
     page = page_at(home, "/try")
     page.get_by_role("tab", name="From a picture").click()
     page.locator("#png input[type=file]").set_input_files(tmp_path / "a.png")
-    said(page, "A.png has no settings that can be read: it is not a PNG, or is damaged.")
+    said(page, "a.png has no settings that can be read: it is not a PNG, or is damaged.")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
