@@ -8,6 +8,7 @@ from typing import Any
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEADERS = {
     # Scripts of the page are inline in part. No other host is asked for anything, and no other page may frame this one.
@@ -33,7 +34,7 @@ class Guard:
         largest: bytes that a request may have.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], hosts: frozenset[str], largest: int):
+    def __init__(self, app: Application, hosts: frozenset[str], largest: int):
         self.app, self.hosts, self.largest = app, hosts, largest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

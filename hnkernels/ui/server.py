@@ -25,6 +25,7 @@ from hnkernels.home.sample_data import write_sample_data
 from hnkernels.ui import style
 from hnkernels.ui.app import build
 from hnkernels.ui.guard import Guard
+from hnkernels.ui.joining import LateJoining
 
 LARGEST_UPLOAD = 2 * 2**30
 """Bytes of a file that a browser may send."""
@@ -66,7 +67,7 @@ def application(home: Home, hosts: frozenset[str], auth: tuple[str, str] | None 
             css=style.CSS,
             head=style.HEAD,
         )
-    return Guard(mounted, hosts, LARGEST_UPLOAD + 2**20)
+    return Guard(LateJoining(mounted), hosts, LARGEST_UPLOAD + 2**20)
 
 
 def serve(
