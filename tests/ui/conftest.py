@@ -1,5 +1,6 @@
 """The page, served for a test, and a browser that looks at it."""
 
+import os
 import shutil
 import socket
 import threading
@@ -9,6 +10,7 @@ import uvicorn
 from playwright.sync_api import expect, sync_playwright
 
 from hnkernels.home.folder import Home
+from hnkernels.home.runs.runs import Runs
 from hnkernels.home.sample_data import write_sample_data
 from hnkernels.ui.server import LOCAL, application
 
@@ -26,10 +28,14 @@ expect.set_options(timeout=20_000)
 
 @pytest.fixture
 def home(tmp_path):
-    """A new home, with nothing in it."""
+    """A new home, with nothing in it. Runs that a test leaves behind are ended."""
     made = Home(tmp_path / "home")
     made.make()
-    return made
+    yield made
+    for run in Runs(made).all():
+        process = run.process.running() if run.process else None
+        if process is not None and process.pid != os.getpid():
+            process.kill()
 
 
 @pytest.fixture

@@ -15,13 +15,10 @@ from hnkernels.training.data.folder import read_folder
 
 @pytest.fixture
 def turn(started_home):
-    """Runs that are started wait in the queue, and are ended after the test."""
+    """Runs that are started wait in the queue."""
     descriptor = os.open(started_home.runs / TURN, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     yield
-    for run in Runs(started_home).all():
-        if process := run.process.running():
-            process.kill()
     os.close(descriptor)
 
 
@@ -37,6 +34,13 @@ def field(page, name):
     return (
         page.locator(f"#setting-{name.replace(' ', '_')}, #{name.replace(' ', '-')}").locator("input, textarea").first
     )
+
+
+def fill(page, name, value):
+    """Fills in a setting as a person would, who takes a moment before the next click."""
+    field(page, name).fill(value)
+    field(page, name).press("Tab")
+    page.wait_for_timeout(500)
 
 
 def open_group(page, title):
@@ -75,8 +79,7 @@ def test_a_recipe_fills_in_its_settings(page):
 def test_a_fault_stands_beside_its_field_and_nothing_starts(started_home, page, group, name, value, said):
     if group:
         open_group(page, group)
-    field(page, name).fill(value)
-    field(page, name).press("Tab")
+    fill(page, name, value)
     page.locator("#start").click()
     faulty = page.locator(".faulty")
     expect(faulty).to_contain_text(said)
@@ -87,7 +90,7 @@ def test_a_fault_stands_beside_its_field_and_nothing_starts(started_home, page, 
 
 def test_the_group_of_a_fault_opens(page):
     open_group(page, "Captions")
-    field(page, "tag dropout").fill("2")
+    fill(page, "tag dropout", "2")
     open_group(page, "Captions")
     expect(field(page, "tag dropout")).to_be_hidden()
     page.locator("#start").click()
