@@ -500,7 +500,7 @@ def test_train_goes_on_from_the_optimizer_beside_an_a1111_file(cli, images, tmp_
 
 def test_train_resumes_with_changes_when_told_to(cli, images, tmp_path):
     config, out = tmp_path / "config.json", tmp_path / "run"
-    words = ("train", TINY_SD, images, "--config", config, "--output-dir", out)
+    words = ("train", TINY_SD, images, "--config", config, "--recipe", "none", "--output-dir", out)
 
     def write(**training):
         config.write_text(json.dumps({"training": {"batch_size": 3, "progress": False, **training}}))
