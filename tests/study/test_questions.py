@@ -38,7 +38,9 @@ def test_questions_are_chosen_by_name_in_the_order_of_the_study():
     assert [question.name for question in questions_named(["size", "rate"])] == ["rate", "size"]
 
 
-@pytest.mark.parametrize(("name", "message"), [("rates", "did you mean 'rate'"), ("", "accepted are rate, recipes, layers")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("rates", "did you mean 'rate'"), ("", "accepted are rate, recipes, layers")]
+)
 def test_an_unknown_question_names_the_nearest_or_all(name, message):
     with pytest.raises(ValueError, match=message):
         questions_named([name])

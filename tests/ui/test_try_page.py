@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 
@@ -203,7 +204,7 @@ def test_a_stopped_grid_leaves_what_is_drawn(home, page_at):
     page.get_by_role("tab", name="Grid").click()
     page.get_by_role("textbox", name="Values of the columns").fill("1-40")
     page.click("#draw-grid")
-    said(page, "Picture 2 of 40")
+    said(page, re.compile(r"Picture ([2-9]|[1-4]\d) of 40"))
     page.click("#stop")
     said(page, "Stopped after ")
     said(page, "of 40 pictures, saved as")

@@ -42,7 +42,7 @@ class _Page:
             with gr.Column(scale=3, min_width=320):
                 pictures = gr.Gallery(
                     label="Pictures", columns=4, height=420, object_fit="contain", format="png", interactive=False,
-                    preview=True, buttons=["download", "fullscreen"], elem_id="pictures",
+                    preview=True, buttons=["download", "fullscreen"], elem_id="pictures", visible=False,
                 )  # fmt: skip
         with gr.Tabs():
             with gr.Tab("Networks"):

@@ -12,8 +12,8 @@ LEAST = 256
 
 
 def gallery(pictures: list[Image.Image]) -> Any:
-    """An update of a gallery."""
-    return gr.Gallery([large(picture) for picture in pictures], selected_index=0)
+    """An update of a gallery, which is hidden until it has a picture: Gradio gives an empty one a wrong role."""
+    return gr.Gallery([large(picture) for picture in pictures], selected_index=0, visible=True)
 
 
 def single(pictures: list[Image.Image]) -> Any:
