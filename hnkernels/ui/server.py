@@ -33,6 +33,7 @@ LARGEST_UPLOAD = 2 * 2**30
 LOCAL = frozenset(("127.0.0.1", "localhost", "[::1]"))
 """Names of this machine, for ``application``."""
 
+_LOOKS = 0.05  # seconds between two looks for work; Gradio's millisecond takes a twentieth of a core
 _SERVER = ".server"  # the address of the server that runs on a home; locked while it does
 
 
@@ -67,6 +68,7 @@ def application(home: Home, hosts: frozenset[str], auth: tuple[str, str] | None 
             css=style.CSS,
             head=style.HEAD,
         )
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = _LOOKS
     return Guard(LateJoining(mounted), hosts, LARGEST_UPLOAD + 2**20)
 
 
