@@ -259,9 +259,9 @@ def train(
     from hnkernels.training.recipes import DEFAULT, recipe_named
 
     settings = _read_config(config)
-    if recipe is None and kind == "context" and init_from is None:
+    unnamed = recipe is None and kind == "context" and init_from is None
+    if unnamed:
         recipe = DEFAULT
-        console.print(f"settings of the recipe {recipe} where the config says nothing; --recipe none for plain ones")
     if recipe not in (None, "none"):
         preset = recipe_named(recipe)
         if kind != "context":
@@ -288,6 +288,10 @@ def train(
     if processes.main:
         with folder.locked():
             folder.check_resumable() if resume else folder.check_unused(net)
+        if unnamed:
+            console.print(
+                f"settings of the recipe {recipe} where the config says nothing; --recipe none for plain ones"
+            )
     processes.wait()
     examples = examples_of(contents, training.progress and processes.main)
     pipeline = load_pipeline(model, processes.device, model_dtype)

@@ -61,7 +61,7 @@ class Artist:
 
         Args:
             stop: set from another thread, ends the wait.
-            waiting: called once if somebody else draws now.
+            waiting: called once if another drawing has the turn.
 
         Raises:
             Stopped: ``stop`` was set.

@@ -151,4 +151,6 @@ def recipe_named(name: str) -> Recipe:
         return RECIPES[name]
     near = difflib.get_close_matches(str(name), RECIPES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"there is no recipe {shown(name)}; {hint}accepted are {', '.join(RECIPES)}")
+    raise ValueError(
+        f"there is no recipe {shown(name)}; {hint}accepted are {', '.join(RECIPES)}, and on the command line none"
+    )

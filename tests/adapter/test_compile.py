@@ -84,12 +84,6 @@ def small_unet(compiled):
     return unet.eval().requires_grad_(False)
 
 
-@pytest.fixture
-def narrow():
-    """A UNet whose attention blocks are all of one width, so that fewer forms of them are traced."""
-    return small_unet(whole)
-
-
 @functools.cache
 def compilations_without(compiled, grad):
     """How often the bare model is compiled for the calls that the tests make.
@@ -257,24 +251,26 @@ def test_a_lora_loaded_into_compiled_blocks_counts_at_once(unet, compiled, x, te
     assert torch.equal(first, second)
 
 
-def test_a_copy_after_a_training_step_with_compiled_blocks(narrow, x, text):
-    hn.attach(narrow, make_net((8, TEXT_WIDTH)))
-    by_blocks(narrow, "aot_eager")
-    loss = denoise(narrow, x, text).square().sum()
+@pytest.mark.parametrize("compiled", [by_blocks], indirect=True)
+def test_a_copy_after_a_training_step_with_compiled_blocks(unet, compiled, x, text):
+    hn.attach(unet, make_net())
+    compiled(unet, "aot_eager")
+    loss = denoise(unet, x, text).square().sum()
     loss.backward()
-    twin = copy.deepcopy(narrow)
+    twin = copy.deepcopy(unet)
     with torch.no_grad():
-        assert relative_error(denoise(twin, x, text), denoise(narrow, x, text)) <= UNET_TOLERANCE
+        assert relative_error(denoise(twin, x, text), denoise(unet, x, text)) <= UNET_TOLERANCE
 
 
+@pytest.mark.parametrize("compiled", [by_blocks], indirect=True)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_with_blocks_compiled_by_themselves(narrow, x, text, checkpointing):
-    net = make_net((8, TEXT_WIDTH), activation="silu").train()
-    hn.attach(narrow, net)
+def test_training_with_blocks_compiled_by_themselves(unet, compiled, x, text, checkpointing):
+    net = make_net(activation="silu").train()
+    hn.attach(unet, net)
     if checkpointing:
-        narrow.enable_gradient_checkpointing()
+        unet.enable_gradient_checkpointing()
     grads = []
-    for model in (narrow, by_blocks(narrow, "aot_eager")):
+    for model in (unet, compiled(unet, "aot_eager")):
         loss = denoise(model.train(), x, text).square().sum()
         grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]))
     assert relative_error(grads[1], grads[0]) <= 1e-5

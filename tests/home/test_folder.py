@@ -10,13 +10,6 @@ from hnkernels.home.sample_data import HANDWRITING, write_sample_data
 from hnkernels.training.data.folder import read_folder
 
 
-@pytest.fixture
-def home(tmp_path):
-    made = Home(tmp_path / "home")
-    made.make()
-    return made
-
-
 def test_a_new_home_has_the_embedded_model_and_pictures_to_train_on(home):
     write_sample_data(home)
     assert home.models() == {EMBEDDED: TINY_SD}

@@ -3,15 +3,7 @@
 import pytest
 from PIL import Image
 
-from hnkernels.home.folder import Home
 from hnkernels.home.incoming_data import take_pictures
-
-
-@pytest.fixture
-def home(tmp_path):
-    made = Home(tmp_path / "home")
-    made.make()
-    return made
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def same_files(one, two):
 
 
 def goes_on(out, whole):
-    """Continues a run, or starts anew where it says so, and compares it with the undisturbed one."""
+    """Continues a run, or starts again where it says so, and compares it with the undisturbed one."""
     job, resume = trainer(out), any((out / "checkpoints").glob("step-*"))
     if not resume and (out / "log.csv").exists() and len((out / "log.csv").read_text().splitlines()) > 1:
         with pytest.raises(ValueError, match="ended before its first checkpoint; name another output_dir, or remove"):

@@ -71,10 +71,10 @@ def test_those_behind_a_layer_norm(parts, tiles, streams):
             torch.testing.assert_close(flat[starts[streams + s] :][:5], factor * plain[0][s].sum(0))
 
 
+@pytest.mark.parametrize("tiles", TILES[:2], ids=str)
 @pytest.mark.parametrize("options", NETS.values(), ids=NETS)
-def test_whole_networks_with_layer_norms(parts, options):
-    tiles = (Tiles(32, 64, 64), TILES[1])[(parts + list(NETS.values()).index(options)) % 2]
-    with forced(tiles):
+def test_whole_networks_with_layer_norms(parts, tiles, options):
+    with forced(tiles) if tiles else forced(Tiles(32, 64, 64)):
         check_fp32(lambda: Call.make(dim=20, shape=(75,), n=(21, 35), layer_norm=True, **options))
 
 

@@ -99,7 +99,7 @@ def test_no_file_is_given_out(home, address, path, route):
 
 
 def test_an_uploaded_name_stays_a_name(home, address):
-    for name in ("../../../evil.pt", "/tmp/evil.pt", "..\\evil.pt"):
+    for name in ("../../../evil.pt", "/evil.pt", "..\\evil.pt"):
         body = (
             f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
             "Content-Type: application/octet-stream\r\n\r\nhello\r\n--x--\r\n"

@@ -226,7 +226,7 @@ def test_a_million_steps_are_drawn_thinned_with_their_extremes(runs, home, page_
 
 
 def test_nothing_is_sent_where_nothing_changes(runs, home, page_at):
-    """An idle page asks every three seconds, and draws nothing anew: counted, as time on a shared machine is not."""
+    """An idle page asks once in ten seconds, and nothing on it changes."""
     written(runs, "style")
     page = page_at(home, "/watch")
     expect(facts(page)).to_contain_text("Finished")
@@ -235,6 +235,6 @@ def test_nothing_is_sent_where_nothing_changes(runs, home, page_at):
     page.on("request", lambda request: asked.append(request.url))
     before = page.locator("#curves").inner_html()
     page.wait_for_timeout(9000)
-    assert sum("queue/join" in url for url in asked) <= 4
+    assert sum("queue/join" in url for url in asked) <= 1
     assert page.locator("#curves").inner_html() == before
     assert all(run.state not in ALIVE for run in runs.all())

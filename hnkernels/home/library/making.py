@@ -24,7 +24,7 @@ _LORA = ".safetensors"
 
 
 def convert(library: Library, key: str, extension: str, name: str = "") -> Path:
-    """Writes a network in the other format, or in the same one anew under another name.
+    """Writes a network in the other format, or in the same one under another name.
 
     Args:
         library: it.

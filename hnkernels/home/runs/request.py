@@ -77,6 +77,7 @@ class RunRequest:
         return [
             *(sys.executable, "-m", "hnkernels", "train", f"--config={folder / _CONFIG}", f"--kind={self.kind}"),
             *(f"--name={self.name}", f"--output-dir={folder}", f"--model-dtype={self.model_dtype}"),
+            "--recipe=none",  # the config says everything
             *(["--resume"] if self.resume else []),
             *("--", self.model, self.data),
         ]

@@ -24,7 +24,7 @@ from hnkernels.ui.events import PRIVATE, refused, said
 from hnkernels.ui.pictures import element
 from hnkernels.ui.units import duration, size
 
-_SECONDS = 3.0  # between two looks at the runs
+_SECONDS, _IDLE = 3.0, 10.0  # between two looks at the runs: while one lives, and while none does
 _SHOWN = 24  # previews side by side
 _CLICK = "Click once more to delete"
 
@@ -59,18 +59,18 @@ class _Page:
         with gr.Accordion("Deleted runs", open=False):
             self.deleted = gr.Dropdown([], label="Deleted run")
             self.restore = gr.Button("Bring it back", size="sm", elem_id="restore")
-        self.seen, self.asked = gr.State(), gr.State(0.0)
+        self.seen, self.asked, self.timer = gr.State(), gr.State(0.0), gr.Timer(_SECONDS)
         self._connect()
 
     def _connect(self) -> None:
         shown = [self.table, self.facts, self.curves, self.previews, self.at, self.preview, self.all_previews]
-        shown += [self.stop, self.resume, self.seen]
+        shown += [self.stop, self.resume, self.seen, self.timer]
         looking: dict[str, Any] = {"inputs": [self.chosen, self.seen], "outputs": shown, **PRIVATE}
         hidden = {**PRIVATE, "show_progress": "hidden"}
         page = gr.context.Context.root_block
         page.load(self._opened, outputs=[self.chosen, self.deleted], **PRIVATE).then(self._anew, **looking)
         self.chosen.change(self._anew, **looking)
-        gr.Timer(_SECONDS).tick(self._look, **{**looking, **hidden})
+        self.timer.tick(self._look, **{**looking, **hidden})
         self.at.input(self._one_preview, inputs=[self.chosen, self.at], outputs=self.preview, **hidden)
         for button, act in ((self.stop, self._stop), (self.resume, self._resume)):
             button.click(act, inputs=self.chosen, outputs=self.said, **PRIVATE).then(self._anew, **looking)
@@ -115,7 +115,7 @@ class _Page:
             tuple(len(run.previews) for run in shown[:1]),
         )
         if now == seen:
-            return [gr.skip()] * 10
+            return [gr.skip()] * 11
         previews = shown[0].previews if shown else []
         before = len(seen[2]) and seen[2][0] if seen else None
         drawn: list[Any] = [gr.skip()] * 4
@@ -136,6 +136,7 @@ class _Page:
             gr.Button(interactive=can_stop),
             gr.Button(interactive=can_resume),
             now,
+            gr.Timer(_SECONDS if any(run.state in ALIVE for run in runs) else _IDLE),
         ]
 
     def _figures(self, run: Run) -> RunFigures:

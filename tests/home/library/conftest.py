@@ -5,17 +5,9 @@ from __future__ import annotations
 import pytest
 
 import hnkernels as hn
-from hnkernels.home.folder import Home
 from hnkernels.home.library import Library
 
 WIDTHS = (48, 80, 96)  # of the embedded model
-
-
-@pytest.fixture
-def home(tmp_path):
-    made = Home(tmp_path / "home")
-    made.make()
-    return made
 
 
 @pytest.fixture

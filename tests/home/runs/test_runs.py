@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from hnkernels.assets import TINY_SD
-from hnkernels.home.folder import Home
 from hnkernels.home.runs.process import Phase, RunProcess
 from hnkernels.home.runs.request import RunRequest
 from hnkernels.home.runs.run import ALIVE, DIED, FINISHED, QUEUED, STOPPED, TRAINING
@@ -24,10 +23,8 @@ from hnkernels.training.progress.history import write_run
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(home):
     """No run: what a test leaves running is ended after it."""
-    home = Home(tmp_path / "home")
-    home.make()
     made = Runs(home)
     yield made
     for run in made.all():
@@ -70,6 +67,7 @@ def test_a_request_comes_back_as_it_was(tmp_path):
     assert command[:4] == [sys.executable, "-m", "hnkernels", "train"]
     assert command[-3:] == ["--", "m", "d"]
     assert "--resume" in command
+    assert "--recipe=none" in command  # the config says everything
 
 
 @pytest.mark.parametrize("content", ["", "[", "[]", "{}", '{"model": "m"}', '{"unknown": 1}', "[" * 100_000])
