@@ -88,15 +88,15 @@ def _cost(benchmark: str, mode: str, shape: str, provider: str | None = None):
 
 def _checkpointed(times: Times, rows: Sequence[Row]) -> float:
     step = ("training step", "training step", _SD15)
-    return times.seconds(*step, "reference") / times.seconds(*step, "checkpointing")
+    return times.seconds(*step, "reference checkpointing") / times.seconds(*step, "checkpointing")
 
 
-def _memory(provider: str):
-    """Gigabytes less than the reference's peak."""
+def _memory(provider: str, against: str = "reference"):
+    """Gigabytes less than the peak of another provider."""
 
     def figure(times: Times, rows: Sequence[Row]) -> float:
         peaks = {r.provider: r.value for r in select(rows, benchmark="training step", shape=_SD15, quantity="peak")}
-        return (peaks["reference"] - peaks[provider]) / 1e9
+        return (peaks[against] - peaks[provider]) / 1e9
 
     return figure
 
@@ -149,8 +149,8 @@ def _claims() -> list[Claim]:
         Claim(step, against, "x", _speedup("training step", "training step", _SD15), at_least=1.5),
         Claim(f"{step}: peak memory saved", against, "GB", _memory("portable"), at_least=3.4),
         Claim(f"{step}, gradient checkpointing", against, "x", _checkpointed, at_least=1.5),
-        Claim(f"{step}, gradient checkpointing: peak memory saved", against, "GB", _memory("checkpointing"),
-              at_least=3.4),
+        Claim(f"{step}, gradient checkpointing: peak memory saved", against, "GB",
+              _memory("checkpointing", "reference checkpointing"), at_least=3.4),
     ]  # fmt: skip
     return claims
 

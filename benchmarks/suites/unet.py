@@ -44,7 +44,8 @@ def fused(shape: Model, place: Place, mode: str) -> Sides:
     return Sides(_sampling(shape, place, None, every=0))
 
 
-@benchmark("training step", modes=("training step",), providers=("reference", "portable", "triton", "checkpointing"),
+@benchmark("training step", modes=("training step",),
+           providers=("reference", "portable", "triton", "reference checkpointing", "checkpointing"),
            seconds=10, rounds=3, resident=True,
            shapes={"cpu": (sd15(256, rows=1),), "cuda": (sd15(512, rows=4),)})  # fmt: skip
 def training(shape: Model, place: Place, mode: str) -> Sides:
@@ -61,26 +62,30 @@ def training(shape: Model, place: Place, mode: str) -> Sides:
             module.zero_grad(set_to_none=True)
         return gradients
 
-    def theirs() -> list[Tensor | None]:
+    def theirs(checkpointing: bool) -> list[Tensor | None]:
         unet.requires_grad_(True)
         undo = patch(unet, mlps)
-        gradients = step(list(mlps.parameters()))
+        gradients = checkpointed(list(mlps.parameters()), checkpointing)
         undo()
         unet.requires_grad_(False)
         return gradients
 
     def ours(checkpointing: bool) -> list[Tensor | None]:
+        with hn.attach(unet, net):
+            return checkpointed(list(net.parameters()), checkpointing)
+
+    def checkpointed(parameters: list[Tensor], checkpointing: bool) -> list[Tensor | None]:
         if checkpointing:
             unet.enable_gradient_checkpointing()
-        with hn.attach(unet, net):
-            gradients = step(list(net.parameters()))
+        gradients = step(parameters)
         unet.disable_gradient_checkpointing()
         return gradients
 
     return Sides(
         {
-            "reference": Way(theirs),
+            "reference": Way(lambda: theirs(False)),
             place.library: Way(lambda: ours(False)),
+            "reference checkpointing": Way(lambda: theirs(True)),
             "checkpointing": Way(lambda: ours(True)),
         },
         allowed=AT_MOST[place.dtype],  # rounding decides on which side of many kinks a value is
