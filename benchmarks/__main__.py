@@ -1,6 +1,6 @@
 """``python -m benchmarks [name …] [--device cuda]``: runs the benchmarks and prints their tables.
 
-A run of all of them also writes benchmarks/results/<machine>/ and brings the README's tables up to date.
+A run of all of them also writes benchmarks/results/<machine>/ and brings the tables of docs/ up to date.
 ``python -m benchmarks host`` is another one, of what calls cost the host; see ``benchmarks/host``. So is ``python -m
 benchmarks loop``, of the trainer's loop; see ``benchmarks/loop.py``.
 """

@@ -1,7 +1,7 @@
 """``python -m tests.versions [names]``: the tests with other versions of what the library is built on.
 
 An environment for each line of ``ENVIRONMENTS`` is made under ``.venv-versions/``, with pip and a Python that is on the
-PATH (or pyenv's), a few gigabytes each. What came of it goes to ``tests/versions.csv`` and into the README's table.
+PATH (or pyenv's), a few gigabytes each. What came of it goes to ``tests/versions.csv`` and into the table of ``docs/versions.md``.
 Exits with 1 if a test has failed.
 """
 
@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_suffix(".csv")
+PAGE = ROOT / "docs" / "versions.md"
 INTERPRETED = ("tests/triton", "tests/ops")
 _MARKS = re.compile(r"(<!-- versions -->\n).*?(<!-- /versions -->)", re.DOTALL)
 
@@ -34,7 +35,7 @@ class Environment:
         name: of its folder.
         python: ``"3.10"``.
         requirements: as pip takes them.
-        what: what it stands for, in the README.
+        what: what it stands for, in the table.
     """
 
     name: str
@@ -185,12 +186,11 @@ def _write(results: Sequence[Result]) -> None:
         writer = csv.DictWriter(file, [f.name for f in fields(Result)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(r) for r in results)
-    path = ROOT / "README.md"
-    path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def readme(text: str) -> str:
-    """The README with the table of versions as it is written down."""
+def filled(text: str) -> str:
+    """The page with the table of versions as it is written down."""
     return _MARKS.sub(lambda m: m[1] + "\n".join(_table()) + "\n" + m[2], text)
 
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report [--check]``: writes pages, pictures and the README's tables from the rows in
+"""``python -m benchmarks.report [--check]``: writes pages, pictures and the tables of docs/ from the rows in
 benchmarks/results/; with ``--check`` only says what is stale, and exits with 1 if something is."""
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def main(arguments: list[str]) -> int:
         return int(bool(stale))
     for folder in documents.folders():
         documents.write(folder)
-    readme = documents.ROOT / "README.md"
-    readme.write_text(documents.readme(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in documents.texts():
+        file.write_text(documents.filled(file.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

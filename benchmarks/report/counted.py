@@ -19,7 +19,7 @@ SUMMARISED = (
     ("projection, silu + LayerNorm", "1280 x 256"), ("projection, relu", "768 x 77"),
     ("cross attention, relu", "16 layers, 768 x 77"), ("lowrank", "320 x 1024"),
 )  # fmt: skip
-"""Benchmark and shape of the cases that the README shows."""
+"""Benchmark and shape of the cases that docs/benchmarks.md shows."""
 
 
 def heading(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Puts tables and pictures where they are read: pages in the folders, and the README. Says what of it is stale."""
+"""Puts tables and pictures where they are read: pages in the folders, and docs/. Says what of it is stale."""
 
 from __future__ import annotations
 
@@ -78,25 +78,30 @@ def write(folder: Path) -> None:
         (folder / file).write_text(text, encoding="utf-8")
 
 
-def readme(text: str) -> str:
-    """The README with every table between its marks, ``<!-- table: folder/name -->``, as the rows are now.
+def texts() -> list[Path]:
+    """The pages of docs/ that have tables in them."""
+    return sorted(file for file in (ROOT / "docs").rglob("*.md") if _MARK.search(file.read_text(encoding="utf-8")))
+
+
+def filled(text: str) -> str:
+    """A page with every table between its marks, ``<!-- table: folder/name -->``, as the rows are now.
 
     Raises:
         ValueError: a mark names a folder or a table that there is not.
     """
 
-    def filled(mark: re.Match[str]) -> str:
+    def table(mark: re.Match[str]) -> str:
         begin, folder, name, end = mark.groups()
         if name not in TABLES or RESULTS / folder not in folders():
-            raise ValueError(f"the README asks for the table {folder}/{name}, and there is none")
+            raise ValueError(f"a page asks for the table {folder}/{name}, and there is none")
         rows = rows_of(RESULTS / folder)
         return "\n".join([begin.rstrip(), _heading(RESULTS / folder, rows), "", *TABLES[name][1](rows), end])
 
-    return _MARK.sub(filled, text)
+    return _MARK.sub(table, text)
 
 
 def stale() -> list[str]:
-    """What is not as the rows would have it: pages, pictures, tables of the README. Empty where all is up to date."""
+    """What is not as the rows would have it: pages, pictures, tables in docs/. Empty where all is up to date."""
     found = []
     for folder in folders():
         rows = rows_of(folder)
@@ -105,8 +110,11 @@ def stale() -> list[str]:
             if not file.exists() or file.read_text(encoding="utf-8") != text:
                 found.append(str(file.relative_to(ROOT)))
         found += [str((folder / name).relative_to(ROOT)) for name in plots.stale(rows, folder)]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return [*found, "README.md"] if readme(text) != text else found
+    for file in texts():
+        text = file.read_text(encoding="utf-8")
+        if filled(text) != text:
+            found.append(str(file.relative_to(ROOT)))
+    return found
 
 
 def _heading(folder: Path, rows: Sequence[Row]) -> str:

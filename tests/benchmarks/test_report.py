@@ -106,10 +106,11 @@ def test_every_table_says_where_when_and_how_it_is_known():
 
 def test_a_mark_without_a_table_is_an_error():
     with pytest.raises(ValueError, match="any/nonsense, and there is none"):
-        documents.readme("<!-- table: any/nonsense -->\n<!-- /table -->")
+        documents.filled("<!-- table: any/nonsense -->\n<!-- /table -->")
 
 
-def test_readmes_times_are_ratios():
-    text = (documents.ROOT / "README.md").read_text(encoding="utf-8")
+def test_times_on_pages_are_ratios():
+    assert documents.texts()
+    text = "".join(file.read_text(encoding="utf-8") for file in documents.texts())
     tables = "".join(re.findall(r"<!-- table: .*?<!-- /table -->", text, flags=re.DOTALL))
     assert not re.search(r"\d (?:s|ms|µs|us)\b", tables.replace("modelled", ""))

@@ -1,4 +1,4 @@
-"""What is committed under benchmarks/results/ is what the tree counts, and what the pages and the README say."""
+"""What is committed under benchmarks/results/ is what the tree counts, and what the pages say."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def test_what_is_modelled_is_made_of_what_the_tree_does():
     )
 
 
-def test_pages_pictures_and_the_readme_say_what_the_rows_say():
+def test_pages_and_pictures_say_what_the_rows_say():
     assert documents.stale() == [], "run `make report`"

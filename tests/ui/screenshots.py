@@ -1,6 +1,6 @@
 """Takes the pictures of the page that stand in its documentation.
 
-    python -m tests.ui.screenshots docs/page
+    python -m tests.ui.screenshots docs/guides/page
 
 Trains on the embedded model as a newcomer would, which takes a minute, and looks at every page.
 """
