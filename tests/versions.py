@@ -1,7 +1,7 @@
 """``python -m tests.versions [names]``: the tests with other versions of what the library is built on.
 
 An environment for each line of ``ENVIRONMENTS`` is made under ``.venv-versions/``, with pip and a Python that is on the
-PATH (or pyenv's), a few gigabytes each. What came of it goes to ``tests/versions.csv`` and into the table of ``docs/versions.md``.
+PATH (or pyenv's), a few gigabytes each. What came of it goes to ``tests/versions.csv`` and ``docs/versions.md``.
 Exits with 1 if a test has failed.
 """
 
