@@ -17,12 +17,15 @@ _HOME = {
     "PerRow": "hnkernels.adapter",
     "adapters": "hnkernels.adapter",
     "CheckpointError": "hnkernels.checkpoint",
+    "DivergenceError": "hnkernels.training",
     "GeneratedWeights": "hnkernels.generator",
+    "HNKernelsError": "hnkernels.errors",
     "Hypernetwork": "hnkernels.network.hypernetwork",
     "HypernetworkDecoder": "hnkernels.generator",
     "HypernetworkEncoder": "hnkernels.generator",
     "HypernetworkMLP": "hnkernels.network.mlp",
     "HypernetworkTrainer": "hnkernels.training",
+    "InputError": "hnkernels.errors",
     "LoraLayer": "hnkernels.convert.lora_export",
     "LoraReport": "hnkernels.convert.lora_export",
     "MLPConfig": "hnkernels.network.mlp",
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from hnkernels.convert.lora_export import LoraLayer, LoraReport, to_lora
     from hnkernels.convert.merging import merge, merge_state_dict
     from hnkernels.convert.mixing import average, interpolate
+    from hnkernels.errors import HNKernelsError, InputError
     from hnkernels.generator import (
         GeneratedWeights,
         HypernetworkDecoder,

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from hnkernels.cli_home import library, runs, ui
+from hnkernels.errors import InputError
 from hnkernels.terminal import console, errors, printable
 
 app = typer.Typer(
@@ -45,7 +46,7 @@ def demo(
 
         run_styles_demo(out or Path("runs/demo-weight"), seed)
     else:
-        raise ValueError(f"--kind must be context or weight, not {kind!r}")
+        raise InputError(f"--kind must be context or weight, not {kind!r}")
 
 
 @app.command()
@@ -82,11 +83,11 @@ def info(
     from hnkernels.generator.summary import describe as describe_weights
 
     if file is None and model is None:
-        raise ValueError("give a hypernetwork file, or a model with --model, or both")
+        raise InputError("give a hypernetwork file, or a model with --model, or both")
     if file is not None:
         weights = describe_weights(file)
         if weights is not None and model is not None:
-            raise ValueError(f"{file} says itself which layers it is for; attach refuses any other model")
+            raise InputError(f"{file} says itself which layers it is for; attach refuses any other model")
         table = Table(show_header=False, box=None)
         said = weights or describe(file)
         training = said.pop("training", {})
@@ -171,7 +172,7 @@ def export_lora(
     from hnkernels.convert.model_files import read_unet, write_tensors
 
     if out.suffix.lower() != ".safetensors":
-        raise ValueError(f"a LoRA is written as .safetensors, not {out.name!r}")
+        raise InputError(f"a LoRA is written as .safetensors, not {out.name!r}")
     _check_target(out, force)
     state, report = to_lora(load_hypernetwork(file), read_unet(model), rank, strength, biases=biases)
     write_tensors(out, state)
@@ -202,7 +203,7 @@ def generate(
     from hnkernels.convert.model_files import write_tensors
 
     if out.suffix.lower() != ".safetensors":
-        raise ValueError(f"a LoRA is written as .safetensors, not {out.name!r}")
+        raise InputError(f"a LoRA is written as .safetensors, not {out.name!r}")
     _check_target(out, force)
     with torch.no_grad():
         weights = WeightHypernetwork.load(network).generate_weights(_mixture(style)).scaled(strength)
@@ -265,7 +266,7 @@ def train(
     if recipe not in (None, "none"):
         preset = recipe_named(recipe)
         if kind != "context":
-            raise ValueError(f"--recipe {recipe} is for networks that change the context; leave out --kind {kind}")
+            raise InputError(f"--recipe {recipe} is for networks that change the context; leave out --kind {kind}")
         settings = {
             "training": preset.training_with(settings["training"]),
             "network": preset.network_with(settings["network"]),
@@ -273,7 +274,7 @@ def train(
     given = {"output_dir": str(output_dir) if output_dir else None, "skip_broken": skip_broken or None}
     training = TrainingConfig.of(settings["training"] | {key: v for key, v in given.items() if v is not None})
     if model_dtype not in MODEL_DTYPES:
-        raise ValueError(f"--model-dtype must be one of {', '.join(MODEL_DTYPES)}, not {model_dtype!r}")
+        raise InputError(f"--model-dtype must be one of {', '.join(MODEL_DTYPES)}, not {model_dtype!r}")
     check_pipeline(model)
     processes = Processes.of()
     contents = read_folder(data, training.mask_data, training.regularization_data)
@@ -336,14 +337,14 @@ def sample(
     files = hypernetwork or []
     strengths = _one_each(strength, files)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
+        raise InputError(f"--out must end in .png, .jpg or .webp, not {out.name!r}")
     if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file inside it")
+        raise InputError(f"--out {out} is a folder; name a file inside it")
     _check_target(out, force=True, make_parents=True)
     try:
         styled = [kind_of(file) == kinds.NETWORK for file in files]
         if style and not any(styled):
-            raise ValueError("--style is for weight hypernetworks; give one with --hypernetwork")
+            raise InputError("--style is for weight hypernetworks; give one with --hypernetwork")
         mixed = _mixture(style or [])
         networks = tuple(
             NetworkUse(file, file.stem, factor, styles=mixed if takes_styles else {})
@@ -353,7 +354,7 @@ def sample(
         request = request.called({}, "give its file with --hypernetwork")
         image = Artist().draw(request)[0]
     except SettingError as error:
-        raise ValueError(f"--{error}") from None
+        raise InputError(f"--{error}") from None
     out.parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     console.print(f"wrote {out}")
@@ -362,14 +363,14 @@ def sample(
 def _check_target(path: Path, force: bool, make_parents: bool = False) -> None:
     """Raises ``ValueError`` if ``path`` could not be written in the end."""
     if path.exists() and not force:
-        raise ValueError(f"{path} exists already; overwrite it with --force")
+        raise InputError(f"{path} exists already; overwrite it with --force")
     folder = path.absolute().parent
     while make_parents and not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise ValueError(f"{path} cannot be written: {folder} is not a folder; create it first, or name another place")
+        raise InputError(f"{path} cannot be written: {folder} is not a folder; create it first, or name another place")
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"{path} cannot be written: access to {folder} is denied; name another place")
+        raise InputError(f"{path} cannot be written: access to {folder} is denied; name another place")
 
 
 def _mixture(styles: list[str]) -> dict[str, float]:
@@ -380,18 +381,18 @@ def _mixture(styles: list[str]) -> dict[str, float]:
         try:
             mixture[name if colon else text] = float(weight) if colon else 1.0
         except ValueError:
-            raise ValueError(f"--style must be STYLE or STYLE:WEIGHT, not {text!r}") from None
+            raise InputError(f"--style must be STYLE or STYLE:WEIGHT, not {text!r}") from None
     return mixture
 
 
 def _one_each(strengths: list[float] | None, files: list[Path]) -> list[float]:
     """A strength per file, 1 where none is given."""
     if strengths and len(strengths) != len(files):
-        raise ValueError(
+        raise InputError(
             f"--strength is given {len(strengths)} times and --hypernetwork {len(files)} times; give one each"
         )
     if bad := [factor for factor in strengths or () if not math.isfinite(factor)]:
-        raise ValueError(f"--strength must be a finite number, not {bad[0]}")
+        raise InputError(f"--strength must be a finite number, not {bad[0]}")
     return strengths or [1.0] * len(files)
 
 
@@ -405,11 +406,11 @@ def _read_config(path: Path | None) -> dict[str, dict[str, Any]]:
     try:
         settings = parse_json(read_text(path))
     except ValueError as error:
-        raise ValueError(f"cannot read the config {path}: {error}") from error
+        raise InputError(f"cannot read the config {path}: {error}") from error
     if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
-        raise ValueError(f'{path} must hold {{"training": {{…}}, "network": {{…}}}}')
+        raise InputError(f'{path} must hold {{"training": {{…}}, "network": {{…}}}}')
     if unknown := set(settings) - {"training", "network"}:
-        raise ValueError(f"{path} has {shown(sorted(unknown))}; accepted are 'training' and 'network'")
+        raise InputError(f"{path} has {shown(sorted(unknown))}; accepted are 'training' and 'network'")
     return {"training": {}, "network": {}, **settings}
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
+from hnkernels.errors import InputError
 from hnkernels.terminal import console, printable
 
 HOME = Path("hnkernels-home")
@@ -37,10 +38,10 @@ def ui(
     try:
         from hnkernels.ui.server import serve
     except ModuleNotFoundError as error:
-        raise ValueError(f"the page needs {error.name}; install it with: pip install 'hnkernels[ui]'") from error
+        raise InputError(f"the page needs {error.name}; install it with: pip install 'hnkernels[ui]'") from error
     user, colon, password = (auth or "").partition(":")
     if auth is not None and not (user and colon and password):
-        raise ValueError("--auth must be USER:PASSWORD, both not empty")
+        raise InputError("--auth must be USER:PASSWORD, both not empty")
     serve(
         Home(home, model or (), data or ()),
         host=listen or "127.0.0.1",
@@ -66,9 +67,9 @@ def runs(
     _check_home(home)
     known = Runs(Home(home))
     if name is None and (stop or resume):
-        raise ValueError("name the run to stop or to resume; hnkernels runs lists them")
+        raise InputError("name the run to stop or to resume; hnkernels runs lists them")
     if stop and resume:
-        raise ValueError("--stop and --resume contradict each other; give one of them")
+        raise InputError("--stop and --resume contradict each other; give one of them")
     if name is not None and (stop or resume):
         known.stop(name) if stop else known.resume(name)
     listed = known.all() if name is None else [known[name]]
@@ -139,4 +140,4 @@ def library(
 
 def _check_home(home: Path) -> None:
     if not home.is_dir():
-        raise ValueError(f"there is no folder {home}; name one with --home, or make one with: hnkernels ui")
+        raise InputError(f"there is no folder {home}; name one with --home, or make one with: hnkernels ui")

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hnkernels.errors import InputError
+
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[^.]+))?\.(?:safetensors|bin)")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
@@ -13,7 +15,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 def check_pipeline(folder: Path) -> None:
     """Raises ``ValueError`` if there is not a pipeline in the folder."""
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
+        raise InputError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
 
 
 MODEL_DTYPES = ("fp32", "fp16", "bf16", "fp8")
@@ -50,7 +52,7 @@ def load_pipeline(folder: Path, device: Any = None, dtype: str = "fp32") -> Any:
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, variant=variant, local_files_only=True)
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder} cannot be loaded as a pipeline: {error}") from error
+        raise InputError(f"{folder} cannot be loaded as a pipeline: {error}") from error
     computed = {"fp32": torch.float32, "fp16": torch.float16}.get(dtype, torch.bfloat16)
     pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), computed)
     if dtype == "fp8":
@@ -78,5 +80,5 @@ def _variant(folder: Path) -> str | None:
         return None
     if not (common := set.intersection(*lacking.values())):
         listed = "; ".join(f"{part} has {', '.join(sorted(found))}" for part, found in lacking.items())
-        raise ValueError(f"{folder} has weights in different variants ({listed}); save it with one, or without")
+        raise InputError(f"{folder} has weights in different variants ({listed}); save it with one, or without")
     return "fp16" if "fp16" in common else min(common)

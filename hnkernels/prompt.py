@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 _TAG = re.compile(r"<hypernet:([^<>]*)>", re.IGNORECASE)
@@ -37,15 +38,15 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
         except ValueError:
             strength = math.nan
         if not name or not math.isfinite(strength):
-            raise ValueError(
+            raise InputError(
                 f"{shown(tag.group(0))} is not a hypernetwork tag; it must be <hypernet:name> or <hypernet:name:0.7>"
             )
         if name in strengths:
-            raise ValueError(f"the prompt names the hypernetwork {shown(name)} twice; name it once")
+            raise InputError(f"the prompt names the hypernetwork {shown(name)} twice; name it once")
         strengths[name] = strength
     text = _TAG.sub("", prompt)
     if opened := _OPENED.search(text):
-        raise ValueError(
+        raise InputError(
             f"the tag {opened.group(0)!r} is not closed before the next one; it must be <hypernet:name> or "
             "<hypernet:name:0.7>"
         )

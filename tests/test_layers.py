@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "hnkernels"
 BELOW = {
-    "network": {"wording"},
-    "triton": {"network", "wording"},
-    "ops": {"network", "triton", "wording"},
+    "network": {"errors", "wording"},
+    "triton": {"errors", "network", "wording"},
+    "ops": {"errors", "network", "triton", "wording"},
 }
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops.hyper import hyper_kv
 
@@ -40,7 +41,7 @@ def measure(
     try:
         return _measured(mlps, tokens, out_features, train, dtype, device, rounds)
     except torch.OutOfMemoryError as error:
-        raise ValueError(f"{device} has too little memory for {tokens} tokens; give fewer") from error
+        raise InputError(f"{device} has too little memory for {tokens} tokens; give fewer") from error
 
 
 @torch.inference_mode(False)

@@ -12,6 +12,7 @@ from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AdapterError, AttentionSpec, accepted_targets, check_reach
 from hnkernels.adapter.links import Action, Link
 from hnkernels.adapter.strength import Level, Place, Strength
+from hnkernels.errors import InputError
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.ops.folding import is_affine
 
@@ -60,7 +61,7 @@ class Adapter(Handle):
     @net.setter
     def net(self, value: Hypernetwork) -> None:
         if not isinstance(value, Hypernetwork):
-            raise ValueError(f"net must be a Hypernetwork, not {type(value).__name__}")
+            raise InputError(f"net must be a Hypernetwork, not {type(value).__name__}")
         self._check_reach(value, self._targets)
         self._net = value
         self.fused = self.fused and _all_affine(value)

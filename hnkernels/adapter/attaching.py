@@ -14,6 +14,7 @@ from hnkernels.adapter.layers import TARGETS, AdapterError, accepted_targets, ch
 from hnkernels.adapter.projections import find_projections
 from hnkernels.adapter.strength import Strength
 from hnkernels.adapter.weight_adapter import WeightAdapter
+from hnkernels.errors import InputError
 from hnkernels.network.hypernetwork import Hypernetwork
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def attach(
     from hnkernels.generator import GeneratedWeights, WeightHypernetwork  # they know the adapter's layers
 
     if not isinstance(net, (Hypernetwork, WeightHypernetwork, GeneratedWeights)):
-        raise ValueError(
+        raise InputError(
             f"net must be a Hypernetwork, WeightHypernetwork or GeneratedWeights, not {type(net).__name__}; load one "
             "with load_hypernetwork(path)"
         )
@@ -95,7 +96,7 @@ def attach(
         adapter = Adapter(net, _free_name(name, net, host), strength, targets, parallel or beside, specs)
     else:
         if targets != TARGETS or parallel or beside:
-            raise ValueError("targets and parallel are for a Hypernetwork; generated weights act on their own layers")
+            raise InputError("targets and parallel are for a Hypernetwork; generated weights act on their own layers")
         pipeline = None if isinstance(model, nn.Module) else model
         adapter = WeightAdapter(net, _free_name(name, net, host), strength, pipeline, find_projections(module))
     if host is None:

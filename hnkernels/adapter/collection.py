@@ -9,6 +9,7 @@ from hnkernels.adapter.handle import Handle
 from hnkernels.adapter.host import Host
 from hnkernels.adapter.layers import AdapterError, denoiser
 from hnkernels.adapter.strength import Strength
+from hnkernels.errors import InputError
 from hnkernels.prompt import resolve_name
 
 
@@ -43,7 +44,7 @@ class Adapters(Mapping[str, Handle]):
         if strengths is not None:
             each: list[Any] = list(strengths) if isinstance(strengths, (list, tuple)) else [strengths] * len(names)
             if len(each) != len(names):
-                raise ValueError(f"strengths has {len(each)} entries and names {len(names)}; give one each")
+                raise InputError(f"strengths has {len(each)} entries and names {len(names)}; give one each")
             before = [adapter.strength for adapter in chosen]
             try:
                 for adapter, strength in zip(chosen, each, strict=True):

@@ -17,6 +17,7 @@ from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.pipelines import Groups, calling_groups, in_groups
 from hnkernels.adapter.strength import STREAMS, Level, Place, Strength, resolve
+from hnkernels.errors import InputError
 from hnkernels.ops import derived, onednn
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Handle(ABC):
         if not callable(strengths):
             strengths = list(strengths)
             if not strengths:
-                raise ValueError("strengths must have at least one entry")
+                raise InputError("strengths must have at least one entry")
             for strength in strengths:
                 resolve(strength, self._places, self._streams)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hnkernels.errors import HNKernelsError, InputError
+
 TARGETS = ("attn1", "attn2")
 
 TEMPORAL = "temporal"
@@ -29,7 +31,7 @@ _SELF = ("to_q", "to_k", "to_v")
 _ADDED = ("add_k_proj", "add_v_proj")  # diffusers' name for the text's own projections in joint attention
 
 
-class AdapterError(RuntimeError):
+class AdapterError(HNKernelsError, RuntimeError):
     """A hypernetwork cannot be attached, or an attention layer no longer lets it in."""
 
 
@@ -79,7 +81,7 @@ def denoiser(model: Any) -> nn.Module:
     for candidate in (*inside, model):
         if isinstance(candidate, nn.Module):
             return _unwrapped(candidate)
-    raise ValueError(f"model must be a diffusers pipeline or a torch module, not {type(model).__name__}")
+    raise InputError(f"model must be a diffusers pipeline or a torch module, not {type(model).__name__}")
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -164,7 +166,7 @@ def accepted_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
     """
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     if not targets or not set(targets) <= set(TARGETS):
-        raise ValueError(f"targets must be some of {', '.join(TARGETS)}, not {targets!r}")
+        raise InputError(f"targets must be some of {', '.join(TARGETS)}, not {targets!r}")
     return targets
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 STREAMS = ("k", "v")
@@ -44,7 +45,7 @@ class PerRow:
 
     def __init__(self, *values: float):
         if not values:
-            raise ValueError("PerRow needs at least one strength")
+            raise InputError("PerRow needs at least one strength")
         self.values = tuple(map(_number, values))
 
     def __eq__(self, other: object) -> bool:
@@ -156,17 +157,17 @@ def _check_keys(strength: Any, spots: list[tuple[Place, str]], path: str = "stre
         for key, inner in strength.items():
             here = [(p, s) for p, s in spots if isinstance(key, str) and p.fits(key, s)]
             if not here:
-                raise ValueError(f"{path} has the key {shown(key)}, which fits no attention layer here; {_ACCEPTED}")
+                raise InputError(f"{path} has the key {shown(key)}, which fits no attention layer here; {_ACCEPTED}")
             _check_keys(inner, here, f"{path}[{shown(key)}]")
     elif isinstance(strength, (list, tuple)):
         modules = {(p.half, p.block, p.transformer) for p, _ in spots}
         if len({module[:2] for module in modules}) != 1 or any(p.transformer is None for p, _ in spots):
-            raise ValueError(
+            raise InputError(
                 f"{path} is a list, which is for the attention modules of one block; for the rows of a batch give "
                 f"PerRow({shown(list(strength))[1:-1]})"
             )
         if {transformer for *_, transformer in modules} != set(range(len(strength))):
-            raise ValueError(
+            raise InputError(
                 f"{path} has {len(strength)} entries and is about {len(modules)} attention modules; give one for each "
                 "of a block"
             )
@@ -179,9 +180,9 @@ def _check_keys(strength: Any, spots: list[tuple[Place, str]], path: str = "stre
 def _number(value: Any, path: str = "strength", accepted: str = " a number") -> float:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number:
-        raise ValueError(f"{path} must be{accepted}, not {shown(value)}")
+        raise InputError(f"{path} must be{accepted}, not {shown(value)}")
     if not abs(value) <= _GREATEST:
-        raise ValueError(f"{path} must be finite, not {shown(value)}; the greatest is fp32's, 3.4e38")
+        raise InputError(f"{path} must be finite, not {shown(value)}; the greatest is fp32's, 3.4e38")
     return float(value)
 
 

@@ -18,6 +18,7 @@ from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.pipelines import WITH_GUIDANCE, calling_groups
 from hnkernels.adapter.projections import Projection
 from hnkernels.adapter.strength import PROJECTIONS, Place, Strength
+from hnkernels.errors import InputError
 
 if TYPE_CHECKING:
     from hnkernels.generator import GeneratedWeights, TargetLayer, WeightHypernetwork
@@ -76,7 +77,7 @@ class WeightAdapter(Handle):
 
         if weights is not None:
             if not isinstance(weights, GeneratedWeights):
-                raise ValueError(f"weights must be GeneratedWeights or None, not {type(weights).__name__}")
+                raise InputError(f"weights must be GeneratedWeights or None, not {type(weights).__name__}")
             _check_fit(weights.layers, self.layers)
         self._weights = weights
         self._hand_out()

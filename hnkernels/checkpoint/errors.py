@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hnkernels.errors import HNKernelsError
 
-class CheckpointError(Exception):
+
+class CheckpointError(HNKernelsError):
     """A file that cannot be read or written as a hypernetwork; the message names file, fault and remedy."""
 
 

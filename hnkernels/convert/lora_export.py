@@ -32,6 +32,7 @@ from hnkernels.convert.merging import (
     check_affine,
     check_number,
 )
+from hnkernels.errors import InputError
 from hnkernels.network.hypernetwork import Hypernetwork
 
 
@@ -114,10 +115,10 @@ def to_lora(
     check_affine(net)
     check_number("strength", strength)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be an integer >= 1, not {rank!r}")
+        raise InputError(f"rank must be an integer >= 1, not {rank!r}")
     changes = _changes(net, model, strength, accepted_targets(targets))
     if not changes:
-        raise ValueError("at this strength the network does nothing, so there is nothing to export; give another")
+        raise InputError("at this strength the network does nothing, so there is nothing to export; give another")
     rank = min(rank, max(min(change.weight.shape) for change in changes.values()))
     state: dict[str, Tensor] = {}
     layers = []
@@ -136,7 +137,7 @@ def _changes(
     """Path of a projection, with its stream → what the network adds to it."""
     if isinstance(model, Mapping):
         if any(key.startswith(ORIGINAL_PREFIX) for key in model):
-            raise ValueError("a LoRA needs diffusers' names of layers, and this state dict has the original ones")
+            raise InputError("a LoRA needs diffusers' names of layers, and this state dict has the original ones")
         state, name, layers = model, "the state dict", find_attention_keys(model)
     else:
         module = denoiser(model)

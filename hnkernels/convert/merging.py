@@ -28,6 +28,7 @@ from hnkernels.adapter.layers import (
     find_attention,
     find_attention_keys,
 )
+from hnkernels.errors import InputError
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.ops.folding import chain_map, is_affine
 from hnkernels.wording import shown
@@ -83,7 +84,7 @@ def merge(
     layers = find_attention(module)
     for layer in layers:
         if getattr(layer.module, "fused_projections", False):
-            raise ValueError(f"{layer.name} has fused projections; call unfuse_qkv_projections() before merging")
+            raise InputError(f"{layer.name} has fused projections; call unfuse_qkv_projections() before merging")
     targets = accepted_targets(targets)
     nets, chosen = _checked(type(module).__name__, layers, nets, strengths, targets)
     changed, entries = _merged(state, layers, nets, chosen, targets)
@@ -176,16 +177,16 @@ def check_affine(net: Hypernetwork) -> None:
         ValueError: ``net`` is not a hypernetwork, in training mode, or not affine.
     """
     if not isinstance(net, Hypernetwork):
-        raise ValueError(f"net must be a Hypernetwork, not {type(net).__name__}; load one with load_hypernetwork(path)")
+        raise InputError(f"net must be a Hypernetwork, not {type(net).__name__}; load one with load_hypernetwork(path)")
     name = net.provenance.name
     if any(mlp.training for width in net for mlp in net[width]):
-        raise ValueError(
+        raise InputError(
             f"the hypernetwork {name!r} is in training mode, where strength has no effect; call net.eval()"
         )
     if not all(is_affine(mlp) for width in net for mlp in net[width]):
         settings = [] if net.config.activation in (None, "linear") else [f"activation {net.config.activation!r}"]
         settings += ["layer_norm=True"] if net.config.layer_norm else []
-        raise ValueError(
+        raise InputError(
             f"only an affine hypernetwork can become part of a model's weights, and {name!r} has "
             f"{' and '.join(settings)}; attach it instead"
         )
@@ -200,12 +201,12 @@ def _checked(
 ) -> tuple[tuple[Hypernetwork, ...], tuple[float, ...]]:
     nets = (nets,) if isinstance(nets, Hypernetwork) else tuple(nets)
     if not nets:
-        raise ValueError("nets must be one or more hypernetworks; none was given")
+        raise InputError("nets must be one or more hypernetworks; none was given")
     chosen = tuple(strengths) if isinstance(strengths, Sequence) else (strengths,) * len(nets)
     for strength in chosen:
         check_number("strength", strength)
     if len(chosen) != len(nets):
-        raise ValueError(
+        raise InputError(
             f"{len(chosen)} strengths are given for {len(nets)} hypernetworks; give one for all, or one each"
         )
     for net in nets:
@@ -217,7 +218,7 @@ def _checked(
 def check_number(name: str, value: object) -> None:
     """Refuses what is not a finite number. Raises ``ValueError``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{name} must be a finite number, not {shown(value)}")
+        raise InputError(f"{name} must be a finite number, not {shown(value)}")
 
 
 @torch.no_grad()
@@ -250,7 +251,7 @@ def _with_constant(state: Mapping[str, Tensor], layer: AttentionLayer, stream: s
     if key not in state:
         for part in ("norm_k", "add_k_proj"):  # a constant on K is no longer one, or joins only some of the logits
             if f"{layer.path}.{part}.weight" in state:
-                raise ValueError(
+                raise InputError(
                     f"{layer.name} has {part} and no bias at {layer.projections[stream]}, so it has no place for the "
                     "constant that the network adds there; attach the network instead"
                 )
@@ -259,7 +260,7 @@ def _with_constant(state: Mapping[str, Tensor], layer: AttentionLayer, stream: s
         constant = _matrix(state, f"{layer.path}.to_out.0", len(constant)) @ constant
         key = f"{layer.path}.to_out.0.bias"
     if key not in state:
-        raise ValueError(
+        raise InputError(
             f"{layer.name} has a bias neither at {layer.projections[stream]} nor at to_out.0, so it has no place for "
             "the constant that the network adds to V; attach the network instead"
         )
@@ -270,12 +271,12 @@ def _matrix(state: Mapping[str, Tensor], name: str, width: int) -> Tensor:
     """The weight [n, width] of a linear, in float64 on the CPU."""
     weight = state.get(f"{name}.weight")
     if weight is None:
-        raise ValueError(f"{name} is not a plain linear layer; remove LoRAs and quantisation before merging")
+        raise InputError(f"{name} is not a plain linear layer; remove LoRAs and quantisation before merging")
     if weight.dtype not in _DTYPES or weight.is_meta:
         kind = "without data (offloaded?)" if weight.is_meta else str(weight.dtype)
-        raise ValueError(f"{name}.weight is {kind}; load the model in float32, float16 or bfloat16, without offloading")
+        raise InputError(f"{name}.weight is {kind}; load the model in float32, float16 or bfloat16, without offloading")
     if weight.ndim != 2 or weight.shape[1] != width:
-        raise ValueError(f"{name}.weight is {tuple(weight.shape)} and must be a matrix of {width} columns")
+        raise InputError(f"{name}.weight is {tuple(weight.shape)} and must be a matrix of {width} columns")
     return _exact(weight)
 
 
@@ -286,7 +287,7 @@ def _exact(tensor: Tensor) -> Tensor:
 def _rounded(key: str, exact: Tensor, old: Tensor) -> Tensor:
     new = exact.to(old.dtype)
     if not bool(torch.isfinite(new).all()):
-        raise ValueError(
+        raise InputError(
             f"{key} would leave the range of {old.dtype}; lower the strength or convert the model to float32"
         )
     return new

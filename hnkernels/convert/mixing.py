@@ -16,6 +16,7 @@ from torch import Tensor
 from hnkernels.checkpoint.errors import Fault
 from hnkernels.checkpoint.record import Record, build, record_of
 from hnkernels.convert.merging import check_number
+from hnkernels.errors import InputError
 from hnkernels.network.activations import resolve
 from hnkernels.network.hypernetwork import Hypernetwork, Provenance
 
@@ -55,19 +56,19 @@ def average(nets: Sequence[Hypernetwork], weights: Sequence[float] | None = None
     nets = list(nets)
     weights = [1.0] * len(nets) if weights is None else list(weights)
     if not nets or len(weights) != len(nets):
-        raise ValueError(f"{len(nets)} networks and {len(weights)} weights are given; give one or more, with one each")
+        raise InputError(f"{len(nets)} networks and {len(weights)} weights are given; give one or more, with one each")
     for weight in weights:
         check_number("a weight", weight)
     total = math.fsum(weights)
     if total == 0:
-        raise ValueError(f"the weights {tuple(weights)} add up to 0; give weights with another sum")
+        raise InputError(f"the weights {tuple(weights)} add up to 0; give weights with another sum")
     return _mixed(nets, [weight / total for weight in weights])
 
 
 def _mixed(nets: Sequence[Hypernetwork], shares: Sequence[float]) -> Hypernetwork:
     for net in nets:
         if not isinstance(net, Hypernetwork):
-            raise ValueError(f"only a Hypernetwork can be mixed, not {type(net).__name__}")
+            raise InputError(f"only a Hypernetwork can be mixed, not {type(net).__name__}")
         _check_alike(nets[0], net)
     try:
         records = [record_of(net) for net in nets]
@@ -81,7 +82,7 @@ def _mixed(nets: Sequence[Hypernetwork], shares: Sequence[float]) -> Hypernetwor
             pairs[width] = k, v
         return build(Record(first.config, _origin(records, shares), pairs))
     except Fault as fault:
-        raise ValueError(f"a network {fault.what}; {fault.remedy}") from fault
+        raise InputError(f"a network {fault.what}; {fault.remedy}") from fault
 
 
 def _sum(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
@@ -91,7 +92,7 @@ def _sum(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     assert isinstance(exact, Tensor)
     mixed = exact.to(dtype)
     if not bool(torch.isfinite(mixed).all()):
-        raise ValueError(f"a parameter of the mixture is not finite in {dtype}; check the networks and their weights")
+        raise InputError(f"a parameter of the mixture is not finite in {dtype}; check the networks and their weights")
     return mixed
 
 
@@ -107,7 +108,7 @@ def _origin(records: Sequence[Record], shares: Sequence[float]) -> Provenance:
 def _check_alike(one: Hypernetwork, other: Hypernetwork) -> None:
     for (what, a), (_, b) in zip(_structure(one), _structure(other), strict=True):
         if a != b:
-            raise ValueError(
+            raise InputError(
                 f"only networks of equal structure can be mixed; {one.provenance.name!r} has {what} {a} and "
                 f"{other.provenance.name!r} has {b}"
             )

@@ -20,6 +20,7 @@ from hnkernels.checkpoint.atomic import placing
 from hnkernels.checkpoint.errors import Fault, naming
 from hnkernels.checkpoint.reading import read_safetensors_file, read_torch_file
 from hnkernels.convert.merging import StateDict, merge_state_dict
+from hnkernels.errors import InputError
 from hnkernels.network.hypernetwork import Hypernetwork
 
 SINGLE_FILES = (".safetensors", ".ckpt")
@@ -51,11 +52,11 @@ def merge_files(
     """
     source, target = model.resolve(), out.resolve()
     if source in target.parents or target in source.parents:
-        raise ValueError(f"{out} and {model} lie inside one another; write to a place outside the model")
+        raise InputError(f"{out} and {model} lie inside one another; write to a place outside the model")
     if model.is_dir():
         _check_pipeline(model)
         if out.exists() and not (out / "model_index.json").is_file():
-            raise ValueError(f"{out} exists and is not a diffusers pipeline, so it is not replaced; give another name")
+            raise InputError(f"{out} exists and is not a diffusers pipeline, so it is not replaced; give another name")
         with naming(out), placing(out) as folder:
             (folder / "unet").mkdir(parents=True)
             for files in _weights_of(model / "unet"):
@@ -64,12 +65,12 @@ def merge_files(
         return
     for path in (model, out):
         if path.suffix.lower() not in SINGLE_FILES:
-            raise ValueError(
+            raise InputError(
                 f"{path} is neither a pipeline folder nor a checkpoint in one file; give a folder, or two files that "
                 f"end in {' or '.join(SINGLE_FILES)}"
             )
     if out.is_dir():
-        raise ValueError(f"{out} is a folder and {model} a file; name a file to write")
+        raise InputError(f"{out} is a folder and {model} a file; name a file to write")
     header, state = _read(model)
     merged = merge_state_dict(state, nets, strengths, targets)
     with naming(out), placing(out) as file:
@@ -99,9 +100,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _check_pipeline(folder: Path) -> None:
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
+        raise InputError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
     if not (folder / "unet").is_dir():
-        raise ValueError(f"{folder} is a diffusers pipeline without a UNet: there is not a folder unet in it")
+        raise InputError(f"{folder} is a diffusers pipeline without a UNet: there is not a folder unet in it")
 
 
 def _weights_of(unet: Path) -> list[list[Path]]:

@@ -15,6 +15,7 @@ from hnkernels.adapter.layers import AttentionLayer, find_attention, find_attent
 from hnkernels.checkpoint.errors import Fault, naming
 from hnkernels.checkpoint.reading import check_regular, read_torch_file
 from hnkernels.convert.merging import ORIGINAL_PREFIX
+from hnkernels.errors import InputError
 
 _PARTS = ("unet", "transformer")
 
@@ -29,7 +30,7 @@ def attention_on_disk(model: Path) -> list[AttentionLayer]:
     if model.is_dir():
         return list(find_attention(model_without_weights(model)))
     if model.suffix.lower() not in (".safetensors", ".ckpt"):
-        raise ValueError(
+        raise InputError(
             f"{model} is not a model; give a diffusers folder, or a checkpoint that ends in .safetensors or .ckpt"
         )
     with naming(model):
@@ -56,7 +57,7 @@ def model_without_weights(folder: Path) -> torch.nn.Module:
     inside = [folder / part for part in _PARTS if (folder / part / "config.json").is_file()]
     config = (inside[0] if inside else folder) / "config.json"
     if not config.is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} is not a diffusers model: there is no config.json in it, or in its folder unet or transformer"
         )
     import diffusers
@@ -67,7 +68,7 @@ def model_without_weights(folder: Path) -> torch.nn.Module:
         with torch.device("meta"):
             return model_class.from_config(settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{config} describes no model that this version of diffusers can build: {error}") from error
+        raise InputError(f"{config} describes no model that this version of diffusers can build: {error}") from error
 
 
 def _shapes(file: Path) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hnkernels.errors import InputError
+
 SIZE = 32
 SUPERSAMPLE = 4
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -128,7 +130,7 @@ def handwritten_digits(split: str, seed: int = 0) -> Pictures:
         ValueError: for another split name.
     """
     if split not in HANDWRITING_SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {', '.join(HANDWRITING_SPLITS)}")
+        raise InputError(f"split is {split!r}; it must be one of {', '.join(HANDWRITING_SPLITS)}")
     from sklearn.datasets import load_digits  # slow to import, and only this function needs it
 
     counts, labels = load_digits(return_X_y=True)

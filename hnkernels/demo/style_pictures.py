@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from hnkernels.demo.glyphs import CHARACTERS, SUPERSAMPLE, Pictures, caption, draw_mask, handwritten_digits, ink_to_rgb
+from hnkernels.errors import InputError
 
 SLANT = 25.0  # degrees; the most that the base model knows are the 11 of the oblique fonts
 _REGULAR, _BOLD = "DejaVuSans.ttf", "DejaVuSans-Bold.ttf"
@@ -65,7 +66,7 @@ def styled_digits(style: str, count: int, seed: int, split: str = "train") -> Pi
         ValueError: for another style.
     """
     if style not in STYLES:
-        raise ValueError(f"style is {style!r}; it must be one of {', '.join(STYLES)}")
+        raise InputError(f"style is {style!r}; it must be one of {', '.join(STYLES)}")
     rng = np.random.default_rng([seed, STYLES.index(style)])
     if style == "handwriting":
         written = handwritten_digits(split)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
+from hnkernels.errors import InputError
+
 MAX_TOKENS = 16
 WORD_END = "</w>"
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
@@ -43,7 +45,7 @@ def build_tokenizer(words: Sequence[str], folder: Path) -> CLIPTokenizer:
     for word in words:
         tokens = tokenizer.tokenize(word)
         if tokens != [word + WORD_END]:
-            raise ValueError(f"the word {word!r} is encoded as {tokens}; reorder or change the word list")
+            raise InputError(f"the word {word!r} is encoded as {tokens}; reorder or change the word list")
     return tokenizer
 
 

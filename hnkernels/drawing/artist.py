@@ -17,6 +17,7 @@ from hnkernels.adapter import WeightAdapter, attach
 from hnkernels.convert.survey import model_without_weights
 from hnkernels.drawing.networks import Net, Networks, check_fit
 from hnkernels.drawing.request import DrawRequest
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.training.data.text_encoder import text_embedding
 
@@ -180,5 +181,5 @@ def _memory() -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
-            raise ValueError("there is too little memory for this; draw fewer or smaller pictures at a time") from error
+            raise InputError("there is too little memory for this; draw fewer or smaller pictures at a time") from error
         raise

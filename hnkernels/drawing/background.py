@@ -35,11 +35,13 @@ class Drawing:
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """Ends it after the step at hand."""
+        """Ends it after the step at hand; ``follow`` gives ``None`` then, so that whoever follows can say so."""
         self._stop.set()
+        self._told.put(None)
 
     def follow(self) -> Iterator[Any]:
-        """What it tells, as it tells it, until it is done; of what came at once, the last alone."""
+        """What it tells, as it tells it, until it is done, and ``None`` when it is stopped; of what came at once, the
+        last alone."""
         ended = False
         while not ended:
             told = self._told.get()

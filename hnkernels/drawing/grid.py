@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hnkernels.drawing.artist import Artist, Progress, Stopped
 from hnkernels.drawing.request import DrawRequest, NetworkUse, SettingError
 from hnkernels.drawing.stages import Stage
+from hnkernels.errors import InputError
 
 MOST_CELLS = 100
 """Pictures of one grid."""
@@ -151,7 +152,7 @@ class Grid:
             ValueError: none is drawn.
         """
         if not self.pictures:
-            raise ValueError("no picture of the grid is drawn yet; draw it first")
+            raise InputError("no picture of the grid is drawn yet; draw it first")
         width, height = next(iter(self.pictures.values())).size
         zoom = max(1, -(-_CELL // max(width, height)))
         width, height = width * zoom, height * zoom
@@ -176,9 +177,9 @@ class Grid:
     def _requests(self) -> dict[tuple[int, int], DrawRequest]:
         """The request of every place, all checked."""
         if not self.cells:
-            raise ValueError("a grid needs at least one value along each side")
+            raise InputError("a grid needs at least one value along each side")
         if self.cells > MOST_CELLS:
-            raise ValueError(f"the grid would have {self.cells} pictures; {MOST_CELLS} are accepted: give fewer values")
+            raise InputError(f"the grid would have {self.cells} pictures; {MOST_CELLS} are accepted: give fewer values")
         base = replace(self.request, batch=1)
         requests = {}
         for row, down in enumerate(self.rows.changes if self.rows else (lambda request: request,)):

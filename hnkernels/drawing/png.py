@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from hnkernels.checkpoint.atomic import replacing
 from hnkernels.drawing.request import BATCH, LONGEST_PROMPT, SEED, SIDE, STEPS, DrawRequest
+from hnkernels.errors import InputError
 from hnkernels.home.names import free_name
 
 PARAMETERS, OWN = "parameters", "hnkernels"
@@ -62,7 +63,7 @@ def save_picture(
             with replacing(path) as file:
                 picture.save(file, "PNG", pnginfo=info)
         except OSError as error:
-            raise ValueError(
+            raise InputError(
                 f"the picture could not be saved: {error.strerror or error}; make room and draw again"
             ) from error
     return path
@@ -100,17 +101,17 @@ def settings_in(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST // 2**20} MiB")
+            raise InputError(f"it has more than {_LARGEST // 2**20} MiB")
         with Image.open(path, formats=["PNG"]) as image:
             chunks = dict(getattr(image, "text", {}))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, OverflowError) as error:
         reason = "it is not a PNG, or is damaged" if isinstance(error, (OSError, SyntaxError)) else error
-        raise ValueError(f"{path.name} has no settings that can be read: {reason}") from error
+        raise InputError(f"{path.name} has no settings that can be read: {reason}") from error
     found = _from_json(chunks[OWN]) if OWN in chunks else {}
     if not found and PARAMETERS in chunks:
         found = _from_parameters(chunks[PARAMETERS])
     if not found:
-        raise ValueError(f"{path.name} has no settings inside; take a PNG that was drawn here, or by A1111")
+        raise InputError(f"{path.name} has no settings inside; take a PNG that was drawn here, or by A1111")
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hnkernels.adapter.strength import Strength
+from hnkernels.errors import InputError
 from hnkernels.prompt import parse_prompt, resolve_name
 from hnkernels.wording import shown
 
@@ -22,7 +23,7 @@ SIDE = (8, 2048)
 LONGEST_PROMPT = 10_000  # characters
 
 
-class SettingError(ValueError):
+class SettingError(InputError):
     """A setting that nothing can be drawn with.
 
     Args:
@@ -118,7 +119,7 @@ class DrawRequest:
         names = Counter(use.name for use in self.networks)
         if twice := [name for name, count in names.items() if count > 1]:
             same = " and ".join(str(use.file) for use in self.networks if use.name == twice[0])
-            raise ValueError(f"{same} are both named {twice[0]!r}; give one of the files another name")
+            raise InputError(f"{same} are both named {twice[0]!r}; give one of the files another name")
         self.called({}, "choose it as well")
 
     def called(self, known: Mapping[str, Path], remedy: str) -> DrawRequest:
@@ -135,11 +136,11 @@ class DrawRequest:
         names = {*known, *(use.name for use in self.networks)}
         asked = {resolve_name(tag, names): strength for tag, strength in tags.items()}
         if len(asked) < len(tags):
-            raise ValueError(
+            raise InputError(
                 f"the prompt names a hypernetwork twice, once with its hash: {', '.join(tags)}; name it once"
             )
         if unknown := set(asked) - names:
-            raise ValueError(f"the prompt names the hypernetwork {', '.join(sorted(unknown))}; {remedy}")
+            raise InputError(f"the prompt names the hypernetwork {', '.join(sorted(unknown))}; {remedy}")
         here = tuple(replace(use, strength=asked.pop(use.name, use.strength)) for use in self.networks)
         more = tuple(NetworkUse(known[name], name, strength) for name, strength in asked.items())
         return replace(self, networks=here + more)
@@ -157,7 +158,7 @@ class DrawRequest:
         """
         if name not in (use.name for use in self.networks):
             there = ", ".join(use.name for use in self.networks) or "none"
-            raise ValueError(f"there is no network {name!r} in the picture; there are: {there}")
+            raise InputError(f"there is no network {name!r} in the picture; there are: {there}")
         called = self.called({}, "choose it as well")  # what the tags say of the others stays
         networks = tuple(replace(use, **changes) if use.name == name else use for use in called.networks)
         return replace(self, networks=networks, prompt=self.text)

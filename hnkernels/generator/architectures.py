@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from hnkernels.adapter.layers import denoiser
 from hnkernels.adapter.projections import Projection, find_projections
+from hnkernels.errors import InputError
 
 
 class _Block(NamedTuple):
@@ -60,12 +61,12 @@ def projections_of(model: Any) -> list[Projection]:
         module = denoiser(model)
         found = find_projections(module)
         if not found:
-            raise ValueError(f"{type(module).__name__} has no attention layers, so there is nothing to generate")
+            raise InputError(f"{type(module).__name__} has no attention layers, so there is nothing to generate")
         return found
     if model not in _ARCHITECTURES:
         near = difflib.get_close_matches(model, ARCHITECTURES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
+        raise InputError(
             f"model is {model!r}, which is not a known architecture; {hint}accepted are {', '.join(ARCHITECTURES)}, a "
             "pipeline or a module"
         )

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hnkernels.errors import InputError
+
 
 class ResidualMLP(nn.Module):
     """``x + W₂ silu(W₁ norm(x))`` with a hidden width of 2·H.
@@ -27,4 +29,4 @@ def check_count(name: str, value: Any, least: int, most: int | None = None) -> N
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         to = "" if most is None else f" and at most {most}"
-        raise ValueError(f"{name} must be an integer >= {least}{to}, not {value!r}")
+        raise InputError(f"{name} must be an integer >= {least}{to}, not {value!r}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hnkernels.errors import InputError
 from hnkernels.generator.blocks import check_count
 from hnkernels.generator.heads import INITS, BasisHead, DenseHead, LoraHead
 from hnkernels.generator.targets import TargetLayer, by_shape
@@ -48,9 +49,9 @@ class HypernetworkDecoder(nn.Module):
         check_count("bases", bases, 1)
         for name, value, accepted in (("head", head, HEADS), ("init", init, INITS)):
             if value not in accepted:
-                raise ValueError(f"{name} must be one of {', '.join(accepted)}, not {value!r}")
+                raise InputError(f"{name} must be one of {', '.join(accepted)}, not {value!r}")
         if isinstance(rank_dropout, bool) or not isinstance(rank_dropout, (int, float)) or not 0 <= rank_dropout < 1:
-            raise ValueError(f"rank_dropout must be at least 0 and below 1, not {rank_dropout!r}")
+            raise InputError(f"rank_dropout must be at least 0 and below 1, not {rank_dropout!r}")
         self.config: dict[str, Any] = {
             "hidden_dim": hidden_dim,
             "head": head,
@@ -84,7 +85,7 @@ class HypernetworkDecoder(nn.Module):
         """
         count, width = len(self.layers), self.config["hidden_dim"]
         if features.ndim != 3 or features.shape[0] != count or features.shape[2] != width:
-            raise ValueError(f"features must be [{count}, B, {width}], one row per layer, not {list(features.shape)}")
+            raise InputError(f"features must be [{count}, B, {width}], one row per layer, not {list(features.shape)}")
         groups = {}
         for shape, name in zip(by_shape(self.layers), self.heads, strict=True):
             a, b = self.heads[name](features.index_select(0, self.get_buffer(f"rows_{name}")))
@@ -100,11 +101,11 @@ def _check_dense(hidden_dim: int, layers: Sequence[TargetLayer]) -> None:
     if large:
         values = sum(layer.out_features * layer.in_features for layer in layers)
         parameters = hidden_dim * sum(n * d for n, d in {layer.shape[:2] for layer in layers})
-        raise ValueError(
+        raise InputError(
             f"head 'dense' is for layers with a side of at most {HIGHEST_RANK}, and {large[0].name} is "
             f"[{large[0].out_features}, {large[0].in_features}]: {values:,} values would be generated per sample, by "
             f"heads of {parameters:,} parameters ({parameters * 4 / 2**30:,.1f} GiB in fp32); use head='lora'"
         )
     for layer in layers:
         if layer.rank != min(layer.shape[:2]):
-            raise ValueError(f"head 'dense' needs full rank, {min(layer.shape[:2])} at {layer.name}, not {layer.rank}")
+            raise InputError(f"head 'dense' needs full rank, {min(layer.shape[:2])} at {layer.name}, not {layer.rank}")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnkernels.convert.merging import check_number
+from hnkernels.errors import InputError
 from hnkernels.generator.blocks import ResidualMLP, check_count
 
 POOLINGS = ("perceiver", "mean")
@@ -51,9 +52,9 @@ class HypernetworkEncoder(nn.Module):
         check_count("hidden_dim", hidden_dim, 1)
         check_count("tasks", tasks, 0)
         if pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+            raise InputError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         if isinstance(styles, str) or not all(isinstance(s, str) for s in styles) or len(set(styles)) != len(styles):
-            raise ValueError(f"styles must be different names such as ('ink', 'chalk'), not {styles!r}")
+            raise InputError(f"styles must be different names such as ('ink', 'chalk'), not {styles!r}")
         self.config: dict[str, Any] = {
             "embedding_dim": embedding_dim,
             "hidden_dim": hidden_dim,
@@ -87,7 +88,7 @@ class HypernetworkEncoder(nn.Module):
             ValueError: x or the mask is not as described; the message says what was given and what is accepted.
         """
         if mask is not None and not (isinstance(x, Tensor) and x.ndim == 3):
-            raise ValueError("mask is for tokens [B, T, E]; leave it out for other conditions")
+            raise InputError("mask is for tokens [B, T, E]; leave it out for other conditions")
         if not isinstance(x, Tensor):
             hidden = self._mixtures(x) @ self.style_table
         elif x.is_floating_point():
@@ -99,9 +100,9 @@ class HypernetworkEncoder(nn.Module):
     def _pooled(self, x: Tensor, mask: Tensor | None) -> Tensor:
         width = self.config["embedding_dim"]
         if x.ndim not in (2, 3):
-            raise ValueError(f"x must be features [B, {width}] or tokens [B, T, {width}], not {list(x.shape)}")
+            raise InputError(f"x must be features [B, {width}] or tokens [B, T, {width}], not {list(x.shape)}")
         if x.shape[-1] != width:
-            raise ValueError(
+            raise InputError(
                 f"x is {list(x.shape)}, {x.shape[-1]} wide, and the encoder accepts {width}; give features of that "
                 f"width, or build it with embedding_dim={x.shape[-1]}"
             )
@@ -113,7 +114,7 @@ class HypernetworkEncoder(nn.Module):
             kept = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         elif not isinstance(mask, Tensor) or mask.shape != x.shape[:2]:
             given = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"mask must be {list(x.shape[:2])} like the tokens, not {given}")
+            raise InputError(f"mask must be {list(x.shape[:2])} like the tokens, not {given}")
         else:
             kept = mask.to(x.device) != 0
         return self.pool(x, kept)
@@ -121,33 +122,33 @@ class HypernetworkEncoder(nn.Module):
     def _task_ids(self, x: Tensor) -> Tensor:
         tasks = self.config["tasks"]
         if x.dtype == torch.bool or x.is_complex() or x.ndim != 1:
-            raise ValueError(f"x must be floating-point features or task ids [B], not {x.dtype} {list(x.shape)}")
+            raise InputError(f"x must be floating-point features or task ids [B], not {x.dtype} {list(x.shape)}")
         if not tasks:
-            raise ValueError("x are task ids, and the encoder has no tasks; build it with tasks=<their number>")
+            raise InputError("x are task ids, and the encoder has no tasks; build it with tasks=<their number>")
         self._check_device(x)
         if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < tasks:
-            raise ValueError(f"task ids must lie between 0 and {tasks - 1}, not {x.tolist()}")
+            raise InputError(f"task ids must lie between 0 and {tasks - 1}, not {x.tolist()}")
         return x.long()
 
     def _check_device(self, x: Tensor) -> None:
         if x.device != self.style_table.device:
-            raise ValueError(f"x is on {x.device}, the encoder on {self.style_table.device}; move one with .to(device)")
+            raise InputError(f"x is on {x.device}, the encoder on {self.style_table.device}; move one with .to(device)")
 
     def _mixtures(self, x: Any) -> Tensor:
         """[B, styles] weights of the style vectors."""
         rows = [x] if isinstance(x, (str, Mapping)) else x
         if not isinstance(rows, (list, tuple)) or not all(isinstance(row, (str, Mapping)) for row in rows):
-            raise ValueError(
+            raise InputError(
                 "x must be a tensor of features, tokens or task ids, a style's name, a mixture {style: weight} or a "
                 f"list of these, not {x!r:.100}"
             )
         if not self.styles:
-            raise ValueError("x names styles, and the encoder has none; build it with styles=(<their names>)")
+            raise InputError("x names styles, and the encoder has none; build it with styles=(<their names>)")
         weights = torch.zeros(len(rows), len(self.styles), dtype=torch.float64)
         for weight, row in zip(weights, rows, strict=True):
             mixture = {row: 1.0} if isinstance(row, str) else row
             if not mixture:
-                raise ValueError("a mixture of styles must have one at least, not {}")
+                raise InputError("a mixture of styles must have one at least, not {}")
             for style, share in mixture.items():
                 check_number(f"the weight of style {style!r}", share)
                 weight[self._style(style)] = share
@@ -158,7 +159,7 @@ class HypernetworkEncoder(nn.Module):
             return self.styles.index(style)
         near = difflib.get_close_matches(str(style), self.styles, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"there is no style {style!r}; {hint}the encoder has {', '.join(map(repr, self.styles))}")
+        raise InputError(f"there is no style {style!r}; {hint}the encoder has {', '.join(map(repr, self.styles))}")
 
 
 class _Mean(nn.Module):

@@ -13,6 +13,7 @@ from hnkernels.adapter.strength import PROJECTIONS
 from hnkernels.checkpoint.errors import Fault, naming
 from hnkernels.checkpoint.metadata import Metadata, provenance, provenance_to_json
 from hnkernels.checkpoint.training_metadata import checked
+from hnkernels.errors import InputError
 from hnkernels.generator import files, targets
 from hnkernels.generator.architectures import projections_of
 from hnkernels.generator.decoder import HypernetworkDecoder
@@ -105,7 +106,7 @@ class WeightHypernetwork(nn.Module):
         self.encoder, self.generator, self.decoder = encoder, generator, decoder
         for part in (generator, decoder):
             if isinstance(part, (WeightGenerator, HypernetworkDecoder)) and part.layers != layers:
-                raise ValueError(
+                raise InputError(
                     f"the {type(part).__name__} is for other layers or ranks than model, target_layers and rank say; "
                     "build it with those of select_layers"
                 )
@@ -115,7 +116,7 @@ class WeightHypernetwork(nn.Module):
             if isinstance(part, (HypernetworkEncoder, WeightGenerator, HypernetworkDecoder))
         }
         if len(set(widths.values())) > 1:
-            raise ValueError(f"the parts have different hidden_dim: {widths}; build them with the same")
+            raise InputError(f"the parts have different hidden_dim: {widths}; build them with the same")
 
     def listing(self) -> str:
         """The layers as a table: path, kind, projection, shape and rank."""
@@ -138,12 +139,12 @@ class WeightHypernetwork(nn.Module):
             ValueError: neither or both are given, or what is given is not as described.
         """
         if (x is None) == (latent is None) or (mask is not None and x is None):
-            raise ValueError("give either conditions x, with a mask if need be, or a latent")
+            raise InputError("give either conditions x, with a mask if need be, or a latent")
         if latent is None:
             latent = self.encode(x, mask)
         weights = self.decoder(self.generator(latent))
         if not isinstance(weights, GeneratedWeights):
-            raise ValueError(f"the decoder must return GeneratedWeights, not {type(weights).__name__}")
+            raise InputError(f"the decoder must return GeneratedWeights, not {type(weights).__name__}")
         return weights
 
     def forward(self, x: Any = None, mask: Tensor | None = None, *, latent: Tensor | None = None) -> GeneratedWeights:
@@ -190,10 +191,10 @@ class WeightHypernetwork(nn.Module):
         options: dict[str, Any] = {part: content.get(part) for part in (*_PARTS, "provenance")}
         for part, values in options.items():
             if not isinstance(values, dict):
-                raise ValueError(f"it says nothing of the {part}")
+                raise InputError(f"it says nothing of the {part}")
         dtypes = {tensor.dtype for tensor in tensors.values()}
         if len(dtypes) != 1 or not dtypes <= set(files.DTYPES):
-            raise ValueError(f"the parameters must be of one floating dtype, not of {sorted(map(str, dtypes))}")
+            raise InputError(f"the parameters must be of one floating dtype, not of {sorted(map(str, dtypes))}")
         with torch.device("meta"):  # what the file claims is not allocated before it is seen to be there
             encoder = HypernetworkEncoder(**options["encoder"])
             generator = WeightGenerator(layers=layers, **options["generator"])
@@ -205,9 +206,9 @@ class WeightHypernetwork(nn.Module):
         net._assemble(layers, encoder, generator, decoder, provenance(origin, name, content.get("training")))
         expected = net.state_dict()
         for name in sorted(expected.keys() ^ tensors.keys()):
-            raise ValueError(f"the tensor {name!r} is {'missing' if name in expected else 'foreign'}")
+            raise InputError(f"the tensor {name!r} is {'missing' if name in expected else 'foreign'}")
         for name, parameter in expected.items():
             if parameter.shape != tensors[name].shape:
-                raise ValueError(f"{name} is {list(tensors[name].shape)}, and must be {list(parameter.shape)}")
+                raise InputError(f"{name} is {list(tensors[name].shape)}, and must be {list(parameter.shape)}")
         net.load_state_dict(tensors, assign=True)
         return net

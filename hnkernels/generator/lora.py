@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hnkernels.errors import InputError
 from hnkernels.generator.targets import TargetLayer
 from hnkernels.generator.weights import GeneratedWeights
 from hnkernels.ops.checks import HIGHEST_RANK
@@ -32,18 +33,18 @@ def weights_of_loras(
             LoRA in it.
     """
     if not states:
-        raise ValueError("give at least one LoRA")
+        raise InputError("give at least one LoRA")
     found = [_pairs(state) for state in states]
     shapes = {layer.name: layer.shape[:2] for layer in layers}
     for number, pairs in enumerate(found):
         for name, (a, b) in pairs.items():
             if name not in shapes:
-                raise ValueError(
+                raise InputError(
                     f"LoRA {number} changes {name}, for which no weights are generated; widen target_layers or "
                     "projections, or leave the layer out of the LoRA"
                 )
             if (b.shape[0], a.shape[1]) != shapes[name] or a.shape[0] != b.shape[1]:
-                raise ValueError(
+                raise InputError(
                     f"LoRA {number} has {list(b.shape)} by {list(a.shape)} at {name}, whose weight is "
                     f"{list(shapes[name])}"
                 )
@@ -54,7 +55,7 @@ def weights_of_loras(
         own = [pairs.get(layer.name, none) for pairs in found]
         rank = max(a.shape[0] for a, _ in own)
         if rank > HIGHEST_RANK:
-            raise ValueError(f"a LoRA has rank {rank} at {layer.name}; weights have {HIGHEST_RANK} at most")
+            raise InputError(f"a LoRA has rank {rank} at {layer.name}; weights have {HIGHEST_RANK} at most")
         factors[layer.name] = (
             torch.stack([pad(a, (0, 0, 0, rank - len(a))) for a, _ in own]).to(device),
             torch.stack([pad(b, (0, rank - b.shape[1])) for _, b in own]).to(device),
@@ -72,12 +73,12 @@ def _pairs(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
             continue
         up = state.get(key.replace(".lora_A.", ".lora_B.").replace(".lora.down.", ".lora.up."))
         if up is None or down.ndim != 2 or up.ndim != 2:
-            raise ValueError(f"the LoRA's {key} has no partner, or is not a matrix")
+            raise InputError(f"the LoRA's {key} has no partner, or is not a matrix")
         stem = re.split(r"\.lora_A\.|\.lora\.down\.", key)[0]
         alpha = state.get(f"{stem}.alpha")
         scale = 1.0 if alpha is None else float(alpha) / len(down)
         pairs[match.group(1)] = down.float().cpu(), up.float().cpu() * scale
     if not pairs:
         some = ", ".join(sorted(state)[:2]) or "nothing"
-        raise ValueError(f"there is no LoRA with keys '<layer>.lora_A.weight' in it, but {some}; convert it to PEFT's")
+        raise InputError(f"there is no LoRA with keys '<layer>.lora_A.weight' in it, but {some}; convert it to PEFT's")
     return pairs

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from hnkernels.adapter.projections import Projection
 from hnkernels.adapter.strength import PROJECTIONS, Place
+from hnkernels.errors import InputError
 from hnkernels.ops.checks import HIGHEST_RANK
 
 Shape = tuple[int, int, int]
@@ -73,18 +74,18 @@ def check_selectors(selectors: Iterable[Any], layers: Sequence[Projection], argu
     """
     for selector in selectors:
         if not isinstance(selector, str):
-            raise ValueError(f"{argument} has {selector!r}, which is not a string; {_ACCEPTED}")
+            raise InputError(f"{argument} has {selector!r}, which is not a string; {_ACCEPTED}")
         try:
             if any(fits(layer, selector) for layer in layers):
                 continue
         except re.error as error:
-            raise ValueError(f"{argument} has {selector!r}, which is not a regular expression: {error}") from error
+            raise InputError(f"{argument} has {selector!r}, which is not a regular expression: {error}") from error
         known = {"down", "mid", "up", "attn1", "attn2", *PROJECTIONS}
         known |= {f"{p.half}.block_{p.block}" for p in (Place.of(x.attention, x.kind) for x in layers) if p.half}
         known |= {name for layer in layers for name in (layer.name, layer.attention)}
         near = difflib.get_close_matches(selector, sorted(known), n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(f"{argument} has {selector!r}, which fits none of the {len(layers)} layers; {hint}{_ACCEPTED}")
+        raise InputError(f"{argument} has {selector!r}, which fits none of the {len(layers)} layers; {hint}{_ACCEPTED}")
 
 
 def select_layers(
@@ -109,7 +110,7 @@ def select_layers(
     projections = _several(projections, "projections")
     unknown = [p for p in projections if p not in PROJECTIONS]
     if unknown:
-        raise ValueError(f"projections must be some of {', '.join(PROJECTIONS)}, not {unknown[0]!r}")
+        raise InputError(f"projections must be some of {', '.join(PROJECTIONS)}, not {unknown[0]!r}")
     selectors = _several(target_layers, "target_layers")
     narrowed = [layer for layer in found if layer.projection in projections]
     check_selectors(selectors, narrowed, "target_layers")
@@ -123,7 +124,7 @@ def select_layers(
 def _several(given: Any, argument: str) -> tuple[Any, ...]:
     several = (given,) if isinstance(given, str) else given
     if isinstance(several, Mapping) or not isinstance(several, Iterable) or not (several := tuple(several)):
-        raise ValueError(f"{argument} must be one or more strings, not {given!r}")
+        raise InputError(f"{argument} must be one or more strings, not {given!r}")
     return several
 
 
@@ -134,10 +135,10 @@ def _rank_of(layer: Projection, rank: Any) -> int:
     if isinstance(rank, Mapping):
         ranks = [value for selector, value in rank.items() if fits(layer, selector)]
         if not ranks:
-            raise ValueError(f"rank says nothing of {layer.name}; add '*' with the rank of all other layers")
+            raise InputError(f"rank says nothing of {layer.name}; add '*' with the rank of all other layers")
         rank = ranks[0]
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= min(side, HIGHEST_RANK):
-        raise ValueError(
+        raise InputError(
             f"rank is {rank!r} at {layer.name}, a weight [{layer.out_features}, {layer.in_features}]; it must be an "
             f"integer from 1 to {min(side, HIGHEST_RANK)} there"
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hnkernels.adapter.layers import TARGETS
 from hnkernels.adapter.strength import PROJECTIONS, Place
+from hnkernels.errors import InputError
 from hnkernels.generator.blocks import ResidualMLP, check_count
 from hnkernels.generator.targets import TargetLayer
 
@@ -59,7 +60,7 @@ class WeightGenerator(nn.Module):
         """
         width = self.config["hidden_dim"]
         if latent.ndim != 2 or latent.shape[1] != width:
-            raise ValueError(f"latent must be [B, {width}], not {list(latent.shape)}")
+            raise InputError(f"latent must be [B, {width}], not {list(latent.shape)}")
         tables = self.depth_table, self.block_table, self.kind_table, self.projection_table
         where = torch.stack([table[ids] for table, ids in zip(tables, self.ids, strict=True)]).sum(0)  # [layers, H]
         return self.norm(self.blocks(latent[None] + where[:, None]))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hnkernels.convert.merging import check_number
+from hnkernels.errors import InputError
 from hnkernels.generator import files
 from hnkernels.generator.algebra import at_full_rank, at_least_fp32, recompressed, squared_norms
 from hnkernels.generator.blocks import check_count
@@ -53,13 +54,13 @@ class GeneratedWeights:
         self.index = index
         shapes = by_shape(self.layers)
         if not shapes or shapes.keys() != self._groups.keys():
-            raise ValueError(f"the groups are of the shapes {list(self._groups)}, the layers of {list(shapes)}")
+            raise InputError(f"the groups are of the shapes {list(self._groups)}, the layers of {list(shapes)}")
         self._places = {layer.name: (shape, i) for shape, group in shapes.items() for i, layer in enumerate(group)}
         for shape, (a, b) in self._groups.items():
             n, d, rank = shape
             count = len(shapes[shape])
             if a.shape != (count, self.sets, rank, d) or b.shape != (count, self.sets, n, rank):
-                raise ValueError(
+                raise InputError(
                     f"the factors of {count} layers [{n}, {d}] must be [{count}, G, {rank}, {d}] and [{count}, G, {n}, "
                     f"{rank}] with the same G everywhere, not {list(a.shape)} and {list(b.shape)}"
                 )
@@ -136,7 +137,7 @@ class GeneratedWeights:
             wide = torch.promote_types(self.dtype, torch.float32)
             return torch.full((self.sets,), float(value), dtype=wide, device=self.device)
         if not value.is_floating_point() or value.shape not in ((), (self.sets,)):
-            raise ValueError(
+            raise InputError(
                 f"a scale must be a number or a floating-point tensor [{self.sets}], one per set, not {value.dtype} "
                 f"{list(value.shape)}"
             )
@@ -166,7 +167,7 @@ class GeneratedWeights:
             or not whole
             or (given.numel() and not 0 <= int(given.min()) <= int(given.max()) < self.sets)
         ):
-            raise ValueError(f"index must be [S] integers from 0 to {self.sets - 1}, not {index!r}")
+            raise InputError(f"index must be [S] integers from 0 to {self.sets - 1}, not {index!r}")
         return self._with(index=given.long())
 
     def __len__(self) -> int:
@@ -266,7 +267,7 @@ class GeneratedWeights:
             elif side <= HIGHEST_RANK and exact > side:
                 a, b = at_full_rank(a, b)
             elif exact > HIGHEST_RANK:
-                raise ValueError(
+                raise InputError(
                     f"the exact rank at {layer.name} is {exact}, above {HIGHEST_RANK}; give a rank, at which it is cut"
                 )
             layers.append(replace(layer, rank=a.shape[1]))
@@ -275,17 +276,17 @@ class GeneratedWeights:
 
     def _check_alike(self, other: GeneratedWeights) -> None:
         if not isinstance(other, GeneratedWeights):
-            raise ValueError(f"other must be GeneratedWeights, not {type(other).__name__}")
+            raise InputError(f"other must be GeneratedWeights, not {type(other).__name__}")
         mine, theirs = ({(x.name, *x.shape[:2]) for x in weights.layers} for weights in (self, other))
         if mine != theirs:
             name, n, d = min(mine ^ theirs)
             side = "these weights" if (name, n, d) in mine else "the other weights"
-            raise ValueError(f"the weights are for different layers: only {side} have {name} [{n}, {d}]")
+            raise InputError(f"the weights are for different layers: only {side} have {name} [{n}, {d}]")
         if self.sets != other.sets:
-            raise ValueError(f"the weights have {self.sets} and {other.sets} sets; select as many of both")
+            raise InputError(f"the weights have {self.sets} and {other.sets} sets; select as many of both")
         first, second = (None if w.index is None else w.index.tolist() for w in (self, other))
         if first != second:
-            raise ValueError("the weights have different indices; interpolate first, then give the result an index")
+            raise InputError("the weights have different indices; interpolate first, then give the result an index")
 
     def to_lora_state_dict(self, i: int = 0, prefix: str = "unet") -> dict[str, Tensor]:
         """Set i as an ordinary LoRA of diffusers and PEFT; at weight 1 it does what the set does.
@@ -343,20 +344,20 @@ class GeneratedWeights:
         for n, d, rank in by_shape(layers):
             a, b = (tensors.pop(f"{side}.{n}x{d}x{rank}", None) for side in "ab")
             if a is None or b is None or a.dtype != b.dtype or a.dtype not in files.DTYPES or a.ndim != 4:
-                raise ValueError(f"the factors of the layers [{n}, {d}] are missing or no factors")
+                raise InputError(f"the factors of the layers [{n}, {d}] are missing or no factors")
             groups[n, d, rank] = a, b
         if len({a.dtype for a, _ in groups.values()}) != 1:
-            raise ValueError("the factors are of several dtypes")
+            raise InputError("the factors are of several dtypes")
         index = tensors.pop("index", None)
         weights = cls(layers, groups)
         for layer in layers:
             scale = tensors.pop(f"scale.{layer.name}", None)
             if scale is not None:
                 if scale.dtype not in files.DTYPES or scale.shape != (weights.sets,):
-                    raise ValueError(f"the scale of {layer.name} is not one number per set")
+                    raise InputError(f"the scale of {layer.name} is not one number per set")
                 scales[layer.name] = scale
         if tensors:
-            raise ValueError(f"there is the foreign tensor {min(tensors)!r}")
+            raise InputError(f"there is the foreign tensor {min(tensors)!r}")
         return weights._with(scales=scales).with_index(index)
 
     def to(self, *args: Any, **kwargs: Any) -> GeneratedWeights:
@@ -369,7 +370,7 @@ class GeneratedWeights:
         groups = {shape: (a.to(*args, **kwargs), b.to(*args, **kwargs)) for shape, (a, b) in self._groups.items()}
         moved = GeneratedWeights(self.layers, groups)
         if not moved.dtype.is_floating_point:
-            raise ValueError(f"weights must have a floating dtype, not {moved.dtype}")
+            raise InputError(f"weights must have a floating dtype, not {moved.dtype}")
         scales = {name: scale.to(moved.device) for name, scale in self._scales.items()}
         return moved._with(scales=scales, index=None if self.index is None else self.index.to(moved.device))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from hnkernels.checkpoint.atomic import replacing
+from hnkernels.errors import InputError
 from hnkernels.training.data.buckets import Buckets
 from hnkernels.training.data.contents import FILE_NAMES, FOLDER_NAMES
 from hnkernels.training.data.example import Example
@@ -114,7 +115,7 @@ class Dataset:
         """
         example = self._example(index)
         if len(caption) > _LONGEST_CAPTION:
-            raise ValueError(f"the caption has {len(caption)} characters; {_LONGEST_CAPTION} are accepted")
+            raise InputError(f"the caption has {len(caption)} characters; {_LONGEST_CAPTION} are accepted")
         by_name = set(self._contents.captions) <= {FILE_NAMES, FOLDER_NAMES}
         try:
             if (file := _caption_file(example)) is not None:
@@ -124,16 +125,16 @@ class Dataset:
                     assert isinstance(other.image, Path)
                     _write(other.image.with_suffix(CAPTION_SUFFIXES[0]), caption if other is example else other.caption)
             else:
-                raise ValueError(
+                raise InputError(
                     f"captions of {self.folder} come from {', '.join(self._contents.captions)}; change this one there"
                 )
         except OSError as error:
-            raise ValueError(f"the caption cannot be written: {error.strerror or error}") from error
+            raise InputError(f"the caption cannot be written: {error.strerror or error}") from error
         self._contents = read_folder(self.folder)
 
     def _example(self, index: int) -> Example:
         if not isinstance(index, int) or not 0 <= index < len(self):
-            raise ValueError(f"there is no picture {index!r} any more; choose one from the list")
+            raise InputError(f"there is no picture {index!r} any more; choose one from the list")
         return self._contents.rows[index]
 
 

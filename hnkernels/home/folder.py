@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hnkernels.assets import TINY_SD
+from hnkernels.errors import InputError
 from hnkernels.home.names import child
 
 EMBEDDED = "embedded"
@@ -53,7 +54,7 @@ class Home:
                 (self.path / part).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror or error
-            raise ValueError(f"{self.path} cannot be written to: {reason}; name another folder") from error
+            raise InputError(f"{self.path} cannot be written to: {reason}; name another folder") from error
 
     def models(self) -> dict[str, Path]:
         """The pipelines that can be trained on and drawn with, by name; the embedded one first."""
@@ -85,7 +86,7 @@ def _existing(what: str, folders: Iterable[str | os.PathLike[str]]) -> list[Path
     paths = [Path(folder).absolute() for folder in folders]
     for path in paths:
         if not path.is_dir():
-            raise ValueError(f"--{what} {path} is not a folder; name one that exists")
+            raise InputError(f"--{what} {path} is not a folder; name one that exists")
     return paths
 
 
@@ -116,4 +117,4 @@ def _named(folders: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 def _one_of(what: str, name: object, known: dict[str, Path]) -> Path:
     if isinstance(name, str) and name in known:
         return known[name]
-    raise ValueError(f"there is no {what} {name!r}; there are: {', '.join(known) or 'none'}")
+    raise InputError(f"there is no {what} {name!r}; there are: {', '.join(known) or 'none'}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hnkernels.checkpoint.atomic import placing
+from hnkernels.errors import InputError
 from hnkernels.home.folder import Home
 from hnkernels.home.names import check_name, child
 from hnkernels.training.data.folder import CAPTION_SUFFIXES, read_folder
@@ -28,15 +29,15 @@ def take_pictures(home: Home, name: str, files: Iterable[str | Path]) -> Path:
     """
     target = child(home.data, name)
     if target.exists():
-        raise ValueError(f"there is a data set {name!r} already; give the new one another name")
+        raise InputError(f"there is a data set {name!r} already; give the new one another name")
     sources = [Path(file) for file in files]
     if not sources:
-        raise ValueError("there is no file to add; choose pictures first")
+        raise InputError("there is no file to add; choose pictures first")
     names = [check_name(source.name) for source in sources]
     if twice := {one for one in names if names.count(one) > 1}:
-        raise ValueError(f"several files are named {min(twice)}; rename one of them")
+        raise InputError(f"several files are named {min(twice)}; rename one of them")
     if strange := [one for one in names if not one.lower().endswith(_ACCEPTED)]:
-        raise ValueError(f"{strange[0]} is neither a picture nor a caption; accepted are {', '.join(_ACCEPTED)}")
+        raise InputError(f"{strange[0]} is neither a picture nor a caption; accepted are {', '.join(_ACCEPTED)}")
     try:
         with placing(target) as folder:
             folder.mkdir(parents=True)
@@ -44,5 +45,5 @@ def take_pictures(home: Home, name: str, files: Iterable[str | Path]) -> Path:
                 shutil.copyfile(source, folder / source.name)
             read_folder(folder)
     except OSError as error:
-        raise ValueError(f"the pictures cannot be kept: {error.strerror or error}") from error
+        raise InputError(f"the pictures cannot be kept: {error.strerror or error}") from error
     return target

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from pathlib import Path
 
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 _LONGEST = 100  # bytes: suffixes and marks of time are appended, and a file system takes 255
@@ -21,11 +22,11 @@ def check_name(name: object) -> str:
     """
     accepted = f"a name is 1 to {_LONGEST} bytes long, does not begin with a dot and has none of {_FORBIDDEN}"
     if not isinstance(name, str) or not name.strip(" .") or name != name.strip():
-        raise ValueError(f"{shown(name)} is not a name: {accepted}")
+        raise InputError(f"{shown(name)} is not a name: {accepted}")
     strange = any(c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cs", "Cf", "Zl", "Zp") for c in name)
     too_long = len(name.encode("utf-8", "replace")) > _LONGEST
     if strange or too_long or name.startswith(".") or name.endswith(".") or _RESERVED.fullmatch(name):
-        raise ValueError(f"{shown(name)} is not a name: {accepted}")
+        raise InputError(f"{shown(name)} is not a name: {accepted}")
     return name
 
 
@@ -37,7 +38,7 @@ def child(folder: Path, name: object) -> Path:
     """
     path = folder / check_name(name)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{path} is a link out of {folder}, which is not followed; put the file itself there")
+        raise InputError(f"{path} is a link out of {folder}, which is not followed; put the file itself there")
     return path
 
 

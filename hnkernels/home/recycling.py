@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hnkernels.checkpoint.atomic import replacing
+from hnkernels.errors import InputError
 from hnkernels.home.names import check_name, child, free_name
 
 _RECORD = "deleted.json"
@@ -60,7 +61,7 @@ class Bin:
         """
         there = [file for file in files if file.exists() or file.is_symlink()]
         if not there:
-            raise ValueError(f"{name} is not there any more; nothing was deleted")
+            raise InputError(f"{name} is not there any more; nothing was deleted")
         part = there[0].parent.name
         key = free_name(self.path, f"{check_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
         folder = self.path / key
@@ -72,7 +73,7 @@ class Bin:
             _move_all([(file, folder / file.name) for file in there])
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise ValueError(f"{name} cannot be deleted: {error.strerror or error}; it is where it was") from error
+            raise InputError(f"{name} cannot be deleted: {error.strerror or error}; it is where it was") from error
         return deleted
 
     def all(self) -> list[Deleted]:
@@ -98,16 +99,16 @@ class Bin:
         """
         deleted = next((deleted for deleted in self.all() if deleted.key == key), None)
         if deleted is None:
-            raise ValueError(f"{key!r} is not in the bin; look there again")
+            raise InputError(f"{key!r} is not in the bin; look there again")
         folder, part = child(self.path, key), child(self.home, deleted.part)
         targets = [child(part, file) for file in deleted.files]
         if taken := [target.name for target in targets if target.exists()]:
-            raise ValueError(f"{part} has another {' and '.join(taken)} now; rename that one first")
+            raise InputError(f"{part} has another {' and '.join(taken)} now; rename that one first")
         try:
             part.mkdir(parents=True, exist_ok=True)
             _move_all([(folder / target.name, target) for target in targets])
         except OSError as error:
-            raise ValueError(f"{deleted.name} cannot be restored: {error.strerror or error}") from error
+            raise InputError(f"{deleted.name} cannot be restored: {error.strerror or error}") from error
         shutil.rmtree(folder)
         return targets
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 
@@ -99,15 +100,15 @@ def resolve(name: str | None, allow_legacy: bool = False) -> Activation | None:
     if name is None or name == "linear":
         return None
     if not isinstance(name, str):
-        raise ValueError(f"activation must be a name or None, not {type(name).__name__}")
+        raise InputError(f"activation must be a name or None, not {type(name).__name__}")
     row = ACTIVATIONS.get(name)
     if row is None:
         why = _UNBUILDABLE.get(name)
         reason = f"cannot be used in a hypernetwork: {why}" if why else "is unknown"
         usable = ", ".join(["linear", *(r.name for r in _ROWS if not r.legacy)])
-        raise ValueError(f"activation {shown(name)} {reason}; accepted are {usable}")
+        raise InputError(f"activation {shown(name)} {reason}; accepted are {usable}")
     if row.legacy and not allow_legacy:
-        raise ValueError(
+        raise InputError(
             f"activation {name!r} has no dim in the A1111 format and mixes the items of a batch; "
             "pass allow_legacy_activations=True to use such a file anyway"
         )

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from hnkernels.errors import InputError
 from hnkernels.network.mlp import HypernetworkMLP, MLPConfig
 from hnkernels.wording import shown
 
@@ -68,7 +69,7 @@ class Hypernetwork(nn.Module):
         super().__init__()
         _check_widths(sizes)
         if not isinstance(name, str):
-            raise ValueError(f"name must be a text, not {shown(name)}")
+            raise InputError(f"name must be a text, not {shown(name)}")
         self.config = MLPConfig(
             layer_structure=layer_structure,  # type: ignore[arg-type]  # MLPConfig makes it a tuple
             activation=activation,
@@ -127,7 +128,7 @@ def _check_widths(sizes: Any) -> None:
     if isinstance(sizes, (Sequence, Set)) and not isinstance(sizes, (str, bytes)):
         for size in sizes:
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"each of sizes must be a positive integer, not {shown(size)}")
+                raise InputError(f"each of sizes must be a positive integer, not {shown(size)}")
         if 0 < len(sizes) == len(set(sizes)):
             return
-    raise ValueError(f"sizes must be one or more different widths such as (320, 768), not {shown(sizes)}")
+    raise InputError(f"sizes must be one or more different widths such as (320, 768), not {shown(sizes)}")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hnkernels.errors import InputError
 from hnkernels.network.activations import resolve
 from hnkernels.wording import shown
 
@@ -28,7 +29,7 @@ def normalise_init(name: str) -> str:
     for known in INITS:
         if isinstance(name, str) and name.lower().replace("_", "") == known.replace("_", ""):
             return known
-    raise ValueError(f"init {shown(name)} is unknown; accepted are {', '.join(INITS)}")
+    raise InputError(f"init {shown(name)} is unknown; accepted are {', '.join(INITS)}")
 
 
 def derive_dropout_structure(
@@ -77,25 +78,25 @@ class MLPConfig:
     def __post_init__(self):
         structure = _numbers("layer_structure", self.layer_structure)
         if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1:
-            raise ValueError(
+            raise InputError(
                 f"layer_structure must have at least two entries and start and end with 1: {shown(structure)}"
             )
         if not all(0 < s <= sys.float_info.max for s in structure):
-            raise ValueError(f"layer_structure must be positive and finite: {shown(structure)}")
+            raise InputError(f"layer_structure must be positive and finite: {shown(structure)}")
         object.__setattr__(self, "layer_structure", structure)
         for name in ("layer_norm", "activate_output", "allow_legacy_activations"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, not {shown(getattr(self, name))}")
+                raise InputError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         resolve(self.activation, self.allow_legacy_activations)
         if self.dropout_structure is not None:
             dropout = _numbers("dropout_structure", self.dropout_structure)
             if len(dropout) != len(structure):
-                raise ValueError(
+                raise InputError(
                     f"dropout_structure has {len(dropout)} entries and layer_structure {len(structure)}; "
                     "they must be as many, entry i+1 follows linear i"
                 )
             if not all(0 <= p < 1 for p in dropout):
-                raise ValueError(f"dropout_structure must lie in [0, 1): {shown(dropout)}")
+                raise InputError(f"dropout_structure must lie in [0, 1): {shown(dropout)}")
             object.__setattr__(self, "dropout_structure", dropout)
         object.__setattr__(self, "init", normalise_init(self.init))
 
@@ -106,9 +107,9 @@ class MLPConfig:
 
 def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise ValueError(f"{name} must be a sequence of numbers such as (1, 2, 1), not {shown(values)}")
+        raise InputError(f"{name} must be a sequence of numbers such as (1, 2, 1), not {shown(values)}")
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"{name} must hold numbers only: {shown(tuple(values))}")
+        raise InputError(f"{name} must hold numbers only: {shown(tuple(values))}")
     return tuple(values)
 
 
@@ -179,13 +180,13 @@ class HypernetworkMLP(nn.Module):
     def __init__(self, dim: int, config: MLPConfig | None = None):
         super().__init__()
         if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= _MOST_UNITS:
-            raise ValueError(f"dim must be a positive integer, at most {_MOST_UNITS}, not {shown(dim)}")
+            raise InputError(f"dim must be a positive integer, at most {_MOST_UNITS}, not {shown(dim)}")
         self.dim = dim
         self.config = config = config or MLPConfig()
         self.multiplier = 1.0
         widths = [int(min(dim * s, _MOST_UNITS + 1)) for s in config.layer_structure]
         if not all(1 <= width <= _MOST_UNITS for width in widths):
-            raise ValueError(
+            raise InputError(
                 f"layer_structure {shown(config.layer_structure)} makes a layer of no unit, or of more than "
                 f"{_MOST_UNITS}, at width {dim}"
             )
@@ -272,7 +273,7 @@ class HypernetworkMLP(nn.Module):
                 value = activation.build()(zero)
                 (slope,) = torch.autograd.grad(value.sum(), zero)
             if value.item() != 0 or slope.item() == 0:
-                raise ValueError(
+                raise InputError(
                     f"init 'identity' with activate_output cannot work for activation {self.config.activation!r}: "
                     "its output at 0 is not 0, or its slope there is; use activate_output=False or layer_norm=True"
                 )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.ops import portable
 from hnkernels.triton import support
 from hnkernels.wording import shown
@@ -36,9 +37,9 @@ def check_call(
 
 def check_context(context: Tensor) -> None:
     if not isinstance(context, Tensor):
-        raise ValueError(f"context must be a tensor, not {type(context).__name__}")
+        raise InputError(f"context must be a tensor, not {type(context).__name__}")
     if context.ndim < 1 or not context.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"context must be a floating-point tensor [..., d], not {describe(context)}; cast it with .float()"
         )
     check_computed("context", context)
@@ -47,17 +48,17 @@ def check_context(context: Tensor) -> None:
 def check_chain(name: str, chain: portable.Chain, context: Tensor) -> None:
     for mlp, m in chain:
         if not isinstance(m, Tensor) and not abs(m) <= torch.finfo(context.dtype).max:
-            raise ValueError(
+            raise InputError(
                 f"strength times multiplier of {name} must be a number that {context.dtype} holds, not {m}"
             )
         if mlp.dim != context.shape[-1]:
-            raise ValueError(
+            raise InputError(
                 f"{name} is for contexts of width {mlp.dim}, the context is {describe(context)}, width "
                 f"{context.shape[-1]}"
             )
         weight = mlp.linear[0].weight
         if weight.device != context.device:
-            raise ValueError(
+            raise InputError(
                 f"{name} is on {weight.device}, the context on {context.device}; move one with .to(device)"
             )
 
@@ -66,24 +67,24 @@ def _check_projection(suffix: str, weight: Tensor, bias: Tensor | None, context:
     width = context.shape[-1]
     for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
         if not isinstance(tensor, Tensor) and not (tensor is None and name[0] == "b"):
-            raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
+            raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if weight.ndim != 2 or weight.shape[1] != width:
-        raise ValueError(
+        raise InputError(
             f"w_{suffix} must be [n, {width}] for a context of width {width}, not {list(weight.shape)}"
             + ("; it looks transposed" if weight.ndim == 2 and weight.shape[0] == width else "")
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"b_{suffix} must be [{weight.shape[0]}] like w_{suffix}, not {list(bias.shape)}")
+        raise InputError(f"b_{suffix} must be [{weight.shape[0]}] like w_{suffix}, not {list(bias.shape)}")
     for name, tensor in ((f"w_{suffix}", weight), (f"b_{suffix}", bias)):
         if tensor is None:
             continue
         check_dense(name, tensor)
         if tensor.device != context.device:
-            raise ValueError(
+            raise InputError(
                 f"{name} is on {tensor.device}, the context on {context.device}; move one with .to(device)"
             )
         if tensor.dtype != context.dtype and not torch.is_autocast_enabled(context.device.type):
-            raise ValueError(
+            raise InputError(
                 f"{name} is {tensor.dtype} and the context {context.dtype}; cast one of them, or run under "
                 "torch.autocast"
             )
@@ -96,17 +97,17 @@ def check_weight(x: Tensor, weight: Tensor, bias: Tensor | None, weights: str = 
         if t is None and name.startswith("bias"):
             continue
         if not isinstance(t, Tensor) or not t.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point tensor, not {describe(t)}")
+            raise InputError(f"{name} must be a floating-point tensor, not {describe(t)}")
         check_dense(name, t)
         check_same_device(name, t, x)
         if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} is {t.dtype} and x {x.dtype}; cast one of them, or run under torch.autocast")
+            raise InputError(f"{name} is {t.dtype} and x {x.dtype}; cast one of them, or run under torch.autocast")
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(
+        raise InputError(
             f"x must be [S, ..., d] and weight{weights} [n, d], not {list(x.shape)} and {list(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias{biases} must be [{weight.shape[0]}] like the weight, not {list(bias.shape)}")
+        raise InputError(f"bias{biases} must be [{weight.shape[0]}] like the weight, not {list(bias.shape)}")
 
 
 def check_factors(
@@ -116,28 +117,28 @@ def check_factors(
     d, samples = x.shape[-1], x.shape[0]
     for name, t in {f"a{number}": a, f"b{number}": b}.items():
         if not isinstance(t, Tensor) or not t.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point tensor, not {describe(t)}")
+            raise InputError(f"{name} must be a floating-point tensor, not {describe(t)}")
         check_dense(name, t)
         check_same_device(name, t, x)
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[1] != b.shape[2]:
         given = f"{list(a.shape)} and {list(b.shape)}"
-        raise ValueError(f"a{number} must be [G, r, {d}] and b{number} [G, {n}, r], not {given}")
+        raise InputError(f"a{number} must be [G, r, {d}] and b{number} [G, {n}, r], not {given}")
     sets, rank = a.shape[:2]
     if a.shape[2] != d or b.shape[1] != n:
-        raise ValueError(
+        raise InputError(
             f"a{number} must be [{sets}, {rank}, {d}] and b{number} [{sets}, {n}, {rank}] for a weight [{n}, {d}], not "
             f"{list(a.shape)} and {list(b.shape)}"
         )
     if not 1 <= rank <= min(n, d, HIGHEST_RANK):
-        raise ValueError(f"the rank must be between 1 and {min(n, d, HIGHEST_RANK)} for this weight, not {rank}")
+        raise InputError(f"the rank must be between 1 and {min(n, d, HIGHEST_RANK)} for this weight, not {rank}")
     if index is not None:
         if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.shape != (samples,):
-            raise ValueError(f"index must be [{samples}] integers below {sets}, not {describe(index)}")
+            raise InputError(f"index must be [{samples}] integers below {sets}, not {describe(index)}")
         seen = index.device.type == "cpu" and not torch.compiler.is_compiling() and samples  # elsewhere it would wait
         if seen and not 0 <= int(index.min()) <= int(index.max()) < sets:
-            raise ValueError(f"index must be [{samples}] integers below {sets}, not {index.tolist()}")
+            raise InputError(f"index must be [{samples}] integers below {sets}, not {index.tolist()}")
     elif sets == 0 or samples % sets:
-        raise ValueError(
+        raise InputError(
             f"a batch of {samples} is not a multiple of the {sets} sets of factors; give an index that says which set "
             "serves which sample"
         )
@@ -145,10 +146,10 @@ def check_factors(
         return
     if isinstance(scale, (int, float)) and not isinstance(scale, bool):
         if not abs(scale) <= torch.finfo(x.dtype).max:
-            raise ValueError(f"scale must be a number that {x.dtype} holds, not {shown(scale)}")
+            raise InputError(f"scale must be a number that {x.dtype} holds, not {shown(scale)}")
         return
     if not (isinstance(scale, Tensor) and scale.is_floating_point() and scale.shape in ((samples,), (sets,))):
-        raise ValueError(f"scale must be a number, [{samples}] or [{sets}], not {describe(scale)}")
+        raise InputError(f"scale must be a number, [{samples}] or [{sets}], not {describe(scale)}")
     check_dense("scale", scale)
     check_same_device("scale", scale, x)
 
@@ -157,13 +158,13 @@ def check_computed(name: str, t: Tensor) -> None:
     """Refuses a floating-point tensor whose dtype only stores, or that is sparse."""
     check_dense(name, t)
     if t.dtype not in COMPUTED:
-        raise ValueError(f"{name} is {t.dtype}, in which PyTorch does not compute; cast it with .half() or .float()")
+        raise InputError(f"{name} is {t.dtype}, in which PyTorch does not compute; cast it with .half() or .float()")
 
 
 def check_dense(name: str, t: Tensor) -> None:
     """Refuses a sparse tensor."""
     if t.layout is not torch.strided:
-        raise ValueError(f"{name} is {str(t.layout).removeprefix('torch.')}; make it dense with .to_dense()")
+        raise InputError(f"{name} is {str(t.layout).removeprefix('torch.')}; make it dense with .to_dense()")
 
 
 def is_real(t: Tensor) -> bool:
@@ -173,7 +174,7 @@ def is_real(t: Tensor) -> bool:
 
 def check_same_device(name: str, t: Tensor, x: Tensor) -> None:
     if t.device != x.device:
-        raise ValueError(f"{name} is on {t.device}, x on {x.device}; move one with .to(device)")
+        raise InputError(f"{name} is on {t.device}, x on {x.device}; move one with .to(device)")
 
 
 def describe(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops.hyper import MLPs
 from hnkernels.ops.portable import Chain
@@ -106,28 +107,28 @@ def explain(
             it.
     """
     if not HAS_TRITON:
-        raise ValueError("explain needs Triton, which is not installed: pip install triton")
+        raise InputError("explain needs Triton, which is not installed: pip install triton")
     from hnkernels.ops.fused import project_pair
     from hnkernels.triton.launch import recording
     from hnkernels.triton.target import TARGETS, planned_for
 
     if target not in TARGETS:
-        raise ValueError(f"target {target!r} is unknown; accepted are {', '.join(TARGETS)}")
+        raise InputError(f"target {target!r} is unknown; accepted are {', '.join(TARGETS)}")
     for name, number in (("tokens", tokens), ("out_features", out_features), ("query_features", query_features)):
         if number is not None and (not isinstance(number, int) or number < 1):
-            raise ValueError(f"{name} must be a positive integer, not {number!r}")
+            raise InputError(f"{name} must be a positive integer, not {number!r}")
     chains = [_on_meta(mlps, training, dtype) for mlps in (mlp_k, mlp_v)]
     mlps = [mlp for chain in chains for mlp, _ in chain]
     if not mlps:
-        raise ValueError("give an MLP for K or V: without one there is nothing to explain")
+        raise InputError("give an MLP for K or V: without one there is nothing to explain")
     fault = next(filter(None, map(mlp_fault, mlps)), None)
     if fault is not None:
-        raise ValueError(f"the Triton backend would not run: {fault}")
+        raise InputError(f"the Triton backend would not run: {fault}")
     width = mlps[0].dim
     if any(mlp.dim != width for mlp in mlps):
-        raise ValueError(f"all MLPs must have one width, not {sorted({mlp.dim for mlp in mlps})}")
+        raise InputError(f"all MLPs must have one width, not {sorted({mlp.dim for mlp in mlps})}")
     if dtype not in DTYPES:
-        raise ValueError(f"the Triton backend computes in float16, bfloat16 and float32, not {dtype}")
+        raise InputError(f"the Triton backend computes in float16, bfloat16 and float32, not {dtype}")
     n = out_features or width
 
     def empty(*shape: int, grad: bool = False) -> Tensor:
@@ -171,7 +172,7 @@ def _on_meta(mlps: MLPs, training: bool, dtype: torch.dtype) -> Chain:
     chain: list[tuple[HypernetworkMLP, float | Tensor]] = []
     for mlp in mlps if isinstance(mlps, Iterable) else (mlps,):
         if not isinstance(mlp, HypernetworkMLP):
-            raise ValueError(f"mlp_k and mlp_v must be HypernetworkMLPs or sequences of them, not {type(mlp).__name__}")
+            raise InputError(f"mlp_k and mlp_v must be HypernetworkMLPs or sequences of them, not {type(mlp).__name__}")
         with torch.device("meta"):
             copy = HypernetworkMLP(mlp.dim, mlp.config)
         copy.multiplier = mlp.multiplier

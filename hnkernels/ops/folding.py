@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops.portable import Chain
 
@@ -30,7 +31,7 @@ def affine_map(mlp: HypernetworkMLP) -> tuple[Tensor, Tensor]:
         ValueError: the MLP is not affine.
     """
     if not is_affine(mlp):
-        raise ValueError(
+        raise InputError(
             f"only an affine MLP can be folded; this one has activation {mlp.config.activation!r}, "
             f"layer_norm={mlp.config.layer_norm}, dropout {mlp.config.dropout_structure} "
             f"and is in {'training' if mlp.training else 'eval'} mode"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.ops import plan, portable
 from hnkernels.ops.checks import check_call, check_chain, check_context, describe, is_real
@@ -224,7 +225,7 @@ def _chains(
     if not isinstance(strength, Mapping):
         strength = {"k": strength, "v": strength}
     if set(strength) != {"k", "v"}:
-        raise ValueError(f"strength by stream must be {{'k': …, 'v': …}}, not {shown(dict(strength))}")
+        raise InputError(f"strength by stream must be {{'k': …, 'v': …}}, not {shown(dict(strength))}")
     return _chain("mlp_k", mlp_k, strength["k"]), _chain("mlp_v", mlp_v, strength["v"])
 
 
@@ -233,18 +234,18 @@ def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
     mlps = tuple(mlps) if isinstance(mlps, Iterable) and not isinstance(mlps, str) else (mlps,)
     for mlp in mlps:
         if not isinstance(mlp, HypernetworkMLP):
-            raise ValueError(f"{name} must be a HypernetworkMLP or a sequence of them, not {type(mlp).__name__}")
+            raise InputError(f"{name} must be a HypernetworkMLP or a sequence of them, not {type(mlp).__name__}")
     strengths: tuple[Any, ...] = tuple(strength) if isinstance(strength, (tuple, list)) else (strength,) * len(mlps)
     for s in strengths:
         if not (isinstance(s, Tensor) and s.ndim == 0 and is_real(s)) and not (
             isinstance(s, (int, float)) and abs(s) <= sys.float_info.max
         ):
-            raise ValueError(
+            raise InputError(
                 "strength must be a number, not infinite, or a tensor without dimensions, or one per MLP of the chain, "
                 "not " + (describe(s) if isinstance(s, Tensor) else shown(strength))
             )
     if len(strengths) != len(mlps):
-        raise ValueError(f"strength has {len(strengths)} values and {name} is a chain of {len(mlps)}; give one each")
+        raise InputError(f"strength has {len(strengths)} values and {name} is a chain of {len(mlps)}; give one each")
     return tuple((mlp, mlp.multiplier_at(s)) for mlp, s in zip(mlps, strengths, strict=True))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.ops.checks import Scale, check_computed, check_factors, check_same_device, check_weight, describe
 from hnkernels.ops.lowrank_portable import Slice
 from hnkernels.ops.lowrank_portable import lowrank_linears as portable
@@ -84,13 +85,13 @@ def lowrank_linears(
     each: list[Any] = list(scales) if isinstance(scales, (list, tuple)) else [scales] * count
     lengths = {"a": len(a), "b": len(b), "biases": len(biases), "scales": len(each)}
     if not count or set(lengths.values()) != {count}:
-        raise ValueError(f"give one entry per weight, of which there are {count} (at least 1), not {lengths}")
+        raise InputError(f"give one entry per weight, of which there are {count} (at least 1), not {lengths}")
     triton = _takes_triton(backend, x)
     for number in range(count):
         check_weight(x, weights[number], biases[number], f"s[{number}]", f"es[{number}]")
         check_factors(x, weights[number].shape[0], a[number], b[number], each[number], index, f"[{number}]")
     if len({t.shape[0] for t in a}) > 1:
-        raise ValueError(f"all linears must have as many sets of factors, not {[t.shape[0] for t in a]}")
+        raise InputError(f"all linears must have as many sets of factors, not {[t.shape[0] for t in a]}")
     slices = [Slice(None, w, bias, a_i, b_i, None) for w, bias, a_i, b_i in zip(weights, biases, a, b, strict=True)]
     return _run(x, slices, each, index, triton)
 
@@ -116,7 +117,7 @@ def lowrank_add(
     """
     triton = _takes_triton(backend, x)
     if not isinstance(base, Tensor) or not base.is_floating_point() or base.shape[:-1] != x.shape[:-1]:
-        raise ValueError(f"base must be a floating-point tensor {[*x.shape[:-1], 'n']}, not {describe(base)}")
+        raise InputError(f"base must be a floating-point tensor {[*x.shape[:-1], 'n']}, not {describe(base)}")
     check_computed("base", base)
     check_same_device("base", base, x)
     check_factors(x, base.shape[-1], a, b, scale, index)
@@ -227,6 +228,6 @@ def _takes_triton(backend: str, x: Tensor) -> bool:
     """Whether the Triton backend is to run on x, which must be a tensor [S, ..., d]."""
     check_backend(backend)
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
-        raise ValueError(f"x must be a floating-point tensor [S, ..., d], not {describe(x)}")
+        raise InputError(f"x must be a floating-point tensor [S, ..., d], not {describe(x)}")
     check_computed("x", x)
     return takes_triton(backend, x)

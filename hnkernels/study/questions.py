@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hnkernels.adapter.strength import Strength
+from hnkernels.errors import InputError
 from hnkernels.study.protocol import Cell
 from hnkernels.training import TrainingConfig
 from hnkernels.training.recipes import RECIPES
@@ -302,5 +303,5 @@ def questions_named(names: Sequence[str]) -> list[Question]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"accepted are {', '.join(known)}"
-            raise ValueError(f"the study has no question {shown(name)}; {hint}")
+            raise InputError(f"the study has no question {shown(name)}; {hint}")
     return [question for question in QUESTIONS if not names or question.name in names]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hnkernels.errors import InputError
 from hnkernels.study.protocol import Cell, Protocol
 
 _KEYS = {"cell", "seed", "settings", "parameters", "steps", "step_ms", "scores", "diverged"}
@@ -66,7 +67,7 @@ class Results:
             self.judges = row["judges"]
             return
         if not isinstance(row, dict) or row.keys() != _KEYS:
-            raise ValueError(
+            raise InputError(
                 f"line {number} of {self.path} is not the result of a run; name another folder with --out, or remove "
                 "the line"
             )
@@ -81,7 +82,7 @@ class Results:
         """
         settings, result = self._found.get((cell.name, seed), (None, None))
         if settings is not None and settings != cell.settings(self.protocol):
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds the results of another study: {cell.name!r} was run there with other settings; "
                 "name another folder with --out, or remove the file"
             )

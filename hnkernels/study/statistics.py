@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from hnkernels.errors import InputError
+
 
 class Estimate(NamedTuple):
     """A mean with its standard error, which is NaN for a single value."""
@@ -27,7 +29,7 @@ def estimate(values: Sequence[float]) -> Estimate:
         ValueError: there is none.
     """
     if not values:
-        raise ValueError("there is no value to take the mean of; give at least one")
+        raise InputError("there is no value to take the mean of; give at least one")
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Estimate(statistics.fmean(values), error)
 

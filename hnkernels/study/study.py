@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hnkernels.demo.scores import Judges
+from hnkernels.errors import InputError
 from hnkernels.study.bench import Bench, held_out_judges, pipeline_on_cpu
 from hnkernels.study.page import write_page
 from hnkernels.study.protocol import Cell, Protocol
@@ -61,16 +62,16 @@ def run_study(
     """
     protocol = protocol or Protocol()
     if minutes is not None and (not isinstance(minutes, Real) or not 0 < minutes < math.inf):
-        raise ValueError(f"minutes must be a number above 0, not {shown(minutes)}")
+        raise InputError(f"minutes must be a number above 0, not {shown(minutes)}")
     if processes is not None and processes < 1:
-        raise ValueError(f"processes must be an integer >= 1, not {shown(processes)}")
+        raise InputError(f"processes must be an integer >= 1, not {shown(processes)}")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is not a folder; name another place for the study with --out")
+        raise InputError(f"{out} is not a folder; name another place for the study with --out")
     results = Results(out / RESULTS, protocol)
     cells = list({cell.name: cell for question in questions for cell in question.cells}.values())
     tasks = [(cell, seed) for cell in cells for seed in SEEDS if results.of(cell, seed) is None]
     if any(cell.kind == "lora" for cell, _ in tasks) and importlib.util.find_spec("peft") is None:
-        raise ValueError(
+        raise InputError(
             "the LoRAs of question 'kinds' need peft; install it with pip install peft, or leave that question out"
         )
     out.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from numbers import Real
 from typing import Any
 
 from hnkernels.adapter.layers import TARGETS
+from hnkernels.errors import InputError
 from hnkernels.training.schedule import Schedule
 from hnkernels.wording import shown
 
@@ -210,16 +211,16 @@ class TrainingConfig:
         for name in ("target_layers", "preview_prompts", "trackers"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if not self.target_layers or not set(self.target_layers) <= set(TARGETS):
-            raise ValueError(f"target_layers must be some of {', '.join(TARGETS)}, not {shown(self.target_layers)}")
+            raise InputError(f"target_layers must be some of {', '.join(TARGETS)}, not {shown(self.target_layers)}")
         for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} must be one of {', '.join(accepted)}, not {shown(getattr(self, name))}")
+                raise InputError(f"{name} must be one of {', '.join(accepted)}, not {shown(getattr(self, name))}")
         for name, least in AT_LEAST.items():
             value = getattr(self, name)
             if value is None and name in MAY_BE_NONE:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-                raise ValueError(f"{name} must be an integer >= {least}, not {shown(value)}")
+                raise InputError(f"{name} must be an integer >= {least}, not {shown(value)}")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is None and name in MAY_BE_NONE:
@@ -227,45 +228,45 @@ class TrainingConfig:
             number = isinstance(value, Real) and not isinstance(value, bool)
             if not number or not low <= value <= min(high, sys.float_info.max):
                 within = f"in [{low}, {high}]" if high < math.inf else f">= {low}"
-                raise ValueError(f"{name} must be a number {within}, not {shown(value)}")
+                raise InputError(f"{name} must be a number {within}, not {shown(value)}")
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {shown(getattr(self, name))}")
+                raise InputError(f"{name} must be true or false, not {shown(getattr(self, name))}")
         for name in ("caption_template", "optimizer", "lr_scheduler"):
             none = name == "lr_scheduler" and self.lr_scheduler is None
             if not none and not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a text, not {shown(getattr(self, name))}")
+                raise InputError(f"{name} must be a text, not {shown(getattr(self, name))}")
         for name in FOLDERS:
             folder = getattr(self, name)
             if folder is not None and (not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder)):
-                raise ValueError(f"{name} must be the path of a folder, not {shown(folder)}")
+                raise InputError(f"{name} must be the path of a folder, not {shown(folder)}")
             object.__setattr__(self, name, None if folder is None else os.fspath(folder))
         _check_schedule("learning_rate", self.learning_rate)
         if self.gradient_clip is not None:
             _check_schedule("gradient_clip", self.gradient_clip)
         self._check_together()
         if not isinstance(self.output_dir, (str, os.PathLike)) or not os.fspath(self.output_dir):
-            raise ValueError(f"output_dir must be the path of a folder, not {shown(self.output_dir)}")
+            raise InputError(f"output_dir must be the path of a folder, not {shown(self.output_dir)}")
         object.__setattr__(self, "output_dir", os.fspath(self.output_dir))
         for name in ("learning_rate", "gradient_clip", *RANGES):
             if isinstance(value := getattr(self, name), Real):  # NumPy's would keep a checkpoint from loading
                 plain = float(value)
                 object.__setattr__(self, name, int(plain) if name == "validation_split" and plain >= 1 else plain)
         if self.preview_every and not self.preview_prompts:
-            raise ValueError("preview_every needs preview_prompts, the prompts that the previews show")
+            raise InputError("preview_every needs preview_prompts, the prompts that the previews show")
         if not isinstance(self.preview_conditions, (list, tuple)):
-            raise ValueError(f"preview_conditions must be a list, one per prompt, not {shown(self.preview_conditions)}")
+            raise InputError(f"preview_conditions must be a list, one per prompt, not {shown(self.preview_conditions)}")
         if self.preview_conditions and len(self.preview_conditions) != len(self.preview_prompts):
-            raise ValueError(f"preview_conditions must be as many as preview_prompts, {len(self.preview_prompts)}")
+            raise InputError(f"preview_conditions must be as many as preview_prompts, {len(self.preview_prompts)}")
 
     def _check_together(self) -> None:
         """Raises ``ValueError`` for settings that contradict each other."""
         for name in ("optimizer_args", "lr_scheduler_args", "learning_rate_factors"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-                raise ValueError(f"{name} must be an object of names and values, not {shown(value)}")
+                raise InputError(f"{name} must be an object of names and values, not {shown(value)}")
             if strange := [key for key, entry in value.items() if not _is_plain(entry)]:
-                raise ValueError(
+                raise InputError(
                     f"{name}[{strange[0]!r}] must be a number, a text, true, false, null or a list of these, not "
                     f"{shown(value[strange[0]])}"
                 )
@@ -273,25 +274,25 @@ class TrainingConfig:
         for key, factor in self.learning_rate_factors.items():
             number = isinstance(factor, Real) and not isinstance(factor, bool)
             if not number or not 0 <= factor <= sys.float_info.max:
-                raise ValueError(f"learning_rate_factors[{key!r}] must be a number >= 0, not {shown(factor)}")
+                raise InputError(f"learning_rate_factors[{key!r}] must be a number >= 0, not {shown(factor)}")
         if self.max_timestep is not None and self.min_timestep >= self.max_timestep:
-            raise ValueError(
+            raise InputError(
                 f"min_timestep is {self.min_timestep} and max_timestep {self.max_timestep}; the first must be lower"
             )
         if self.huber_delta == 0:
-            raise ValueError("huber_delta must be above 0")
+            raise InputError("huber_delta must be above 0")
         if self.lr_scheduler is None and (self.lr_warmup_steps or self.lr_scheduler_args):
-            raise ValueError(
+            raise InputError(
                 "lr_warmup_steps and lr_scheduler_args are for an lr_scheduler; name one, such as "
                 "'constant_with_warmup' or 'cosine'"
             )
         if self.lr_scheduler is not None and not isinstance(self.learning_rate, Real):
-            raise ValueError(
+            raise InputError(
                 f"learning_rate is the schedule {shown(self.learning_rate)} and lr_scheduler "
                 f"{shown(self.lr_scheduler)}; give a number with an lr_scheduler, or leave that out"
             )
         if self.validation_split >= 1 and self.validation_split != int(self.validation_split):
-            raise ValueError(
+            raise InputError(
                 f"validation_split must be a share below 1 or a number of pictures, not {self.validation_split}"
             )
 
@@ -307,20 +308,20 @@ class TrainingConfig:
         if isinstance(given, cls):
             return given
         if not isinstance(given, Mapping):
-            raise ValueError(f"config must be a TrainingConfig or a dict of its fields, not {type(given).__name__}")
+            raise InputError(f"config must be a TrainingConfig or a dict of its fields, not {type(given).__name__}")
         known = [one.name for one in dataclasses.fields(cls)]
         for key in given:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"config has no setting {shown(key)}; {hint}")
+                raise InputError(f"config has no setting {shown(key)}; {hint}")
         return cls(**given)
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{name} must be a text or a list of texts, not {shown(value)}")
+        raise InputError(f"{name} must be a text or a list of texts, not {shown(value)}")
     return tuple(texts)
 
 
@@ -335,6 +336,6 @@ def _check_schedule(name: str, value: Any) -> None:
     try:
         schedule = Schedule(value, sys.maxsize)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise InputError(f"{name}: {error}") from None
     if not any(value for value, _ in schedule.segments):
-        raise ValueError(f"{name} is 0 throughout, with which nothing is trained; give a number above 0")
+        raise InputError(f"{name} is 0 throughout, with which nothing is trained; give a number above 0")

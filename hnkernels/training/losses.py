@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.generator import GeneratedWeights
 from hnkernels.generator.algebra import squared_norms
 from hnkernels.generator.lora import weights_of_loras
@@ -113,18 +114,18 @@ class Reconstruction:
 
     def __call__(self, step: Step) -> Tensor:
         if step.weights is None:
-            raise ValueError("reconstruction is for a WeightHypernetwork; a Hypernetwork generates no weights")
+            raise InputError("reconstruction is for a WeightHypernetwork; a Hypernetwork generates no weights")
         if "lora" not in step.batch:
-            raise ValueError(
+            raise InputError(
                 f"reconstruction needs 'lora' in the batch, a state dict each; it has {sorted(step.batch)}"
             )
         targets = weights_of_loras(step.weights.layers, step.batch["lora"], step.weights.device)
         if targets.sets != step.weights.sets:
-            raise ValueError(f"the batch has {step.weights.sets} conditions and {targets.sets} LoRAs; give one each")
+            raise InputError(f"the batch has {step.weights.sets} conditions and {targets.sets} LoRAs; give one each")
         difference = _difference(step.weights, targets)
         size = _sum_of_squares(targets)
         if not bool((size > 0).all()):
-            raise ValueError("a LoRA of the batch changes nothing, and cannot be a measure")
+            raise InputError("a LoRA of the batch changes nothing, and cannot be a measure")
         return (_sum_of_squares(difference) / size).mean()
 
 
@@ -138,7 +139,7 @@ class Penalty:
 
     def __call__(self, step: Step) -> Tensor:
         if step.weights is None:
-            raise ValueError("the penalty is for a WeightHypernetwork; a Hypernetwork generates no weights")
+            raise InputError("the penalty is for a WeightHypernetwork; a Hypernetwork generates no weights")
         return step.weights.penalty(self.l1, self.l2)
 
 
@@ -147,7 +148,7 @@ class Mixture:
 
     def __init__(self, *parts: tuple[float, Loss]):
         if not parts or not all(isinstance(part, tuple) and len(part) == 2 and callable(part[1]) for part in parts):
-            raise ValueError(f"a Mixture is made of (weight, loss) pairs, not {parts!r}")
+            raise InputError(f"a Mixture is made of (weight, loss) pairs, not {parts!r}")
         self.parts = parts
         self.denoises = any(denoises(loss) for _, loss in parts)
 

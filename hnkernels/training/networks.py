@@ -9,6 +9,7 @@ from typing import Any
 from hnkernels.adapter import attach
 from hnkernels.adapter.layers import find_attention
 from hnkernels.checkpoint import load_hypernetwork
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.generator.files import NETWORK
 from hnkernels.generator.summary import kind_of
@@ -53,11 +54,11 @@ def new_network(
         }
         build = WeightHypernetwork
     else:
-        raise ValueError(f"a network's kind must be one of {', '.join(KINDS)}, not {shown(kind)}")
+        raise InputError(f"a network's kind must be one of {', '.join(KINDS)}, not {shown(kind)}")
     try:
         net: Hypernetwork | WeightHypernetwork = build(**options)
     except TypeError as error:
-        raise ValueError(f"'network' has a setting that {build.__name__} does not know: {error}") from None
+        raise InputError(f"'network' has a setting that {build.__name__} does not know: {error}") from None
     return net
 
 
@@ -72,7 +73,7 @@ def network_from(file: Path) -> Hypernetwork | WeightHypernetwork:
     if kind is None:
         return load_hypernetwork(file)
     if kind != NETWORK:
-        raise ValueError(f"{file} holds generated weights, not a network that can be trained")
+        raise InputError(f"{file} holds generated weights, not a network that can be trained")
     return WeightHypernetwork.load(file)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from hnkernels.errors import InputError
+
 TIMESTEPS = 1000
 
 _TARGETS: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
@@ -55,7 +57,7 @@ class Noising(ABC):
         Raises:
             ValueError: the weighting by it is not defined for this process.
         """
-        raise ValueError("snr_gamma is for diffusion models; for flow matching leave it out")
+        raise InputError("snr_gamma is for diffusion models; for flow matching leave it out")
 
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
         """Min-SNR-γ weights [B] (arXiv 2303.09556), for what this process predicts.
@@ -63,7 +65,7 @@ class Noising(ABC):
         Raises:
             ValueError: see ``signal_to_noise``.
         """
-        raise ValueError("snr_gamma is for diffusion models; for flow matching leave it out")
+        raise InputError("snr_gamma is for diffusion models; for flow matching leave it out")
 
 
 class Diffusion(Noising):
@@ -162,12 +164,12 @@ def noising_of(scheduler: Any, zero_terminal_snr: bool = False) -> Noising:
     name, predicts = type(scheduler).__name__, config.get("prediction_type")
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or predicts == "flow_prediction":
         if zero_terminal_snr:
-            raise ValueError("zero_terminal_snr is for diffusion models; flow matching ends in noise alone anyway")
+            raise InputError("zero_terminal_snr is for diffusion models; flow matching ends in noise alone anyway")
         return FlowMatching(config)
     if predicts not in PREDICTION_TYPES:
-        raise ValueError(f"{name} has the prediction_type {predicts!r}; accepted are {', '.join(PREDICTION_TYPES)}")
+        raise InputError(f"{name} has the prediction_type {predicts!r}; accepted are {', '.join(PREDICTION_TYPES)}")
     if zero_terminal_snr and predicts == "epsilon":
-        raise ValueError(
+        raise InputError(
             "zero_terminal_snr is for models that predict the velocity (v_prediction); this one predicts the noise, of "
             "which the last timestep would then tell nothing"
         )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.noising import Noising
 
@@ -36,11 +37,11 @@ class Objective:
         high = noising.timesteps
         if (self.max_timestep or 0) > high or self.min_timestep >= high:
             given = f"min_timestep is {self.min_timestep} and max_timestep {self.max_timestep}"
-            raise ValueError(f"{given}; the model has timesteps from 0 to {high}")
+            raise InputError(f"{given}; the model has timesteps from 0 to {high}")
         if self.snr_gamma is not None:
             noising.min_snr_weights(torch.zeros(1, dtype=torch.int64), self.snr_gamma)
         if self.timestep_sampling == "shifted" and not hasattr(noising, "shift"):
-            raise ValueError("timestep_sampling='shifted' is for flow matching; for diffusion use 'uniform'")
+            raise InputError("timestep_sampling='shifted' is for flow matching; for diffusion use 'uniform'")
 
     def noise(self, shape: Sequence[int], generator: Generator | None) -> Tensor:
         """Noise for latents of one sample, [C, h, w] in fp32."""

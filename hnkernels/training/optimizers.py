@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hnkernels.adapter.layers import find_attention
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.config import TrainingConfig
@@ -47,16 +48,16 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
         known = sorted([*own, *_ELSEWHERE])
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"accepted are {', '.join(known)}, or a dotted path"
-        raise ValueError(f"optimizer {name!r} is not known; {hint}")
+        raise InputError(f"optimizer {name!r} is not known; {hint}")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         install = package or module.partition(".")[0]
-        raise ValueError(f"optimizer {name!r} is not installed ({error}); pip install {install}") from error
+        raise InputError(f"optimizer {name!r} is not installed ({error}); pip install {install}") from error
     except AttributeError:
-        raise ValueError(f"optimizer {name!r}: {module} has no {attribute}") from None
+        raise InputError(f"optimizer {name!r}: {module} has no {attribute}") from None
     if not inspect.isclass(found) or not issubclass(found, torch.optim.Optimizer):
-        raise ValueError(f"optimizer {name!r} is not an optimiser of torch.optim's kind")
+        raise InputError(f"optimizer {name!r} is not an optimiser of torch.optim's kind")
     return found
 
 
@@ -95,7 +96,7 @@ def make_optimizer(net: nn.Module, config: TrainingConfig, unet: nn.Module) -> t
     try:
         return kind(given, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"optimizer {config.optimizer!r} with {options} cannot be made: {error}") from error
+        raise InputError(f"optimizer {config.optimizer!r} with {options} cannot be made: {error}") from error
 
 
 def learning_rate_at(config: TrainingConfig, end: int) -> Callable[[int], float | None]:
@@ -112,7 +113,7 @@ def learning_rate_at(config: TrainingConfig, end: int) -> Callable[[int], float 
     if config.lr_scheduler not in names:
         near = difflib.get_close_matches(config.lr_scheduler, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"accepted are {', '.join(names)}"
-        raise ValueError(f"lr_scheduler {config.lr_scheduler!r} is not known; {hint}")
+        raise InputError(f"lr_scheduler {config.lr_scheduler!r} is not known; {hint}")
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=float(config.learning_rate))
     options = dict(config.lr_scheduler_args)
     try:
@@ -120,7 +121,7 @@ def learning_rate_at(config: TrainingConfig, end: int) -> Callable[[int], float 
             config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=end, **options
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"lr_scheduler {config.lr_scheduler!r} with {options} cannot be made: {error}") from error
+        raise InputError(f"lr_scheduler {config.lr_scheduler!r} with {options} cannot be made: {error}") from error
     factor = scheduler.lr_lambdas[0]
     return lambda step: float(config.learning_rate) * factor(step)
 
@@ -152,12 +153,12 @@ def _parameters_of(net: nn.Module, key: str, unet: nn.Module) -> list[str]:
         for kind in ("attn1", "attn2"):
             widths = {width for width, found in kinds.items() if kind in found}
             if key == kind and (both := sorted(width for width in widths if len(kinds[width]) > 1)):
-                raise ValueError(
+                raise InputError(
                     f"learning_rate_factors has {kind!r}, and the network's {', '.join(both)} acts on both kinds of "
                     "attention of this model; give a factor by width instead"
                 )
             accepted[kind] = [n for n in names if places[n][0] in widths]
     if not accepted.get(key):
         known = [name for name, found in accepted.items() if found]
-        raise ValueError(f"learning_rate_factors has {key!r}; this network has {', '.join(known)}")
+        raise InputError(f"learning_rate_factors has {key!r}; this network has {', '.join(known)}")
     return accepted[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hnkernels.errors import InputError
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data.pipeline_data import PipelineData
 from hnkernels.training.data.tensor_data import TensorData
@@ -41,7 +42,7 @@ class Plan:
         processes: int,
     ):
         if len(own) < processes:
-            raise ValueError(
+            raise InputError(
                 f"{processes} processes cannot train on {len(own)} examples; start fewer, or give more pictures"
             )
         self.sampler = Sampler(

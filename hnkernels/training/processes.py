@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hnkernels.errors import InputError
+
 
 class Processes:
     """The processes of a run: one without an ``Accelerator``.
@@ -39,7 +41,7 @@ class Processes:
 
             accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         if accelerator is not None and accelerator.num_processes == 1 < started:
-            raise ValueError(
+            raise InputError(
                 f"{started} processes were started and this Accelerator knows of one; where there are no GPUs, make it "
                 "with Accelerator(cpu=True)"
             )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 
@@ -151,6 +152,6 @@ def recipe_named(name: str) -> Recipe:
         return RECIPES[name]
     near = difflib.get_close_matches(str(name), RECIPES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(
+    raise InputError(
         f"there is no recipe {shown(name)}; {hint}accepted are {', '.join(RECIPES)}, and on the command line none"
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from hnkernels.checkpoint.optim import restore_optimizer_state
+from hnkernels.errors import HNKernelsError
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training import checks
 from hnkernels.training.average import Average
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _MEAN_OVER = 50  # steps
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(HNKernelsError, RuntimeError):
     """The loss or the gradient stopped being a number; the weights from before that step are kept."""
 
 

@@ -8,6 +8,7 @@ import warnings
 from itertools import pairwise
 from numbers import Real
 
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 _TO_THE_END = -1
@@ -33,15 +34,15 @@ class Schedule:
 
     def __init__(self, text: str | float, max_steps: int):
         if isinstance(text, bool) or not isinstance(text, (str, Real)):
-            raise ValueError(f"a schedule must be a number or a text such as '5e-5:100, 1e-6', not {shown(text)}")
+            raise InputError(f"a schedule must be a number or a text such as '5e-5:100, 1e-6', not {shown(text)}")
         if isinstance(text, str) and _COMMA_IN_A_NUMBER.search(text):
-            raise ValueError(
+            raise InputError(
                 f"the schedule {shown(text)} has a comma inside a number; write 0.00005 or 5e-5 with a point, 1000 "
                 "without a separator, and a space after the comma between two parts"
             )
         parts = [_parse(part, str(text)) for part in str(text).split(",") if part.strip()]
         if not parts:
-            raise ValueError(f"the schedule {shown(text)} is empty; accepted are a number or 'value:step' pairs")
+            raise InputError(f"the schedule {shown(text)} is empty; accepted are a number or 'value:step' pairs")
         end = next((i for i, (_, until) in enumerate(parts) if until == _TO_THE_END), len(parts))
         if parts[end + 1 :]:
             warnings.warn(
@@ -49,7 +50,7 @@ class Schedule:
             )
         for (_, earlier), (_, later) in pairwise(parts[:end]):
             if later <= earlier:
-                raise ValueError(
+                raise InputError(
                     f"step {later} comes after step {earlier} in the schedule {shown(text)}; steps must rise"
                 )
         self.segments: list[tuple[float, int]] = []
@@ -71,16 +72,16 @@ def _parse(part: str, text: str) -> tuple[float, int]:
     pieces = part.strip().split(":")
     try:
         if len(pieces) > 2:
-            raise ValueError
+            raise InputError
         value = float(pieces[0])
         until = int(pieces[1]) if len(pieces) == 2 else _TO_THE_END
     except ValueError:
-        raise ValueError(
+        raise InputError(
             f"cannot read {shown(part.strip())} in the schedule {shown(text)}; accepted are a number or 'value:step' "
             "pairs such as '5e-5:100, 5e-6:1000, 1e-6'"
         ) from None
     if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{value} in the schedule {shown(text)} must be a finite number of at least 0")
+        raise InputError(f"{value} in the schedule {shown(text)} must be a finite number of at least 0")
     if until < 1 and until != _TO_THE_END:
-        raise ValueError(f"step {until} in the schedule {shown(text)} must be at least 1, or -1 for 'to the end'")
+        raise InputError(f"step {until} in the schedule {shown(text)} must be at least 1, or -1 for 'to the end'")
     return value, until

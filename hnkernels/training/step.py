@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from hnkernels.adapter import attach
 from hnkernels.adapter.host import Host
 from hnkernels.adapter.layers import TARGETS, denoiser
+from hnkernels.errors import InputError
 from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.data.text_encoder import TextEncoder
@@ -238,7 +239,7 @@ def conditioned(unet: nn.Module, net: nn.Module, data: Batch) -> Iterator[Genera
         return
     condition = data.get("condition", data.get("encoder_hidden_states"))
     if condition is None:
-        raise ValueError(f"batch needs 'condition', or text embeddings in its place; it has {sorted(data)}")
+        raise InputError(f"batch needs 'condition', or text embeddings in its place; it has {sorted(data)}")
     if isinstance(condition, Tensor):
         like = next(net.parameters())
         condition = condition.to(like if condition.is_floating_point() else like.device)
@@ -271,13 +272,13 @@ def _encode(process: Process | None, batch: Batch) -> dict[str, Any]:
     data = {key: value for key, value in batch.items() if key not in ("pixel_values", "captions")}
     if process is None:
         if not {"latents", "condition"} & set(batch):
-            raise ValueError(f"batch needs 'condition', or 'latents'; it has {sorted(batch)}")
+            raise InputError(f"batch needs 'condition', or 'latents'; it has {sorted(batch)}")
         return data
     family = process.family
     encoder = TextEncoder(family) if family.pipeline is not None else None
     if "latents" not in batch:
         if "pixel_values" not in batch or not hasattr(family.pipeline, "vae"):
-            raise ValueError(
+            raise InputError(
                 f"batch needs 'latents', or 'pixel_values' and a pipeline with a VAE; it has {sorted(batch)}"
             )
         mean, deviation = family.posterior(batch["pixel_values"])
@@ -287,10 +288,10 @@ def _encode(process: Process | None, batch: Batch) -> dict[str, Any]:
         data.update({key: value.expand(len(mean), *value.shape) for key, value in told.items() if key not in data})
     if "encoder_hidden_states" not in batch:
         if "captions" not in batch or encoder is None or not hasattr(family.pipeline, "encode_prompt"):
-            raise ValueError(
+            raise InputError(
                 f"batch needs 'encoder_hidden_states', or 'captions' and a pipeline; it has {sorted(batch)}"
             )
         data.update(encoder(batch["captions"]))
     if missing := [key for key in (*family.text_keys, *family.picture_keys) if key not in data]:
-        raise ValueError(f"a batch for {family.label} needs {', '.join(map(repr, missing))} too; it has {sorted(data)}")
+        raise InputError(f"a batch for {family.label} needs {', '.join(map(repr, missing))} too; it has {sorted(data)}")
     return data

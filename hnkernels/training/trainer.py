@@ -9,6 +9,7 @@ from typing import Any
 
 from hnkernels.adapter import attach
 from hnkernels.adapter.layers import denoiser
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training import checks
@@ -76,7 +77,7 @@ class HypernetworkTrainer:
             self.process = Process(self.family, noising, Objective.of(self.config))
             checks.check_model(self.process, self.config)
         if self.process is None and self.config.validation_split:
-            raise ValueError("validation_split is for losses that denoise, and this one does not; leave it at 0")
+            raise InputError("validation_split is for losses that denoise, and this one does not; leave it at 0")
         width = None if self.family is None else self.family.text_width
         checks.check_previews(self.config, model, width, net)
         check_trackers(self.config.trackers)
@@ -114,7 +115,7 @@ class HypernetworkTrainer:
             CheckpointError: the checkpoint to resume is damaged (with ``True``: all are), or one cannot be written.
         """
         if optimizer_from is not None and not isinstance(self.net, Hypernetwork):
-            raise ValueError("optimizer_from is for a Hypernetwork; A1111 has no other networks")
+            raise InputError("optimizer_from is for a Hypernetwork; A1111 has no other networks")
         if self.family is not None:
             self.family.place(again=True)
         with ExitStack() as stack:
@@ -140,7 +141,7 @@ class HypernetworkTrainer:
         if not isinstance(self.net, WeightHypernetwork):
             return attach(self.unet, self.net, targets=self.config.target_layers)
         if outside := {layer.kind for layer in self.net.layers} - set(self.config.target_layers):
-            raise ValueError(
+            raise InputError(
                 f"the network generates weights for {', '.join(sorted(outside))} too, and target_layers is "
                 f"{', '.join(self.config.target_layers)}; build it for those"
             )
@@ -149,14 +150,14 @@ class HypernetworkTrainer:
     def _checked(self, data: Any, cache: Cache) -> TensorData | list[Example]:
         """The data, from what a user may pass, with nothing encoded yet."""
         if data is None:
-            raise ValueError("no data to train on: give a folder of images, or (image, caption) pairs")
+            raise InputError("no data to train on: give a folder of images, or (image, caption) pairs")
         if isinstance(data, Sequence) and not isinstance(data, str) and data and isinstance(data[0], Mapping):
             rows = TensorData(data, denoises(self.loss))
             if self.process is not None:
                 checks.check_rows(data, self.process.family)
             return rows
         if self.family is None or not hasattr(self.model, "vae"):
-            raise ValueError("images need a pipeline with its VAE and text encoder; for a UNet give encoded data")
+            raise InputError("images need a pipeline with its VAE and text encoder; for a UNet give encoded data")
         config, progress = self.config, self.config.progress and self.processes.main
         examples = as_examples(data, progress, config.mask_data, config.regularization_data)
         checks.check_examples(examples, self.family, self.net, config)
@@ -170,7 +171,7 @@ class HypernetworkTrainer:
         if self.config.regularization_data is None:
             return []
         if isinstance(data, TensorData):
-            raise ValueError("regularization_data is for pictures; encoded rows may have a 'loss_weight' each instead")
+            raise InputError("regularization_data is for pictures; encoded rows may have a 'loss_weight' each instead")
         assert self.family is not None  # there are pictures
         folder = given if isinstance(given, (str, Path)) else None
         progress = self.config.progress and self.processes.main
@@ -190,5 +191,5 @@ class HypernetworkTrainer:
             self.folder.check_resumable()
             return latest_checkpoint(self.folder.checkpoints, self.net)
         if not Path(resume).is_dir():
-            raise ValueError(f"there is no checkpoint to resume in {resume}")
+            raise InputError(f"there is no checkpoint to resume in {resume}")
         return read_checkpoint(Path(resume), self.net)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.pipeline_data import PipelineData
 from hnkernels.training.data.tensor_data import TensorData
 from hnkernels.training.losses import Process, denoising_errors
@@ -40,7 +41,7 @@ def split(count: int, share: float) -> tuple[list[int], list[int]]:
         return list(range(count)), []
     held = int(share) if share >= 1 else max(1, round(share * count))
     if held >= count:
-        raise ValueError(f"validation_split holds out {held} of {count} pictures; hold out less, or give more pictures")
+        raise InputError(f"validation_split holds out {held} of {count} pictures; hold out less, or give more pictures")
     order = torch.randperm(count, generator=generator_of(_SEED, "split")).tolist()
     return sorted(order[held:]), sorted(order[:held])
 

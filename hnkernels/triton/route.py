@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from hnkernels.errors import InputError
 from hnkernels.triton import cost
 from hnkernels.triton.autotune import kept
 from hnkernels.triton.target import Target, asked_route
@@ -38,7 +39,7 @@ def wanted() -> str:
     """
     route = asked_route()
     if route not in ROUTES:
-        raise ValueError(f"HNKERNELS_ROUTE={route!r} is unknown; accepted are {', '.join(ROUTES)}")
+        raise InputError(f"HNKERNELS_ROUTE={route!r} is unknown; accepted are {', '.join(ROUTES)}")
     return route
 
 

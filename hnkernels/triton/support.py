@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.network.activations import resolve
 from hnkernels.network.mlp import HypernetworkMLP
 from hnkernels.triton.target import interpreting, pretended
@@ -42,7 +43,7 @@ def check_backend(backend: str) -> None:
         ValueError: names what is accepted.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend {shown(backend)} is unknown; accepted are {', '.join(BACKENDS)}")
+        raise InputError(f"backend {shown(backend)} is unknown; accepted are {', '.join(BACKENDS)}")
 
 
 def takes_triton(backend: str, context: Tensor, mlps: Sequence[HypernetworkMLP] = ()) -> bool:
@@ -55,7 +56,7 @@ def takes_triton(backend: str, context: Tensor, mlps: Sequence[HypernetworkMLP] 
         return False
     reason = why_not(context, mlps)
     if reason is not None and backend == "triton":
-        raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'auto' or 'portable'")
+        raise InputError(f"backend 'triton' cannot run here: {reason}; use 'auto' or 'portable'")
     return reason is None
 
 

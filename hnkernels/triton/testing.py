@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hnkernels.errors import InputError
 from hnkernels.triton.support import HAS_TRITON, interpreting
 from hnkernels.triton.target import TARGETS, Target, pretending
 
@@ -31,11 +32,11 @@ def pretend_device(target: str = "sm_90", poison: bool = True) -> Iterator[None]
         ValueError: Triton is not installed or interprets kernels, or the target is unknown.
     """
     if not HAS_TRITON:
-        raise ValueError("pretend_device needs Triton, which is not installed: pip install triton")
+        raise InputError("pretend_device needs Triton, which is not installed: pip install triton")
     if interpreting():
-        raise ValueError("under TRITON_INTERPRET=1 kernels run on CPU tensors already; unset it to pretend a device")
+        raise InputError("under TRITON_INTERPRET=1 kernels run on CPU tensors already; unset it to pretend a device")
     if target not in TARGETS:
-        raise ValueError(f"target {target!r} is unknown; accepted are {', '.join(TARGETS)}")
+        raise InputError(f"target {target!r} is unknown; accepted are {', '.join(TARGETS)}")
     from triton.runtime import driver
 
     place = "_active" if hasattr(driver, "_active") else "active"  # up to Triton 3.4

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from hnkernels.errors import InputError
 from hnkernels.training.settings import Setting, settings
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -119,7 +120,7 @@ def _object(name: str, value: Any) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{name} must be JSON such as {{"name": 1}}: {error}') from None
+        raise InputError(f'{name} must be JSON such as {{"name": 1}}: {error}') from None
 
 
 def _number(text: str) -> float | str:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hnkernels.errors import InputError
+
 # Before Gradio is imported: it asks its own host for news, and Hugging Face's for themes, otherwise.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -94,7 +96,7 @@ def serve(
     """
     local = host in ("127.0.0.1", "localhost", "::1")
     if not local and auth is None:
-        raise ValueError("--listen lets other machines in; give --auth USER:PASSWORD with it")
+        raise InputError("--listen lets other machines in; give --auth USER:PASSWORD with it")
     home.make()
     listener = _listener(host, port)
     port = listener.getsockname()[1]
@@ -116,7 +118,7 @@ def _listener(host: str, port: int) -> socket.socket:
             return socket.create_server((host, tried), family=family)
         except OSError:
             continue
-    raise ValueError(f"no port can be opened at {host}; name an address of this machine")
+    raise InputError(f"no port can be opened at {host}; name an address of this machine")
 
 
 @contextmanager
@@ -128,7 +130,7 @@ def _alone(home: Path, address: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             there = os.read(descriptor, 200).decode("utf-8", "replace").strip()
-            raise ValueError(f"a server runs on {home} already: open {there}, or end it first") from None
+            raise InputError(f"a server runs on {home} already: open {there}, or end it first") from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{address}\n".encode(), 0)
         yield

@@ -27,16 +27,22 @@ def test_what_it_tells_is_followed_and_its_result_is_there():
     assert not drawing.running
 
 
-def test_it_is_stopped():
+def test_it_is_stopped_and_who_follows_hears_of_it_at_once():
+    step_at_hand = threading.Event()
+
     def work(stop, tell):
         assert stop.wait(30)
+        assert step_at_hand.wait(30)
         raise Stopped
 
     drawing = Drawing(work)
     assert not drawing.stopping
     drawing.stop()
     assert drawing.stopping
-    assert list(drawing.follow()) == []
+    told = drawing.follow()
+    assert next(told) is None
+    step_at_hand.set()
+    assert list(told) == []
     with pytest.raises(Stopped):
         drawing.result()
 

@@ -47,6 +47,7 @@ class Opened:
     def choose(self, name):
         self.page.locator("#networks").get_by_role("button", name=name, exact=True).click()
         expect(self.page.locator("#network h2")).to_have_text(name)
+        self.page.wait_for_timeout(300)  # a person takes a moment before the next click
 
     def tab(self, name):
         self.page.get_by_role("tab", name=name, exact=True).click()

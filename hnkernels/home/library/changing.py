@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hnkernels.checkpoint.atomic import replacing
 from hnkernels.checkpoint.errors import naming
+from hnkernels.errors import InputError
 from hnkernels.home.library.entry import NOTES, Entry
 from hnkernels.home.library.library import Library
 from hnkernels.home.library.notes import write_notes
@@ -40,7 +41,7 @@ def rename(library: Library, key: str, name: str) -> str:
         except OSError as error:
             for old, new in reversed(done):
                 os.rename(new, old)
-            raise ValueError(f"{entry.name} cannot be renamed: {error.strerror or error}; it is as it was") from error
+            raise InputError(f"{entry.name} cannot be renamed: {error.strerror or error}; it is as it was") from error
     return f"networks/{name}"
 
 
@@ -100,14 +101,14 @@ def delete(library: Library, key: str) -> Deleted:
         for path in files:
             check_name(path.name)
     except ValueError as error:
-        raise ValueError(f"{error}; rename it before it is deleted, so that it can come back") from error
+        raise InputError(f"{error}; rename it before it is deleted, so that it can come back") from error
     return library.bin.put(entry.name, files)
 
 
 def _own(library: Library, key: str, what: str) -> Entry:
     entry = library.entry(key)
     if not entry.own:
-        raise ValueError(f"{entry.name} belongs to the run {entry.run}; copy it, and the copy can be {what}")
+        raise InputError(f"{entry.name} belongs to the run {entry.run}; copy it, and the copy can be {what}")
     return entry
 
 

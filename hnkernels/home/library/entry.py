@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hnkernels.checkpoint.files import EXTENSIONS
+from hnkernels.errors import InputError
 from hnkernels.home.library.facts import Facts
 
 NOTES = ".json"
@@ -60,11 +61,11 @@ class Entry:
             ValueError: it cannot be read, or there is none.
         """
         if self.facts.problem:
-            raise ValueError(self.facts.problem)
+            raise InputError(self.facts.problem)
         for path in self.files:
             if path.suffix.lower().startswith(extension):
                 return path
-        raise ValueError(f"{self.name} has no {extension} file; convert it to {extension}")
+        raise InputError(f"{self.name} has no {extension} file; convert it to {extension}")
 
     def to_json(self) -> dict[str, Any]:
         """The entry for programs: texts and numbers."""

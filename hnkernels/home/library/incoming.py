@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hnkernels.checkpoint import CheckpointError
 from hnkernels.checkpoint.files import EXTENSIONS
+from hnkernels.errors import InputError
 from hnkernels.home.library.facts import read_facts
 from hnkernels.home.library.library import Library
 from hnkernels.home.names import check_name
@@ -37,7 +38,7 @@ def take_in(library: Library, source: Path, name: str = "") -> str:
     name = check_name(name or source.name)
     suffix = Path(name).suffix
     if suffix.lower() not in EXTENSIONS:
-        raise ValueError(f"{name} is not taken in: a hypernetwork file ends in {' or '.join(EXTENSIONS)}")
+        raise InputError(f"{name} is not taken in: a hypernetwork file ends in {' or '.join(EXTENSIONS)}")
     folder = library.home.networks
     # What begins like this is tidied up by ``clear_leftovers`` after a process that was killed.
     staging = folder / f".incoming.{secrets.token_hex(6)}.tmp"
@@ -51,7 +52,7 @@ def take_in(library: Library, source: Path, name: str = "") -> str:
                 raise CheckpointError(facts.problem)
             os.replace(copied, target.with_name(target.name + suffix.lower()))
     except OSError as error:
-        raise ValueError(f"{name} is not taken in: {error.strerror or error}; check disk and folder") from error
+        raise InputError(f"{name} is not taken in: {error.strerror or error}; check disk and folder") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return f"networks/{target.name}"
@@ -63,9 +64,9 @@ def _copy(source: Path, target: Path, name: str) -> None:
     with os.fdopen(descriptor, "rb") as file:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode) or source.is_symlink():
-            raise ValueError(f"{name} is not taken in: it is not an ordinary file")
+            raise InputError(f"{name} is not taken in: it is not an ordinary file")
         if info.st_size > LARGEST:
-            raise ValueError(f"{name} is not taken in: it has {info.st_size} bytes, and {LARGEST} are accepted")
+            raise InputError(f"{name} is not taken in: it has {info.st_size} bytes, and {LARGEST} are accepted")
         with target.open("xb") as copy:
             left = LARGEST
             while left and (block := file.read(min(2**20, left))):

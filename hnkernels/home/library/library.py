@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hnkernels.checkpoint.files import EXTENSIONS
+from hnkernels.errors import InputError
 from hnkernels.home.folder import Home
 from hnkernels.home.library.entry import BESIDE, NETWORKS, NOTES, Entry, joined
 from hnkernels.home.library.facts import Facts, read_facts
@@ -58,7 +59,7 @@ class Library:
             if entry.key == key:
                 return entry
         name = key.rpartition("/")[2] if isinstance(key, str) else key
-        raise ValueError(f"there is no network {name!r} any more; choose another")
+        raise InputError(f"there is no network {name!r} any more; choose another")
 
     @contextmanager
     def claiming(
@@ -79,12 +80,12 @@ class Library:
             ValueError: it is not a name, or is taken.
         """
         if isinstance(name, str) and name.lower().endswith(EXTENSIONS):
-            raise ValueError(f"{name} is a name with an extension; leave {Path(name).suffix} out")
+            raise InputError(f"{name} is a name with an extension; leave {Path(name).suffix} out")
         with self._lock:
             number, free = 1, name
             while taken := self._taken(targets := [child(folder, check_name(free) + suffix) for suffix in suffixes]):
                 if not numbered:
-                    raise ValueError(f"there is a {taken} in {folder.name} already; give another name")
+                    raise InputError(f"there is a {taken} in {folder.name} already; give another name")
                 number += 1
                 free = f"{name}-{number}"
             self._claimed |= set(targets)

@@ -13,6 +13,7 @@ from hnkernels.convert import mixing
 from hnkernels.convert.lora_export import LoraReport, to_lora
 from hnkernels.convert.merging import check_number
 from hnkernels.convert.model_files import merge_files, read_unet, write_tensors
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.home.library.entry import Entry
 from hnkernels.home.library.facts import CONTEXT, WEIGHTS
@@ -40,7 +41,7 @@ def convert(library: Library, key: str, extension: str, name: str = "") -> Path:
         CheckpointError: a file cannot be read or written.
     """
     if extension not in EXTENSIONS:
-        raise ValueError(f"a hypernetwork is converted to {' or '.join(EXTENSIONS)}, not {shown(extension)}")
+        raise InputError(f"a hypernetwork is converted to {' or '.join(EXTENSIONS)}, not {shown(extension)}")
     entry = library.entry(key)
     net = _context(entry)
     beside_it = entry.own and name in ("", entry.name)
@@ -73,7 +74,7 @@ def average(library: Library, keys: Sequence[str], weights: Sequence[float] | No
         CheckpointError: a file cannot be read or written.
     """
     if len(keys) < 2:
-        raise ValueError("choose two or more networks to average")
+        raise InputError("choose two or more networks to average")
     entries = [library.entry(key) for key in keys]
     net = mixing.average([_context(entry) for entry in entries], weights)
     return _saved(library, net, name or f"{entries[0].name[:40]}-and-{len(keys) - 1}-more", bool(name))
@@ -91,7 +92,7 @@ def merge(library: Library, keys: Sequence[str], strengths: Sequence[float], mod
         CheckpointError: a file cannot be read or written.
     """
     if not keys:
-        raise ValueError("choose one or more networks to merge")
+        raise InputError("choose one or more networks to merge")
     source = library.home.model(model)
     nets = [_context(library.entry(key)) for key in keys]
     with library.claiming(library.home.own_models, name, ("",)) as target:
@@ -140,9 +141,9 @@ def generate_lora(
     entry = library.entry(key)
     file = entry.file()
     if entry.facts.kind != WEIGHTS or not entry.facts.styles:
-        raise ValueError(f"{entry.name} knows no styles; choose a weight hypernetwork that was trained on styles")
+        raise InputError(f"{entry.name} knows no styles; choose a weight hypernetwork that was trained on styles")
     if not styles:
-        raise ValueError(f"choose a style of {entry.name}: {', '.join(entry.facts.styles)}")
+        raise InputError(f"choose a style of {entry.name}: {', '.join(entry.facts.styles)}")
     for share in (strength, *styles.values()):
         check_number("strength or share of a style", share)
     with torch.no_grad():
@@ -153,7 +154,7 @@ def generate_lora(
 def _context(entry: Entry) -> Hypernetwork:
     file = entry.file()
     if entry.facts.kind != CONTEXT:
-        raise ValueError(f"{entry.name} holds {entry.facts.kind}; this is for context hypernetworks")
+        raise InputError(f"{entry.name} holds {entry.facts.kind}; this is for context hypernetworks")
     return load_hypernetwork(file, allow_legacy_activations=True)
 
 

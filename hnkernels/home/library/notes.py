@@ -8,6 +8,7 @@ from typing import Any
 
 from hnkernels.checkpoint.atomic import replacing
 from hnkernels.checkpoint.errors import naming
+from hnkernels.errors import InputError
 
 _KEY = "notes"
 _LONGEST = 10_000  # characters
@@ -31,7 +32,7 @@ def write_notes(path: Path, text: str) -> None:
         CheckpointError: it cannot be written.
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
-        raise ValueError(f"notes are at most {_LONGEST} characters long; shorten them")
+        raise InputError(f"notes are at most {_LONGEST} characters long; shorten them")
     content: dict[str, Any] = {}
     with naming(path):
         if path.exists():
@@ -43,11 +44,11 @@ def write_notes(path: Path, text: str) -> None:
 
 def _content(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _LARGEST:
-        raise ValueError(f"{path.name} is larger than notes are; move it elsewhere, or give the network another name")
+        raise InputError(f"{path.name} is larger than notes are; move it elsewhere, or give the network another name")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no notes; move it elsewhere, or give the network another name")
+        raise InputError(f"{path.name} holds no notes; move it elsewhere, or give the network another name")
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from hnkernels.errors import InputError
 from hnkernels.home.library.entry import Entry
 
 COLUMNS: dict[str, Callable[[Entry], Any]] = {
@@ -44,7 +45,7 @@ def ordered(entries: Iterable[Entry], column: str, descending: bool = False) -> 
         ValueError: there is no such column.
     """
     if column not in COLUMNS:
-        raise ValueError(f"networks are not sorted by {column!r}; accepted are {', '.join(COLUMNS)}")
+        raise InputError(f"networks are not sorted by {column!r}; accepted are {', '.join(COLUMNS)}")
     by_name = sorted(entries, key=lambda entry: (entry.name.casefold(), entry.key))
     in_order = sorted(by_name, key=COLUMNS[column], reverse=descending)
     return sorted(in_order, key=lambda entry: bool(entry.facts.problem))

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from hnkernels.errors import InputError
 from hnkernels.home.runs.request import RunRequest
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data.folder import read_folder
@@ -46,11 +47,11 @@ def seconds_per_step(request: RunRequest, scratch: Path) -> float:
                 short.command(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_LONGEST
             )
         except subprocess.TimeoutExpired:
-            raise ValueError(f"{_STEPS} steps took longer than {_LONGEST:.0f} seconds") from None
+            raise InputError(f"{_STEPS} steps took longer than {_LONGEST:.0f} seconds") from None
         rows = last_rows(folder / "log.csv")
         if done.returncode or not rows:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-            raise ValueError(f"the trial failed: {lines[-1]}")
+            raise InputError(f"the trial failed: {lines[-1]}")
         return 1 / rows[-1]["iterations_per_second"]
 
 

@@ -14,6 +14,7 @@ import safetensors
 import torch
 
 from hnkernels.convert.survey import model_without_weights
+from hnkernels.errors import InputError
 from hnkernels.home.runs.request import RunRequest
 from hnkernels.pipeline import MODEL_DTYPES, check_pipeline
 from hnkernels.training.config import TrainingConfig
@@ -32,7 +33,7 @@ _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 _TRAINED = 16  # bytes per parameter that is trained: itself, its gradient and AdamW's two moments, in fp32
 
 
-class Fault(ValueError):
+class Fault(InputError):
     """Something that has to be changed before a run can start.
 
     Args:
@@ -129,7 +130,7 @@ def side_of(model: Path) -> int:
         blocks = json.loads((model / "vae" / "config.json").read_bytes())["block_out_channels"]
         return int(latent) * 2 ** (len(blocks) - 1)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{model} does not say how large its pictures are; set the resolution") from error
+        raise InputError(f"{model} does not say how large its pictures are; set the resolution") from error
 
 
 def _about(field: str, work: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hnkernels.checkpoint.atomic import replacing
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 _REQUEST, _CONFIG = "request.json", "config.json"
@@ -73,7 +74,7 @@ class RunRequest:
         """
         values = [self.model, self.data, self.name]
         if strange := [value for value in values if not isinstance(value, str) or "\0" in value or not value]:
-            raise ValueError(f"{shown(strange[0])} cannot be an argument of a command; give another name")
+            raise InputError(f"{shown(strange[0])} cannot be an argument of a command; give another name")
         return [
             *(sys.executable, "-m", "hnkernels", "train", f"--config={folder / _CONFIG}", f"--kind={self.kind}"),
             *(f"--name={self.name}", f"--output-dir={folder}", f"--model-dtype={self.model_dtype}"),

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hnkernels.errors import InputError
 from hnkernels.home.folder import Home
 from hnkernels.home.names import check_name, child, free_name
 from hnkernels.home.recycling import Bin, Deleted
@@ -54,7 +55,7 @@ class Runs:
         """
         folder = child(self.path, name)
         if not _is_run(folder):
-            raise ValueError(f"there is no run {name!r} in {self.path} any more; look at the list again")
+            raise InputError(f"there is no run {name!r} in {self.path} any more; look at the list again")
         return Run(folder)
 
     def start(self, request: RunRequest, name: str | None = None) -> Run:
@@ -89,8 +90,8 @@ class Runs:
         running = process.running() if process else None
         if process is None or running is None:
             if in_use(run.folder):
-                raise ValueError(f"the run {run.name} was started elsewhere; stop it there with Ctrl-C")
-            raise ValueError(f"the run {run.name} has ended already, there is nothing to stop")
+                raise InputError(f"the run {run.name} was started elsewhere; stop it there with Ctrl-C")
+            raise InputError(f"the run {run.name} has ended already, there is nothing to stop")
         running.send_signal(signal.SIGINT)
         with contextlib.suppress(OSError):  # on a full disk it stops all the same
             dataclasses.replace(process, phase=Phase.STOPPING).write(run.folder)
@@ -104,12 +105,12 @@ class Runs:
         """
         run = self[name]
         if run.request is None:
-            raise ValueError(
+            raise InputError(
                 f"the run {run.name} was not started here; resume it with: hnkernels train … --output-dir {run.folder} "
                 "--resume"
             )
         if not run.resumable:
-            raise ValueError(f"the run {run.name} cannot be resumed: {run.sentence()}")
+            raise InputError(f"the run {run.name} cannot be resumed: {run.sentence()}")
         with self._ordered():
             try:
                 if not run.has_checkpoint:
@@ -127,7 +128,7 @@ class Runs:
         """
         run = self[name]
         if run.state in ALIVE:
-            raise ValueError(f"the run {run.name} is {run.state}; stop it first")
+            raise InputError(f"the run {run.name} is {run.state}; stop it first")
         return self.bin.put(run.name, [run.folder])
 
     def ahead_of(self, run: Run) -> int:
@@ -171,7 +172,7 @@ class Runs:
         end = time.monotonic() + _STARTS_WITHIN
         while RunProcess.read(folder) is None:
             if time.monotonic() > end:
-                raise ValueError(
+                raise InputError(
                     f"the run {folder.name} did not start within {_STARTS_WITHIN:.0f} s; {folder / OUTPUT} says why"
                 )
             time.sleep(0.02)

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from hnkernels.errors import InputError
 from hnkernels.home.runs.process import Phase, RunProcess
 from hnkernels.home.runs.request import RunRequest
 
@@ -41,7 +42,7 @@ def wait_and_train(runs: Path, name: str) -> None:
     RunProcess.current(Phase.WAITING).write(folder)
     request = RunRequest.read(folder)
     if request is None:
-        raise ValueError(f"{folder} does not say what to train; start the run again")
+        raise InputError(f"{folder} does not say what to train; start the run again")
     lock = os.open(runs / TURN, os.O_RDWR | os.O_CREAT, 0o666)
     while _earlier_waits(runs, request.ticket) or not _lock(lock):
         time.sleep(_POLL)

@@ -6,6 +6,7 @@ import math
 from bisect import bisect
 from fractions import Fraction
 
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 Size = tuple[int, int]  # width and height in pixels
@@ -38,12 +39,12 @@ class Buckets:
 
     def __init__(self, resolution: int, step: int = 64, max_aspect: float = 2.0):
         if not 1 <= step <= resolution:
-            raise ValueError(
+            raise InputError(
                 f"no size with sides in multiples of {shown(step)} pixels fits into the area of resolution "
                 f"{shown(resolution)}; choose a step from 1 to the resolution"
             )
         if not max_aspect >= 1:
-            raise ValueError(f"the largest aspect ratio must be a number >= 1, not {shown(max_aspect)}")
+            raise InputError(f"the largest aspect ratio must be a number >= 1, not {shown(max_aspect)}")
         side = resolution // step * step
         sizes = {(side, side)}
         # From width <= max_aspect · height and width · height <= resolution².
@@ -64,7 +65,7 @@ class Buckets:
             ValueError: the picture has no pixels.
         """
         if width < 1 or height < 1:
-            raise ValueError(f"a picture must be at least 1 pixel wide and high, not {shown((width, height))}")
+            raise InputError(f"a picture must be at least 1 pixel wide and high, not {shown((width, height))}")
         aspect = Fraction(width, height)
         right = bisect(self._aspects, aspect)
         candidates = range(max(right - 1, 0), min(right + 1, len(self.sizes)))

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.buckets import Size
 from hnkernels.training.data.content import Stamp, hash_of, stamp_of
 from hnkernels.training.data.pictures import Source, picture_size
@@ -163,7 +164,7 @@ class DiskCache(Cache):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"cannot make the folder of the cache {self.path}: {error}; give another") from error
+            raise InputError(f"cannot make the folder of the cache {self.path}: {error}; give another") from error
         self._learned: dict[bytes, tuple[Stamp, _Facts]] = {}
         self._lock, self._process = threading.RLock(), os.getpid()
         self._connection: sqlite3.Connection | None = self._open()
@@ -238,7 +239,7 @@ class DiskCache(Cache):
             self._connection = None if self._connection is None else self._open()
         with self._lock:
             if self._connection is None:
-                raise ValueError(f"the cache {self.path} is closed; open it again")
+                raise InputError(f"the cache {self.path} is closed; open it again")
             with self._sentences():
                 yield self._connection
 
@@ -264,7 +265,7 @@ class DiskCache(Cache):
             if _application(connection) == _APPLICATION:
                 return
             if _application(connection) or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise ValueError(
+                raise InputError(
                     f"{self.path} is a database, but not a cache that this version can use; move it elsewhere, or give "
                     "another cache_dir"
                 )
@@ -279,17 +280,17 @@ class DiskCache(Cache):
         except sqlite3.Error as error:
             said = str(error)
             if "not a database" in said:
-                raise ValueError(f"{self.path} is not a cache; move it elsewhere, or give another cache_dir") from error
+                raise InputError(f"{self.path} is not a cache; move it elsewhere, or give another cache_dir") from error
             if "malformed" in said:
-                raise ValueError(
+                raise InputError(
                     f"the cache {self.path} is damaged ({said}); delete it, and everything is encoded again"
                 ) from error
             if "locked" in said:
-                raise ValueError(
+                raise InputError(
                     f"the cache {self.path} has been locked by another process for {_WAIT_S} s; wait until that has "
                     "ended, or give another cache_dir"
                 ) from error
-            raise ValueError(
+            raise InputError(
                 f"cannot use the cache {self.path} ({said}); see that its folder is there, can be written to and has "
                 "space left, or give another cache_dir"
             ) from error

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.pictures import Source
 from hnkernels.training.data.shard_member import ShardMember
 
@@ -40,7 +41,7 @@ def stamp_of(source: Source) -> Stamp | None:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the image {source}: {error}; remove it from the data") from error
+        raise InputError(f"cannot read the image {source}: {error}; remove it from the data") from error
     return Stamp(os.fsencode(os.path.abspath(path)) + part.encode(), status.st_size, status.st_mtime_ns)
 
 
@@ -62,5 +63,5 @@ def hash_of(source: Source) -> str:
             while block := file.read(2**20):
                 digest.update(block)
     except OSError as error:
-        raise ValueError(f"cannot read the image {source}: {error}; remove it from the data") from error
+        raise InputError(f"cannot read the image {source}: {error}; remove it from the data") from error
     return digest.hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.buckets import Size
 from hnkernels.training.data.example import Example, pixels_of
 from hnkernels.training.data.pictures import read_picture
@@ -47,7 +48,7 @@ def decode(example: Example, size: Size, flipped: bool, masked: bool, edited: bo
     picture = read_picture(example.image, size)
     weights = _turned(example.weights(size), flipped) if masked else None
     if weights is not None and not weights.any():
-        raise ValueError(
+        raise InputError(
             f"the mask of {example.image} is black all over, so that nothing of it would be trained on; make white "
             "what is to be learned, or remove the picture"
         )

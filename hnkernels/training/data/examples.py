@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.contents import FolderContents
 from hnkernels.training.data.example import Example
 from hnkernels.training.data.folder import read_folder
@@ -77,16 +78,16 @@ def as_examples(
     for number, item in enumerate(data):
         if not isinstance(item, Example):
             if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-                raise ValueError(f"data must hold (image, caption) pairs, found {type(item).__name__} at {number}")
+                raise InputError(f"data must hold (image, caption) pairs, found {type(item).__name__} at {number}")
             image, *rest = item
             item = Example(Path(image) if isinstance(image, str) else image, *rest)
         if not isinstance(item.caption, str):
-            raise ValueError(f"data must hold captions as texts, found {item.caption!r} at {number}")
+            raise InputError(f"data must hold captions as texts, found {item.caption!r} at {number}")
         if not isinstance(item.repeats, int) or isinstance(item.repeats, bool) or item.repeats < 1:
-            raise ValueError(f"data must hold repeats as integers >= 1, found {shown(item.repeats)} at {number}")
+            raise InputError(f"data must hold repeats as integers >= 1, found {shown(item.repeats)} at {number}")
         if mask_data is not None and item.mask is None:
-            raise ValueError("mask_data is for a folder of pictures; give each Example its mask instead")
+            raise InputError("mask_data is for a folder of pictures; give each Example its mask instead")
         examples.append(item)
     if not examples:
-        raise ValueError("data is empty; give a folder with images, or (image, caption) pairs")
+        raise InputError("data is empty; give a folder with images, or (image, caption) pairs")
     return examples

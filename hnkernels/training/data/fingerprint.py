@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hnkernels.errors import InputError
+
 _NOT_OF_THE_MODEL = ("transformers_version", "dtype", "torch_dtype")  # of its file, or said by the weights
 
 
@@ -40,7 +42,7 @@ def _feed_module(digest: Any, module: nn.Module) -> None:
     _feed(digest, {k: v for k, v in content.items() if not k.startswith("_") and k not in _NOT_OF_THE_MODEL})
     for name, tensor in sorted(module.state_dict().items()):
         if tensor.is_meta:
-            raise ValueError(
+            raise InputError(
                 f"the weights of {type(module).__name__} are not in memory, so that the cache cannot tell it from "
                 "others; train without cache_dir, or with enable_model_cpu_offload in the place of the sequential one"
             )

@@ -7,6 +7,7 @@ import unicodedata
 from dataclasses import replace
 from pathlib import Path, PurePath
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.contents import (
     COLUMNS,
     FILE_NAMES,
@@ -58,11 +59,11 @@ def read_folder(
     """
     folder, masks = Path(folder), None if masks is None else Path(masks)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give a folder with images and captions")
+        raise InputError(f"{folder} is not a folder; give a folder with images and captions")
     if masks is not None:
         check_mask_folder(masks, folder)
     if without is not None and Path(without).resolve() == folder.resolve():
-        raise ValueError(f"{folder} is the folder of the pictures and regularization_data at once; give two folders")
+        raise InputError(f"{folder} is the folder of the pictures and regularization_data at once; give two folders")
     contents = FolderContents(folder)
     files = walk(contents, without=[Path(other) for other in (masks, without) if other is not None])
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
@@ -88,7 +89,7 @@ def read_folder(
     contents.leave_out(OTHERS, others)
     if not contents.rows:
         found = f"; left out: {contents.omissions()}" if contents.left_out else ""
-        raise ValueError(f"{folder} holds no images; accepted are {', '.join(PICTURE_SUFFIXES)}{found}")
+        raise InputError(f"{folder} holds no images; accepted are {', '.join(PICTURE_SUFFIXES)}{found}")
     _check_names(contents, [*orphans, *(p for p in others if p.suffix.lower() in _MAY_HOLD_CAPTIONS)])
     if masks is not None:
         give_masks(contents, masks)
@@ -166,7 +167,7 @@ def _take(contents: FolderContents, example: Example, caption_from: str) -> None
 def _check_names(contents: FolderContents, unread: list[Path]) -> None:
     called = [*contents.captions.get(FILE_NAMES, ()), *contents.captions.get(FOLDER_NAMES, ())]
     if called and unread:
-        raise ValueError(
+        raise InputError(
             f"{contents.folder}: there is no caption beside {some(called)} ({len(called)} in all), while captions may "
             f"lie in {some([contents.name(path) for path in unread])}; name a caption file like its picture (a.png, "
             f"a.txt), list pictures and captions in {' or '.join(TABLE_NAMES)}, or move other files elsewhere"

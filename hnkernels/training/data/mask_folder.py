@@ -6,6 +6,7 @@ import unicodedata
 from dataclasses import replace
 from pathlib import Path, PurePath
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.contents import SPARE_MASKS, FolderContents, some
 from hnkernels.training.data.pictures import PICTURE_SUFFIXES
 from hnkernels.training.data.walk import walk
@@ -14,9 +15,9 @@ from hnkernels.training.data.walk import walk
 def check_mask_folder(masks: Path, data: Path) -> None:
     """Raises ``ValueError`` if there is no such folder of masks, or it is that of the data."""
     if not masks.is_dir():
-        raise ValueError(f"mask_data {masks} is not a folder; give a folder with a mask for every picture")
+        raise InputError(f"mask_data {masks} is not a folder; give a folder with a mask for every picture")
     if masks.resolve() == data.resolve():
-        raise ValueError(f"mask_data {masks} is the folder of the pictures; give the masks a folder of their own")
+        raise InputError(f"mask_data {masks} is the folder of the pictures; give the masks a folder of their own")
 
 
 def give_masks(contents: FolderContents, folder: Path) -> None:
@@ -36,7 +37,7 @@ def give_masks(contents: FolderContents, folder: Path) -> None:
             missing.append(name.as_posix())
         contents.rows[number] = replace(example, mask=mask)
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds no mask of {some(missing)} ({len(missing)} in all); a mask has the path of its picture, "
             f"such as {folder / PurePath(missing[0]).with_suffix('.png')}"
         )

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.buckets import Size
 from hnkernels.training.data.pictures import Source, eight_bits, opened, picture_size
 
@@ -40,7 +41,7 @@ def check_aspect(source: Source, size: Size, other: Source, other_size: Size, wh
     """Raises ``ValueError`` if another picture, a mask say, does not lie over a picture once both have one size."""
     across, along = other_size[0] * size[1], other_size[1] * size[0]
     if abs(across - along) > _ASPECT_TOLERANCE * along:
-        raise ValueError(
+        raise InputError(
             f"the {what} {other} has {other_size[0]} x {other_size[1]} pixels and its picture {source} has "
             f"{size[0]} x {size[1]}; give it the aspect ratio of the picture"
         )
@@ -74,5 +75,5 @@ def _grey(image: Image.Image) -> Image.Image:
         ValueError: it is transparent in places, of which it is not clear whether they count.
     """
     if np.asarray(_alpha(image)).min() < 255:
-        raise ValueError("it is transparent in places; a mask is white where the loss counts and black elsewhere")
+        raise InputError("it is transparent in places; a mask is white where the loss counts and black elsewhere")
     return eight_bits(image).convert("L")

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from hnkernels.errors import InputError
+
 _NUMBERED = re.compile(r"([0-9]+)_(.*)", re.DOTALL)
 _REPEATS_AT_MOST = 1000  # beyond it, the number is a date or an index
 
@@ -27,7 +29,7 @@ def numbered_folder(image: Path, root: Path) -> NumberedFolder | None:
         if match := _NUMBERED.fullmatch(folder.name):
             repeats = int(match[1])
             if repeats > _REPEATS_AT_MOST:
-                raise ValueError(
+                raise InputError(
                     f"the folder {root / folder} says that its pictures are used {match[1]} times per epoch; accepted "
                     f"are numbers up to {_REPEATS_AT_MOST}, so rename it if this is not meant"
                 )

@@ -18,6 +18,7 @@ from PIL.Image import Resampling
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.buckets import Size
 from hnkernels.training.data.shard_member import ShardMember
 
@@ -114,7 +115,7 @@ def _check_claim(image: Image.Image, source: str | PathLike[str] | ShardMember) 
         source.size if isinstance(source, ShardMember) else os.stat(source).st_size,
     )
     if pixels > max(_LARGE, held * _PIXELS_PER_BYTE):
-        raise ValueError(
+        raise InputError(
             f"it claims to have {image.width} x {image.height} pixels, and the file has {held} bytes alone"
         )
 
@@ -141,10 +142,10 @@ def opened(source: Source, what: str = "image") -> Iterator[Image.Image]:
                     _check_claim(image, source)
                     yield image
     except Image.DecompressionBombError as error:
-        raise ValueError(f"the {what} {source} is too large: {error}; scale it down") from error
+        raise InputError(f"the {what} {source} is too large: {error}; scale it down") from error
     except Exception as error:  # PIL's plugins raise nearly everything: OSError, SyntaxError, struct.error, MemoryError
         remedy = "remove it, or save it again as 8-bit RGB PNG"
-        raise ValueError(f"cannot read the {what} {source}: {error or type(error).__name__}; {remedy}") from error
+        raise InputError(f"cannot read the {what} {source}: {error or type(error).__name__}; {remedy}") from error
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -172,7 +173,7 @@ def _scaled(values: np.ndarray, mode: str) -> np.ndarray:
     elif whole and high <= 255:
         white = 255
     else:
-        raise ValueError(f"its values reach from {low} to {high}, and which of them are black and white is not known")
+        raise InputError(f"its values reach from {low} to {high}, and which of them are black and white is not known")
     return (values * (255 / white)).round().astype(np.uint8)
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from hnkernels.errors import InputError
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data.buckets import Buckets, Size
 from hnkernels.training.data.cache import Cache, DiskCache, MemoryCache
@@ -119,7 +120,7 @@ class PipelineData:
                 self._cache.put_all(entries)
         everywhere = {i for part in self._processes.all_of(broken) for i in part}
         if everywhere.issuperset(range(self._first_prior)):
-            raise ValueError("no picture can be decoded, for the reason that the warning gives; give others")
+            raise InputError("no picture can be decoded, for the reason that the warning gives; give others")
         return sorted(everywhere)
 
     @torch.no_grad()
@@ -177,7 +178,7 @@ class PipelineData:
         if row is None:  # damaged in the meantime
             image = self.examples[index].image
             if self._lasting and self._cache.content_hash(image) != self.content_hash(image):
-                raise ValueError(f"{image} has changed since the run began; start the run again")
+                raise InputError(f"{image} has changed since the run began; start the run again")
             (row,) = self._entries([(index, flipped)], [self._decoded(index, flipped)])
             self._cache.put(key, row)
         return row
@@ -208,7 +209,7 @@ class PipelineData:
         there = set(self._sizes[self._first_prior :])
         alone = [i for i in range(self._first_prior) if self._sizes[i] not in there]
         if len(alone) == self._first_prior:
-            raise ValueError(
+            raise InputError(
                 f"no picture of regularization_data has a size in common with the pictures ({_listed(there)} against "
                 f"{_listed(self._sizes[i] for i in alone)}), so that none would be used; give pictures of other aspect "
                 "ratios, or train without bucketing"
@@ -330,7 +331,7 @@ class PipelineData:
         for mean, (i, _) in zip(means, some, strict=True):
             if not mean.isfinite().all():
                 vae = self.family.pipeline.vae
-                raise ValueError(
+                raise InputError(
                     f"the VAE's latents of {self.examples[i].image} in {str(vae.dtype).removeprefix('torch.')} are not "
                     "finite; load the VAE in float32"
                 )

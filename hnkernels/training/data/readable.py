@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.buckets import Size
 from hnkernels.training.data.cache import Cache, MemoryCache
 from hnkernels.training.data.contents import some
@@ -40,10 +41,10 @@ def readable(examples: Sequence[Example], skip_broken: bool = False, cache: Cach
     if not broken:
         return sound
     if not sound:
-        raise ValueError(f"no picture can be used ({len(broken)} given): {reasons[0]}") from reasons[0]
+        raise InputError(f"no picture can be used ({len(broken)} given): {reasons[0]}") from reasons[0]
     if not skip_broken:
         others = f"; {len(broken) - 1} more cannot be used: {some(broken[1:])}" if broken[1:] else ""
-        raise ValueError(f"{reasons[0]}{others}; skip_broken leaves out what cannot be used") from reasons[0]
+        raise InputError(f"{reasons[0]}{others}; skip_broken leaves out what cannot be used") from reasons[0]
     warnings.warn(
         f"{len(broken)} of {len(examples)} pictures cannot be used and are left out: {', '.join(broken)}; the first: "
         f"{reasons[0]}",

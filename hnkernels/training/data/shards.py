@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.pictures import PICTURE_SUFFIXES
 from hnkernels.training.data.shard_member import ShardMember
 from hnkernels.training.data.text_files import decoded, parse_json
@@ -62,7 +63,7 @@ def read_shard(path: Path) -> Shard:
             else:
                 shard.others.append(member)
     except (tarfile.TarError, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise ValueError(
+        raise InputError(
             f"cannot read the shard {path}: {error}; it must be a whole tar file, without compression"
         ) from error
     for key, found in pictures.items():
@@ -100,14 +101,14 @@ def _caption(member: ShardMember) -> str:
     try:
         text = decoded(member.open().read(), str(member))
     except OSError as error:
-        raise ValueError(f"cannot read {member}: {error}") from error
+        raise InputError(f"cannot read {member}: {error}") from error
     if not member.name.lower().endswith(".json"):
         return text.strip()
     try:
         found: Any = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{member} is not JSON: {error}") from None
+        raise InputError(f"{member} is not JSON: {error}") from None
     key = next((key for key in _CAPTION_KEYS if isinstance(found, dict) and isinstance(found.get(key), str)), None)
     if key is None:
-        raise ValueError(f"{member} must be an object with a text under {', '.join(_CAPTION_KEYS)}, not {shown(found)}")
+        raise InputError(f"{member} must be an object with a text under {', '.join(_CAPTION_KEYS)}, not {shown(found)}")
     return found[key].strip()

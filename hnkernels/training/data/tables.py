@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.example import Example
 from hnkernels.training.data.kohya import KOHYA_NAMES, kohya_entries
 from hnkernels.training.data.pictures import PICTURE_SUFFIXES
@@ -62,7 +63,7 @@ def find_tables(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         replaced += earlier
     for folder, found in tables.items():
         if len(found) > 1:
-            raise ValueError(f"{folder} holds both {found[0].name} and {found[1].name}; remove one of them")
+            raise InputError(f"{folder} holds both {found[0].name} and {found[1].name}; remove one of them")
     return [path for found in tables.values() for path in found], replaced
 
 
@@ -93,7 +94,7 @@ def read_table(path: Path, root: Path) -> Iterator[TableRow]:
             )
             yield TableRow(place, example, frozenset(cells.keys() - {picture, caption, source, "condition"}))
     except _RowError as error:
-        raise ValueError(f"{path}, {error.place or place}: {error}") from None
+        raise InputError(f"{path}, {error.place or place}: {error}") from None
 
 
 class _RowError(Exception):
@@ -162,7 +163,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Cells]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise ValueError(
+        raise InputError(
             f"{path} can only be read with pyarrow; install it (pip install pyarrow), or save the table as "
             f"{path.with_suffix('.csv').name}"
         ) from None
@@ -179,7 +180,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Cells]]:
                         } or None
                     yield f"row {number}", row
     except (ArrowException, OSError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {error}") from error
 
 
 def _check_columns(names: Sequence[str], place: str) -> None:

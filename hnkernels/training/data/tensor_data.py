@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Generator, Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.training.objective import stacked
 
 
@@ -24,9 +25,9 @@ class TensorData:
         for row in rows:
             if not needed <= set(row):
                 names = " and ".join(map(repr, sorted(needed, reverse=True)))
-                raise ValueError(f"encoded data needs {names}, found {sorted(row)}")
+                raise InputError(f"encoded data needs {names}, found {sorted(row)}")
             if set(row) != set(rows[0]):
-                raise ValueError(f"all rows need the same keys, found {sorted(rows[0])} and {sorted(row)}")
+                raise InputError(f"all rows need the same keys, found {sorted(rows[0])} and {sorted(row)}")
         self.rows = rows
 
     def __len__(self) -> int:

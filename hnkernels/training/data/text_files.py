@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hnkernels.errors import InputError
+
 _MARKS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -25,7 +27,7 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {error}") from error
     return decoded(data, path)
 
 
@@ -35,9 +37,9 @@ def decoded(data: bytes, name: str | Path) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text: {error}; save it as UTF-8") from error
+        raise InputError(f"{name} is not UTF-8 text: {error}; save it as UTF-8") from error
     if "\0" in text:  # UTF-16 without its mark, or no text at all
-        raise ValueError(f"{name} is not UTF-8 text: it holds zero bytes; save it as UTF-8")
+        raise InputError(f"{name} is not UTF-8 text: it holds zero bytes; save it as UTF-8")
     return text
 
 
@@ -50,12 +52,12 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise InputError("it is nested too deeply") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     known = dict(pairs)
     if len(known) < len(pairs):
         twice = next(key for key in known if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"{twice!r} is given twice")
+        raise InputError(f"{twice!r} is given twice")
     return known

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from hnkernels.errors import InputError
 from hnkernels.training.data.contents import AGAIN, HIDDEN, NOT_FILES, RUN, SYSTEM, FolderContents
 from hnkernels.training.data.pictures import PICTURE_SUFFIXES
 
@@ -72,4 +73,4 @@ def _visible(contents: FolderContents, place: str, folders: list[str], names: li
 
 
 def _refuse(error: OSError) -> None:
-    raise ValueError(f"cannot read the folder {error.filename}: {error}") from error
+    raise InputError(f"cannot read the folder {error.filename}: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hnkernels.adapter.layers import denoiser
+from hnkernels.errors import InputError
 from hnkernels.training.families.concatenated import Inpainting, InpaintingXL, InstructPix2Pix
 from hnkernels.training.families.family import Family
 from hnkernels.training.families.flux import Flux
@@ -37,11 +38,11 @@ def family_of(model: Any) -> Family:
     pipeline = None if isinstance(model, nn.Module) else model
     config = getattr(inside, "config", None)
     if not isinstance(config, Mapping):
-        raise ValueError(f"training needs a UNet or transformer of diffusers, not {type(inside).__name__}")
+        raise InputError(f"training needs a UNet or transformer of diffusers, not {type(inside).__name__}")
     for family in FAMILIES:
         if family.has(inside, pipeline):
             return family(inside, pipeline)
-    raise ValueError(
+    raise InputError(
         f"training is not for this {type(inside).__name__} ({_told(config)}); it is for "
         f"{', '.join(family.label for family in FAMILIES)}"
     )

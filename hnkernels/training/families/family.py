@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hnkernels.errors import InputError
 from hnkernels.training.noising import Noising, noising_of
 
 Batch = Mapping[str, Any]
@@ -161,7 +162,7 @@ def resolution_of(family: Family, resolution: int | None) -> int:
     """
     side = resolution or family.side
     if side % family.multiple:
-        raise ValueError(f"resolution {side} must be a multiple of {family.multiple} for this model")
+        raise InputError(f"resolution {side} must be a multiple of {family.multiple} for this model")
     return side
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hnkernels.checkpoint.atomic import clear_leftovers
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.persistence.state import checkpoints_in
@@ -51,10 +52,10 @@ class RunFolder:
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"{self.path} cannot be written to: {reason}; name another output_dir") from error
+            raise InputError(f"{self.path} cannot be written to: {reason}; name another output_dir") from error
         try:
             if not _lock(descriptor) and not _lock_later(descriptor):
-                raise ValueError(
+                raise InputError(
                     f"another run is writing to {self.path}; wait until it has ended, or name another output_dir"
                 )
             clear_leftovers(self.path)
@@ -71,12 +72,12 @@ class RunFolder:
         """
         name = net.provenance.name
         if not isinstance(name, str) or not name.strip(". "):
-            raise ValueError(f"the network's name is {name!r}, which makes no file name; give it another")
+            raise InputError(f"the network's name is {name!r}, which makes no file name; give it another")
         stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
         suffixes = (".safetensors",) if isinstance(net, WeightHypernetwork) else (".safetensors", ".pt")
         files = tuple(self.path / f"{stem}{suffix}" for suffix in suffixes)
         if any(len(os.fsencode(file.name)) > _NAME_AT_MOST for file in files):
-            raise ValueError(
+            raise InputError(
                 f"the network's name makes the file name {files[0].name[:40]}…, which is longer than {_NAME_AT_MOST} "
                 "bytes; shorten the name"
             )
@@ -94,17 +95,17 @@ class RunFolder:
             ValueError: there are checkpoints, a log with rows or finished networks of that name.
         """
         if checkpoints_in(self.checkpoints):
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds a run already; continue it with resume=True (--resume), or name another output_dir"
             )
         if rows_of(self.log):
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds the log of another run, which ended before its first checkpoint; name another "
                 f"output_dir, or remove {self.log}"
             )
         files = (*self.files_for(net), self.best_of(net))
         if there := [file.name for file in files if file.exists()]:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds {' and '.join(there)}, which the run would overwrite; name another output_dir or "
                 "give the network another name"
             )
@@ -112,7 +113,7 @@ class RunFolder:
     def check_resumable(self) -> None:
         """Raises ``ValueError`` if there are no checkpoints."""
         if not checkpoints_in(self.checkpoints):
-            raise ValueError(f"there is no checkpoint to resume in {self.checkpoints}")
+            raise InputError(f"there is no checkpoint to resume in {self.checkpoints}")
 
 
 def _lock_later(descriptor: int) -> bool:

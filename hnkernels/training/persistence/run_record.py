@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 import hnkernels
+from hnkernels.errors import InputError
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data.content import hash_of
 from hnkernels.training.data.shard_member import ShardMember
@@ -68,13 +69,13 @@ def check_resumable(checkpoint: Checkpoint, record: Mapping[str, str], end: int,
         ValueError: the checkpoint is past the end, or of a run that differs.
     """
     if checkpoint.state["step"] > end:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint.path} has {checkpoint.state['step']} steps behind it, and the settings end the run at "
             f"{end}; raise max_steps or max_epochs"
         )
     if changes := ", ".join(differences(checkpoint.state["run"], record)):
         if not allow_changes:
-            raise ValueError(
+            raise InputError(
                 f"{checkpoint.path} is of a run with other settings, data or versions: {changes}; go on with "
                 "allow_changes=True (--allow-changes), or begin again in another output_dir"
             )

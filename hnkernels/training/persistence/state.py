@@ -15,6 +15,7 @@ from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypern
 from hnkernels.checkpoint.atomic import placing
 from hnkernels.checkpoint.errors import Fault, naming
 from hnkernels.checkpoint.reading import read_torch_file
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 
@@ -116,11 +117,11 @@ def read_network(file: Path, net: Hypernetwork | WeightHypernetwork) -> Hypernet
         generating = WeightHypernetwork.load(file)
         shapes, own = ({k: t.shape for k, t in n.state_dict().items()} for n in (generating, net))
         if generating.layers != net.layers or shapes != own:
-            raise ValueError(f"{file.parent} holds a weight hypernetwork of other layers or widths than this one")
+            raise InputError(f"{file.parent} holds a weight hypernetwork of other layers or widths than this one")
         return generating
     stored = load_hypernetwork(file, allow_legacy_activations=net.config.allow_legacy_activations)
     if (stored.sizes, stored.config) != (net.sizes, net.config):
-        raise ValueError(
+        raise InputError(
             f"{file.parent} holds a hypernetwork of widths {stored.sizes} with {stored.config}; this one has "
             f"{net.sizes} with {net.config}"
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hnkernels.errors import InputError
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.network.mlp import HypernetworkMLP
 
@@ -78,7 +79,7 @@ class Health:
         contexts = contexts or {}
         for width, rows in contexts.items():
             if rows.ndim < 1 or rows.shape[-1] != width:
-                raise ValueError(f"contexts[{width}] must be [N, {width}], not {list(rows.shape)}")
+                raise InputError(f"contexts[{width}] must be [N, {width}], not {list(rows.shape)}")
         parts = {}
         for name, prefix, module in _parts(net):
             change = _change(module, prefix, start)
@@ -120,7 +121,7 @@ def _change(module: nn.Module, prefix: str, start: Mapping[str, Tensor]) -> floa
         given = start.get(prefix + name)
         if given is None or given.shape != parameter.shape:
             found = "is missing" if given is None else f"is {list(given.shape)}, not {list(parameter.shape)}"
-            raise ValueError(f"start is of another network: {prefix + name} {found}; give its own state_dict()")
+            raise InputError(f"start is of another network: {prefix + name} {found}; give its own state_dict()")
         then = given.to(parameter.device, torch.float32)
         # The square of a float32 norm overflows at 1e19, where a network has exploded long before.
         moved.append(torch.linalg.vector_norm(parameter.float() - then).double())

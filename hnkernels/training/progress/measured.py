@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 
@@ -39,13 +40,13 @@ class Measured:
                 array = np.array(getattr(self, name), dtype=np.float64)
             except (TypeError, ValueError, OverflowError):
                 given = shown(getattr(self, name))
-                raise ValueError(f"{name} must be numbers, [pictures, draws], not {given}") from None
+                raise InputError(f"{name} must be numbers, [pictures, draws], not {given}") from None
             if array.ndim != 2 or not array.size:
-                raise ValueError(f"{name} must be [pictures, draws], at least one of each, not {list(array.shape)}")
+                raise InputError(f"{name} must be [pictures, draws], at least one of each, not {list(array.shape)}")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         if self.losses.shape != self.base.shape:
-            raise ValueError(
+            raise InputError(
                 f"losses are {list(self.losses.shape)} and base {list(self.base.shape)}; measure both on the same "
                 "pictures and draws"
             )
@@ -110,9 +111,9 @@ class Measured:
         try:
             content: Any = json.loads(text)
         except (ValueError, RecursionError, TypeError) as error:
-            raise ValueError(f"measured losses must be JSON as to_json writes it: {error}") from None
+            raise InputError(f"measured losses must be JSON as to_json writes it: {error}") from None
         if not isinstance(content, Mapping) or set(content) != {"losses", "base"}:
-            raise ValueError(f"measured losses must be a JSON object of 'losses' and 'base', not {shown(content)}")
+            raise InputError(f"measured losses must be a JSON object of 'losses' and 'base', not {shown(content)}")
         return cls(**content)
 
 

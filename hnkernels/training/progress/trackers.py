@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hnkernels.errors import InputError
 from hnkernels.wording import shown
 
 _PROJECT = "hnkernels"
@@ -31,10 +32,10 @@ def check_trackers(names: Sequence[str]) -> None:
             near = difflib.get_close_matches(str(name), LOGGER_TYPE_TO_CLASS, n=1)
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
             hint = f"did you mean {near[0]!r}?" if near else f"accepted are {known}"
-            raise ValueError(f"trackers has the unknown {shown(name)}; {hint}")
+            raise InputError(f"trackers has the unknown {shown(name)}; {hint}")
         if name not in available:
             package = _PACKAGES.get(name, name)
-            raise ValueError(f"the tracker {name!r} is not installed; install it with: pip install {package}")
+            raise InputError(f"the tracker {name!r} is not installed; install it with: pip install {package}")
 
 
 class Trackers:
@@ -65,7 +66,7 @@ class Trackers:
                 self._active[name] = _started(name, folder, shown_settings, first_step)
             except Exception as error:  # whatever its package raises
                 self.close()
-                raise ValueError(
+                raise InputError(
                     f"the tracker {name!r} cannot be started: {error}; log in to it as its documentation says, or "
                     "leave it out of trackers"
                 ) from error

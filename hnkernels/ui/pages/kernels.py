@@ -16,6 +16,7 @@ from hnkernels.accounting.layers import KNOWN, LayerShape, layers_of
 from hnkernels.accounting.timing import measure
 from hnkernels.adapter import AdapterError
 from hnkernels.checkpoint import CheckpointError, load_hypernetwork
+from hnkernels.errors import InputError
 from hnkernels.home.folder import Home
 from hnkernels.home.library.facts import CONTEXT
 from hnkernels.home.library.library import Library
@@ -132,7 +133,7 @@ class _Page:
                 widths = self._network(network, 0).sizes
                 shapes = {label: shape for label, shape in shapes.items() if shape.width in widths}
                 if not shapes:
-                    raise ValueError(f"{network} is for widths {widths}, and {model} has none of them; choose another")
+                    raise InputError(f"{network} is for widths {widths}, and {model} has none of them; choose another")
         except (ValueError, OSError, CheckpointError, AdapterError) as error:
             return [gr.Dropdown([], value=None), gr.skip(), refused(error)]
         first = next(iter(shapes))
@@ -154,7 +155,7 @@ class _Page:
                 return Hypernetwork((width,), **_NEW[network])
         known = offered.networks(self.library, (CONTEXT,))
         if network not in known:
-            raise ValueError(f"there is no network {network!r} any more; choose another, or reload the page")
+            raise InputError(f"there is no network {network!r} any more; choose another, or reload the page")
         file = known[network].file()
         return _loaded(file, file.stat().st_mtime_ns)
 
@@ -168,12 +169,12 @@ class _Page:
         """
         shape = self._shapes(model).get(layer or "")
         if shape is None:
-            raise ValueError(f"no layer of {model} is chosen in which the network acts; choose one")
+            raise InputError(f"no layer of {model} is chosen in which the network acts; choose one")
         for name, number in (("tokens", tokens), ("pictures", batch)):
             if type(number) is not int or not 1 <= number <= _MOST_ROWS:
-                raise ValueError(f"{name} must be an integer from 1 to {_MOST_ROWS}, not {number!r}")
+                raise InputError(f"{name} must be an integer from 1 to {_MOST_ROWS}, not {number!r}")
         if tokens * batch > _MOST_ROWS:
-            raise ValueError(f"{tokens} tokens of {batch} pictures are more than {_MOST_ROWS} rows; give fewer")
+            raise InputError(f"{tokens} tokens of {batch} pictures are more than {_MOST_ROWS} rows; give fewer")
         net = self._network(network, shape.width)
         how = {"train": mode == _TRAINING, "dtype": _DTYPES[dtype]}
         return net[shape.width], tokens * batch, shape.out_features, how

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from hnkernels.checkpoint.files import EXTENSIONS
+from hnkernels.errors import InputError
 from hnkernels.home.folder import EMBEDDED, Home
 from hnkernels.home.library import CONTEXT, WEIGHTS, Library, changing, incoming, making, matching, ordered
 from hnkernels.home.library.entry import NETWORKS
@@ -396,7 +397,7 @@ class _Page:
     ) -> tuple[str, str | None, Updates]:
         numbers = _numbers(shares) or [1.0] * len(styles)
         if len(numbers) != len(styles):
-            raise ValueError(f"{len(numbers)} shares are given for {len(styles)} styles; give one each, or none")
+            raise InputError(f"{len(numbers)} shares are given for {len(styles)} styles; give one each, or none")
         file = making.generate_lora(self.library, key, dict(zip(styles, numbers, strict=True)), strength, name)
         shown = {self.style_file: gr.update(value=offered([file])[0], visible=True)}
         return f"Wrote {file.parent.name}/{file.name}.", key, shown
@@ -407,7 +408,7 @@ class _Page:
 
     def _restore(self, chosen: str | None, deleted: str | None) -> tuple[str, str | None, Updates]:
         if deleted is None:
-            raise ValueError("there is nothing in the bin")
+            raise InputError("there is nothing in the bin")
         files = self.library.bin.restore(deleted)
         return f"Brought back {' and '.join(file.name for file in files)}.", chosen, {}
 
@@ -422,7 +423,7 @@ class _Page:
             finally:
                 forget(file)
         if not any_taken:
-            raise ValueError(" ".join(said) or "no file has arrived")
+            raise InputError(" ".join(said) or "no file has arrived")
         return " ".join(said), chosen, {}
 
 
@@ -445,4 +446,4 @@ def _numbers(text: str) -> list[float] | None:
     try:
         return [float(word) for word in text.replace(",", " ").split()] or None
     except ValueError:
-        raise ValueError(f"shares are numbers with commas between them, such as 1, 0.5, not {text!r}") from None
+        raise InputError(f"shares are numbers with commas between them, such as 1, 0.5, not {text!r}") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from hnkernels.errors import InputError
 from hnkernels.home.dataset import Dataset
 from hnkernels.home.folder import Home
 from hnkernels.home.incoming_data import take_pictures
@@ -133,7 +134,7 @@ class _Page:
         asked = [self.model, self.data, self.name, self.kind, self.dtype, *self.network, *self.fields.values()]
         shown_data = [self.gallery, self.place, self.about]
         filled = [*self.network, *self.fields.values()]
-        page = gr.context.Context.root_block
+        page: Any = gr.context.Context.root_block
         page.load(self._opened, outputs=[self.model, self.data], **PRIVATE).then(
             self._shown, inputs=[self.data, self.place], outputs=shown_data, **PRIVATE
         ).then(self._cost, inputs=asked, outputs=self.cost, **PRIVATE)
@@ -145,7 +146,13 @@ class _Page:
         )
         self.place.input(self._shown, inputs=[self.data, self.place], outputs=shown_data, **PRIVATE)
         costing = ("batch_size", "max_steps", "max_epochs", "target_layers", "validation_split")
-        changed = [self.model, self.kind, self.dtype, *self.network, *(self.fields[name] for name in costing)]
+        changed: list[Any] = [
+            self.model,
+            self.kind,
+            self.dtype,
+            *self.network,
+            *(self.fields[name] for name in costing),
+        ]
         gr.on(
             [component.input for component in changed],
             self._cost,
@@ -163,7 +170,12 @@ class _Page:
         self.number.input(self._looked_at, inputs=looked, outputs=seen, **PRIVATE)
         self.save.click(
             self._caption_saved, inputs=[self.data, self.number, self.caption], outputs=[self.about], **PRIVATE
-        ).then(self._shown, inputs=[self.data, self.place], outputs=[self.gallery, self.place], **PRIVATE)
+        ).then(
+            lambda name, place: self._shown(name, place)[:2],
+            inputs=[self.data, self.place],
+            outputs=[self.gallery, self.place],
+            **PRIVATE,
+        )
         self.add.click(
             self._added, inputs=[self.new_data, self.files], outputs=[self.about, self.data, self.files], **PRIVATE
         )
@@ -335,5 +347,5 @@ def _network(kind: str, structure: str, norm: bool, activation: str, init: str) 
     try:
         widths = [float(part) for part in structure.split(",")]
     except ValueError:
-        raise ValueError(f"layer structure must be numbers such as 1, 2, 1, not {structure!r}") from None
+        raise InputError(f"layer structure must be numbers such as 1, 2, 1, not {structure!r}") from None
     return {"layer_structure": widths, "layer_norm": norm, "activation": activation, "init": init}

@@ -13,6 +13,7 @@ import gradio as gr
 from PIL import Image
 
 from hnkernels.checkpoint import CheckpointError
+from hnkernels.errors import InputError
 from hnkernels.home.folder import Home
 from hnkernels.home.runs.figures import RunFigures
 from hnkernels.home.runs.run import ALIVE, QUEUED, Run
@@ -67,7 +68,7 @@ class _Page:
         shown += [self.stop, self.resume, self.seen, self.timer]
         looking: dict[str, Any] = {"inputs": [self.chosen, self.seen], "outputs": shown, **PRIVATE}
         hidden = {**PRIVATE, "show_progress": "hidden"}
-        page = gr.context.Context.root_block
+        page: Any = gr.context.Context.root_block
         page.load(self._opened, outputs=[self.chosen, self.deleted], **PRIVATE).then(self._anew, **looking)
         self.chosen.change(self._anew, **looking)
         self.timer.tick(self._look, **{**looking, **hidden})
@@ -171,7 +172,7 @@ class _Page:
     @said
     def _restore(self, key: str | None) -> str:
         if not key:
-            raise ValueError("no run is deleted")
+            raise InputError("no run is deleted")
         return f"Brought back {self.runs.bin.restore(key)[0].name}."
 
     def _report(self, chosen: Sequence[str]) -> tuple[str, Any]:
@@ -184,7 +185,7 @@ class _Page:
 
 def _some(chosen: Sequence[str]) -> Sequence[str]:
     if not chosen:
-        raise ValueError("no run is chosen; choose one above")
+        raise InputError("no run is chosen; choose one above")
     return chosen
 
 

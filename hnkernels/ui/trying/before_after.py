@@ -10,6 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from hnkernels.drawing.request import DrawRequest
+from hnkernels.errors import InputError
 from hnkernels.ui.trying.drawings import FOLLOWED, Drawings
 from hnkernels.ui.trying.jobs import Job, comparison
 from hnkernels.ui.trying.shown import large
@@ -45,7 +46,7 @@ class BeforeAfterTab:
 def _compared(request: Callable[[], DrawRequest]) -> Job:
     after = request()
     if not after.networks:
-        raise ValueError("no network is chosen; choose one under Networks, or call one in the prompt")
+        raise InputError("no network is chosen; choose one under Networks, or call one in the prompt")
     after = replace(after, batch=1, prompt=after.text)
     return comparison(replace(after, networks=tuple(replace(use, strength=0.0) for use in after.networks)), after)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hnkernels.drawing.artist import Artist, Stopped
 from hnkernels.drawing.background import Drawing
+from hnkernels.errors import InputError
 from hnkernels.ui.events import FAULTS, PRIVATE, refused
 from hnkernels.ui.trying.asked import Asked
 from hnkernels.ui.trying.jobs import Job
@@ -67,7 +68,7 @@ class Drawings:
         """Whether something is being drawn, for any tab."""
         return any(drawing.running for drawing in self._by_session.values())
 
-    def stop(self, request: gr.Request) -> str:
+    def stop(self, request: gr.Request) -> Any:
         """Stops what this tab has begun, or else what the others have."""
         running = {session: drawing for session, drawing in self._by_session.items() if drawing.running}
         if not running:
@@ -75,7 +76,8 @@ class Drawings:
         own = running.get(request.session_hash or "")
         for drawing in [own] if own is not None else running.values():
             drawing.stop()
-        return "Stops after this step." if own else "Stops what another tab, or this page before, has begun."
+        # What is said of this tab's own goes the way of all that is said of it, and so in order.
+        return gr.skip() if own else "Stops what another tab, or this page before, has begun."
 
     def _followed(
         self, session: str, job: Callable[[], Job], shown: Callable[[list[Image.Image]], Any]
@@ -83,15 +85,15 @@ class Drawings:
         """Begins a drawing, and shows what becomes of it."""
         try:
             if (own := self._by_session.get(session)) is not None and own.running:
-                raise ValueError("this page is drawing already; wait, or press Stop first")
+                raise InputError("this page is drawing already; wait, or press Stop first")
             self._by_session = {key: drawing for key, drawing in self._by_session.items() if drawing.running}
             drawing = self._by_session[session] = Drawing(partial(job(), self._artist))
         except FAULTS as error:
             yield gr.skip(), refused(error)
             return
         for told in drawing.follow():
-            words = "Stops after this step." if drawing.stopping else told.words
-            yield gr.skip() if told.pictures is None else shown(told.pictures), words
+            words = "Stops after this step." if told is None or drawing.stopping else told.words
+            yield gr.skip() if told is None or told.pictures is None else shown(told.pictures), words
         try:
             pictures, words = drawing.result()
         except Stopped:

@@ -10,6 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from hnkernels.drawing.png import settings_in
+from hnkernels.errors import InputError
 from hnkernels.home.folder import Home
 from hnkernels.home.names import child
 from hnkernels.ui.events import FAULTS, PRIVATE, refused, sentence
@@ -78,5 +79,5 @@ class FromPictureTab:
 
 def _sent(file: str | None) -> Path:
     if not file:
-        raise ValueError("no file was sent; choose a PNG")
+        raise InputError("no file was sent; choose a PNG")
     return Path(file)

@@ -9,6 +9,7 @@ import gradio as gr
 from hnkernels.drawing.grid import Axis, Grid, numbers
 from hnkernels.drawing.request import DrawRequest
 from hnkernels.drawing.stages import Stage, stages_of
+from hnkernels.errors import InputError
 from hnkernels.home.folder import Home
 from hnkernels.home.runs.runs import Runs
 from hnkernels.ui.events import PRIVATE
@@ -56,7 +57,7 @@ class GridTab:
         self, request: Callable[[], DrawRequest], columns: str, across: str, rows: str, down: str, varied: str, run: str
     ) -> Job:
         if columns == rows:
-            raise ValueError(f"columns and rows both differ in {columns}; let them differ in two things, or in one")
+            raise InputError(f"columns and rows both differ in {columns}; let them differ in two things, or in one")
         asks = request()
         axes = []
         for what, values in ((columns, across), (rows, down)):
@@ -76,7 +77,7 @@ class GridTab:
             ValueError: the run is not there, or has not kept one of the steps.
         """
         if run in (None, NONE):
-            raise ValueError("no run is chosen whose steps could differ; choose one that has saved checkpoints")
+            raise InputError("no run is chosen whose steps could differ; choose one that has saved checkpoints")
         folder = self._runs[run].folder
         stages = stages_of(folder)
         name = next((use.name for use in asks.networks if folder in use.file.parents), run)
@@ -87,5 +88,5 @@ class GridTab:
         asked = numbers(values, whole=True)
         if missing := [step for step in asked if step not in by_step]:
             there = ", ".join(str(step) for step in by_step)
-            raise ValueError(f"{run} has kept no network of step {missing[0]}; there are: {there or 'none'}")
+            raise InputError(f"{run} has kept no network of step {missing[0]}; there are: {there or 'none'}")
         return name, [by_step[step] for step in asked]

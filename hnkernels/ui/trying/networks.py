@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from hnkernels.drawing.request import DrawRequest, NetworkUse
+from hnkernels.errors import InputError
 from hnkernels.home.library.entry import Entry
 from hnkernels.home.library.library import Library
 from hnkernels.ui import offered
@@ -81,7 +82,7 @@ class NetworksTab:
             uses.append(NetworkUse(chosen(known, name).file(), name, strength, parts))
         names = [use.name for use in uses]
         if twice := [name for n, name in enumerate(names) if name in names[:n]]:
-            raise ValueError(f"{twice[0]} is chosen twice; choose another network, or none, in one of the places")
+            raise InputError(f"{twice[0]} is chosen twice; choose another network, or none, in one of the places")
         return uses
 
     def filled(self, asked: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[str]]:
@@ -107,9 +108,9 @@ def chosen(known: Mapping[str, Entry], name: str | None) -> Entry:
         ValueError: none is chosen, or it is not there any more.
     """
     if name is None or name == NONE:
-        raise ValueError("no network is chosen; choose one")
+        raise InputError("no network is chosen; choose one")
     if name not in known:
-        raise ValueError(f"there is no network {name!r} any more; choose another, or reload the page for the list")
+        raise InputError(f"there is no network {name!r} any more; choose another, or reload the page for the list")
     return known[name]
 
 

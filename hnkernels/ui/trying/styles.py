@@ -9,6 +9,7 @@ import gradio as gr
 
 from hnkernels.drawing.grid import Axis, Grid
 from hnkernels.drawing.request import DrawRequest
+from hnkernels.errors import InputError
 from hnkernels.home.folder import Home
 from hnkernels.ui.events import FAULTS, PRIVATE, refused
 from hnkernels.ui.trying.drawings import Drawings
@@ -64,14 +65,14 @@ class StylesTab:
         names = chosen(known, name).facts.styles
         styles = {style: weight for style, weight in zip(names, weights, strict=False) if weight}
         if not styles:
-            raise ValueError("all weights are 0; give one style at least a weight")
+            raise InputError("all weights are 0; give one style at least a weight")
         return batch(with_network(request(), name, known, styles=styles), self._folder)
 
     def _strip(self, request: Callable[[], DrawRequest], name: str, first: str, second: str, count: float) -> Job:
         known = self._networks.known()
         chosen(known, name)
         if NONE in (first, second):
-            raise ValueError("choose two styles, one for each end of the strip")
+            raise InputError("choose two styles, one for each end of the strip")
         asks = with_network(request(), name, known, styles={first: 1.0})
         return sheet(Grid(asks, Axis.mixtures(name, first, second, int(count))), self._folder)
 
