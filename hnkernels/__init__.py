@@ -41,14 +41,14 @@ _HOME = {
     "hyper_kv": "hnkernels.ops.hyper",
     "hyper_qkv": "hnkernels.ops.hyper",
     "interpolate": "hnkernels.convert.mixing",
-    "load_hypernetwork": "hnkernels.checkpoint",
+    "load_hypernetwork": "hnkernels.files",
     "lowrank_add": "hnkernels.ops.lowrank",
     "lowrank_linear": "hnkernels.ops.lowrank",
     "lowrank_linears": "hnkernels.ops.lowrank",
     "parse_prompt": "hnkernels.prompt",
     "merge": "hnkernels.convert.merging",
     "merge_state_dict": "hnkernels.convert.merging",
-    "save_hypernetwork": "hnkernels.checkpoint",
+    "save_hypernetwork": "hnkernels.files",
     "to_lora": "hnkernels.convert.lora_export",
     "train_hypernetwork": "hnkernels.training",
 }
@@ -57,11 +57,12 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from hnkernels.adapter import Adapter, AdapterError, Adapters, PerRow, WeightAdapter, adapters, attach
-    from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
+    from hnkernels.checkpoint import CheckpointError
     from hnkernels.convert.lora_export import LoraLayer, LoraReport, to_lora
     from hnkernels.convert.merging import merge, merge_state_dict
     from hnkernels.convert.mixing import average, interpolate
     from hnkernels.errors import HNKernelsError, InputError
+    from hnkernels.files import load_hypernetwork, save_hypernetwork
     from hnkernels.generator import (
         GeneratedWeights,
         HypernetworkDecoder,

@@ -128,7 +128,7 @@ def interpolate(
 ) -> None:
     """Mix two hypernetworks into a new one between them."""
     from hnkernels import interpolate as mix
-    from hnkernels import load_hypernetwork, save_hypernetwork
+    from hnkernels.checkpoint import load_hypernetwork, save_hypernetwork
     from hnkernels.checkpoint.files import extension_of
 
     extension_of(out)
@@ -146,7 +146,7 @@ def merge(
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
     """Merge affine hypernetworks into a copy of a model, exactly."""
-    from hnkernels import load_hypernetwork
+    from hnkernels.checkpoint import load_hypernetwork
     from hnkernels.convert.model_files import merge_files
 
     strengths = _one_each(strength, hypernetwork)
@@ -168,7 +168,8 @@ def export_lora(
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
     """Write an affine hypernetwork as a LoRA, and how close it comes."""
-    from hnkernels import load_hypernetwork, to_lora
+    from hnkernels import to_lora
+    from hnkernels.checkpoint import load_hypernetwork
     from hnkernels.convert.model_files import read_unet, write_tensors
 
     if out.suffix.lower() != ".safetensors":
@@ -249,12 +250,12 @@ def train(
     ] = False,
 ) -> None:
     """Train a hypernetwork on a folder of images. Several processes: accelerate launch -m hnkernels train ..."""
-    from hnkernels import HypernetworkTrainer, TrainingConfig
+    from hnkernels import HypernetworkTrainer, TrainingConfig, load_hypernetwork
     from hnkernels.convert.survey import model_without_weights
     from hnkernels.pipeline import MODEL_DTYPES, check_pipeline, load_pipeline, offload_by_groups
     from hnkernels.training.data.examples import examples_of
     from hnkernels.training.data.folder import read_folder
-    from hnkernels.training.networks import check_fit, network_from, new_network
+    from hnkernels.training.networks import check_fit, new_network
     from hnkernels.training.persistence.run_folder import RunFolder
     from hnkernels.training.processes import Processes
     from hnkernels.training.recipes import DEFAULT, recipe_named
@@ -282,7 +283,7 @@ def train(
     if init_from is None:
         net = new_network(kind, unet, training.target_layers, name, settings["network"], contents.rows)
     else:
-        net = network_from(init_from)
+        net = load_hypernetwork(init_from)
     check_fit(net, unet, training.target_layers)
     folder = RunFolder(training.output_dir)
     folder.files_for(net)

@@ -80,8 +80,7 @@ def save_hypernetwork(net: Hypernetwork, path: str | os.PathLike[str]) -> None:
         TypeError: ``net`` is not a ``Hypernetwork``.
     """
     if not isinstance(net, Hypernetwork):
-        hint = "; it has a save(path) of its own" if hasattr(net, "save") else ""
-        raise TypeError(f"save_hypernetwork takes a Hypernetwork and a path, not {type(net).__name__} first{hint}")
+        raise TypeError(f"save_hypernetwork takes a network and a path, not {type(net).__name__} first")
     extension = extension_of(path)
     legacy = net.config.allow_legacy_activations
     with naming(path), torch.no_grad():

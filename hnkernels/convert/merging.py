@@ -199,7 +199,7 @@ def _checked(
     strengths: float | Sequence[float],
     targets: Sequence[str],
 ) -> tuple[tuple[Hypernetwork, ...], tuple[float, ...]]:
-    nets = (nets,) if isinstance(nets, Hypernetwork) else tuple(nets)
+    nets = (nets,) if isinstance(nets, torch.nn.Module) else tuple(nets)
     if not nets:
         raise InputError("nets must be one or more hypernetworks; none was given")
     chosen = tuple(strengths) if isinstance(strengths, Sequence) else (strengths,) * len(nets)

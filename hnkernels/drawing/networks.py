@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 
 from hnkernels.adapter import attach
-from hnkernels.checkpoint import load_hypernetwork
 from hnkernels.checkpoint.errors import naming
 from hnkernels.drawing.request import NetworkUse, SettingError
+from hnkernels.files import load_hypernetwork
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.generator.summary import kind_of
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.checks import check_conditions
 from hnkernels.training.families import family_of
@@ -49,8 +48,7 @@ class Networks:
             stat = file.stat()
         key = (file, stat.st_mtime_ns, stat.st_size)
         if key not in self._kept:
-            net = load_hypernetwork(file) if kind_of(file) is None else WeightHypernetwork.load(file)
-            self._kept[key] = net.eval()
+            self._kept[key] = load_hypernetwork(file).eval()
         self._kept.move_to_end(key)
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)

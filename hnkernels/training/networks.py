@@ -1,18 +1,14 @@
-"""The network that a command is to train: a new one for a model, or one from a file."""
+"""The network that a command is to train: a new one for a model, and whether one fits it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hnkernels.adapter import attach
 from hnkernels.adapter.layers import find_attention
-from hnkernels.checkpoint import load_hypernetwork
 from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.generator.files import NETWORK
-from hnkernels.generator.summary import kind_of
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.training.data.example import Example
 from hnkernels.training.families import family_of
@@ -60,21 +56,6 @@ def new_network(
     except TypeError as error:
         raise InputError(f"'network' has a setting that {build.__name__} does not know: {error}") from None
     return net
-
-
-def network_from(file: Path) -> Hypernetwork | WeightHypernetwork:
-    """A network of either kind from its file.
-
-    Raises:
-        CheckpointError: it cannot be read.
-        ValueError: it holds generated weights, which cannot be trained.
-    """
-    kind = kind_of(file)
-    if kind is None:
-        return load_hypernetwork(file)
-    if kind != NETWORK:
-        raise InputError(f"{file} holds generated weights, not a network that can be trained")
-    return WeightHypernetwork.load(file)
 
 
 def check_fit(net: Hypernetwork | WeightHypernetwork, model: Any, targets: Sequence[str]) -> None:

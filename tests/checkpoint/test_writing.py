@@ -212,7 +212,7 @@ def test_impossible_targets_are_refused(name, match, tmp_path):
 
 
 def test_arguments_in_the_wrong_order_are_a_type_error(tmp_path):
-    with pytest.raises(TypeError, match="takes a Hypernetwork and a path"):
+    with pytest.raises(TypeError, match="takes a network and a path"):
         save_hypernetwork(tmp_path / "f.pt", make())
 
 
