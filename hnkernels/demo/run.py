@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -20,8 +19,9 @@ from hnkernels.adapter.layers import find_attention
 from hnkernels.assets import TINY_SD
 from hnkernels.demo.compare import compare_with_a1111_way
 from hnkernels.demo.figures import before_after, loss_curve
-from hnkernels.demo.glyphs import Pictures, handwritten_digits
+from hnkernels.demo.glyphs import handwritten_digits
 from hnkernels.demo.job import JobSettings, digits_drawn, draw_digits, remove_earlier_run, training_config
+from hnkernels.demo.sample_pictures import write_image_folder
 from hnkernels.demo.scores import Judges, train_judges
 from hnkernels.pipeline import load_pipeline
 
@@ -111,14 +111,6 @@ def run_demo(out: Path, seed: int = 0, settings: Settings | None = None) -> dict
     console.print(_table(summary))
     console.print(f"pictures, networks and summary are in {out}")
     return summary
-
-
-def write_image_folder(pictures: Pictures, folder: Path) -> None:
-    """PNG files with ``.txt`` captions beside them, as any training folder."""
-    folder.mkdir(parents=True)
-    for index, (image, text) in enumerate(zip(pictures.images, pictures.captions, strict=True)):
-        Image.fromarray(image).save(folder / f"{index:04d}.png")
-        (folder / f"{index:04d}.txt").write_text(text, encoding="utf-8")
 
 
 def _style(judges: Judges, pictures: np.ndarray) -> float:

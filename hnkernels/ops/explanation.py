@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ class Explanation:
         lines = [f"{'launch':<34}{'tiles':>14}{'programs':>10}{'GFLOP':>9}{'MB read':>10}{'MB written':>12}  route"]
         for name, launches in (("forward", self.forward), ("backward", self.backward)):
             if launches:
-                lines.append(f"{name}, {len(launches)} launches")
+                lines.append(f"{name}, {_counted(launches)}")
             for launch in launches:
                 t = launch.tiles
                 lines.append(
@@ -65,10 +65,14 @@ class Explanation:
                     f"  {launch.why}".rstrip()
                 )
         lines.append(
-            f"{len(self.launches)} launches, {self.flops / 1e9:.3f} GFLOP, {self.bytes_moved / 1e6:.2f} MB moved, "
+            f"{_counted(self.launches)}, {self.flops / 1e9:.3f} GFLOP, {self.bytes_moved / 1e6:.2f} MB moved, "
             f"{self.saved_bytes / 1e6:.2f} MB saved for backward; counted for {self.target}, not measured"
         )
         return "\n".join(lines)
+
+
+def _counted(launches: Sequence[Launch]) -> str:
+    return f"{len(launches)} launch{'es' if len(launches) != 1 else ''}"
 
 
 @torch.inference_mode(False)

@@ -16,7 +16,7 @@ from torch import nn
 from hnkernels.adapter import attach
 from hnkernels.adapter.layers import find_attention
 from hnkernels.checkpoint import load_hypernetwork
-from hnkernels.demo.run import write_image_folder
+from hnkernels.demo.sample_pictures import write_image_folder
 from hnkernels.generator import WeightGenerator, WeightHypernetwork
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.study.bench import STYLE, Bench

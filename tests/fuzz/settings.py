@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hnkernels import Hypernetwork, TrainingConfig
-from hnkernels.cli import _read_config
+from hnkernels.cli.training import read_config
 from tests.fuzz.campaign import Target
 from tests.fuzz.mutations import odd_value, spoilt_bytes, spoilt_text, spoilt_value
 from tests.fuzz.torch_files import written
@@ -82,7 +82,7 @@ def _check_config(_: bytes, settings: Any) -> None:
 
 
 CONFIG = Target(
-    draw=_config, prepare=written("config.json"), run=_read_config, check=_check_config, refusals=(ValueError,)
+    draw=_config, prepare=written("config.json"), run=read_config, check=_check_config, refusals=(ValueError,)
 )
 
 

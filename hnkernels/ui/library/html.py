@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from hnkernels.convert.lora_export import LoraReport
 from hnkernels.home.library import Entry
-from hnkernels.ui.units import size
+from hnkernels.units import size
 
 TABLE_CSS = """
 min-width: 0; padding: 0;

@@ -12,6 +12,7 @@ import gradio as gr
 import torch
 
 from hnkernels.accounting.comparison import Comparison, compare
+from hnkernels.accounting.gpus import GPUS
 from hnkernels.accounting.layers import KNOWN, LayerShape, layers_of
 from hnkernels.accounting.timing import measure
 from hnkernels.adapter import AdapterError
@@ -26,23 +27,14 @@ from hnkernels.triton.launch import Launch
 from hnkernels.ui import offered
 from hnkernels.ui.bars import Bar, bars
 from hnkernels.ui.events import PRIVATE, refused, said
-from hnkernels.ui.units import size
+from hnkernels.units import operations, size, time
 
 _NEW: dict[str, dict[str, Any]] = {
     "a new one: 1, 2, 1, silu": {"activation": "silu"},
     "a new one: 1, 2, 1, relu, layer norm": {"activation": "relu", "layer_norm": True},
     "a new one: 1, 2, 1, without activation": {"activation": None},
 }
-_CARDS = {
-    "A100 (sm_80)": "sm_80",
-    "RTX 3090 (sm_86)": "sm_86",
-    "RTX 4090 (sm_89)": "sm_89",
-    "H100 (sm_90)": "sm_90",
-    "B200 (sm_100)": "sm_100",
-    "RTX 5090 (sm_120)": "sm_120",
-    "MI300X (gfx942)": "gfx942",
-    "RX 7900 XTX (gfx1100)": "gfx1100",
-}
+_CARDS = {f"{name} ({target})": target for name, target in GPUS.items()}
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _INFERENCE, _TRAINING = "inference", "training"
 _MOST_ROWS = 2**24  # of a context
@@ -198,7 +190,7 @@ class _Page:
         mlps, rows, out_features, how = self._asked(*chosen)
         ours, eager = measure(mlps, rows, out_features, **how)
         return (
-            f"Measured on {torch.cuda.get_device_name()}: {_time(ours)} by {_OURS}, {_time(eager)} by {_EAGER}, "
+            f"Measured on {torch.cuda.get_device_name()}: {time(ours)} by {_OURS}, {time(eager)} by {_EAGER}, "
             f"{eager / ours:.2f} times as long; medians of runs in turns."
         )
 
@@ -218,7 +210,7 @@ def _words(compared: Comparison, card: str) -> str:
         text += f", {size(compared.saved[0])} kept for the backward pass instead of {size(compared.saved[1])}"
     if compared.seconds is None:
         return f"{text}. For fp32 no time is modelled."
-    least, most = map(_time, compared.seconds)
+    least, most = map(time, compared.seconds)
     return f"{text}. Modelled by the data sheet of {escape(card)}: at least {least} instead of {most}."
 
 
@@ -231,13 +223,13 @@ def _pictures(compared: Comparison, card: str) -> str:
 
     figures = [
         figure("Bytes read and written, counted", size, lambda one: one.bytes_read + one.bytes_written),
-        figure("Operations of the products, counted", _flops, lambda one: one.flops),
+        figure("Operations of the products, counted", operations, lambda one: one.flops),
         figure("Launches, counted", lambda n: f"{n:.0f}", lambda one: 1),
     ]
     if compared.seconds is not None:
         both_times = zip((_OURS, _EAGER), compared.seconds, strict=True)
-        drawn = [Bar(who, [("all launches", time)], n) for n, (who, time) in enumerate(both_times)]
-        figures.append(bars(f"Least time on {card}, modelled", drawn, _time))
+        drawn = [Bar(who, [("all launches", seconds)], n) for n, (who, seconds) in enumerate(both_times)]
+        figures.append(bars(f"Least time on {card}, modelled", drawn, time))
     return f'<div class="curves">{"".join(figures)}</div>'
 
 
@@ -258,7 +250,7 @@ def _table(caption: str, passes: Sequence[tuple[str, Sequence[Launch]]]) -> str:
                 _name(one),
                 f"{tiles.block_m} × {tiles.block_n} × {tiles.block_k}" if tiles else "",
                 f"{one.programs:,}" if tiles else "",
-                _flops(one.flops) if one.flops else "",
+                operations(one.flops) if one.flops else "",
                 size(one.bytes_read),
                 size(one.bytes_written),
                 one.why,
@@ -274,17 +266,6 @@ def _table(caption: str, passes: Sequence[tuple[str, Sequence[Launch]]]) -> str:
 
 def _name(one: Launch) -> str:
     return one.kernel.removesuffix("_kernel").removeprefix("aten.").replace("_", " ")
-
-
-def _flops(count: float) -> str:
-    for unit, factor in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count:.0f} FLOP"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
 def _plural(count: int, word: str) -> str:

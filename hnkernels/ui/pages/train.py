@@ -26,7 +26,7 @@ from hnkernels.training.settings import settings
 from hnkernels.ui import form
 from hnkernels.ui.events import PRIVATE, refused, said, sentence
 from hnkernels.ui.pictures import element
-from hnkernels.ui.units import duration, size
+from hnkernels.units import duration, size
 
 _PER_PAGE = 24
 _MINUTES = "The embedded model, in seconds"

@@ -23,7 +23,7 @@ from hnkernels.ui.charts import Series, chart
 from hnkernels.ui.downloads import offered
 from hnkernels.ui.events import PRIVATE, refused, said
 from hnkernels.ui.pictures import element
-from hnkernels.ui.units import duration, size
+from hnkernels.units import duration, size
 
 _SECONDS, _IDLE = 3.0, 10.0  # between two looks at the runs: while one lives, and while none does
 _SHOWN = 24  # previews side by side

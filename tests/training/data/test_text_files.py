@@ -35,12 +35,12 @@ def test_json_that_is_broken_or_says_a_key_twice_is_refused(text):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_config_may_have_a_byte_order_mark(tmp_path, encoding):
     pytest.importorskip("typer")
-    from hnkernels.cli import _read_config
+    from hnkernels.cli.training import read_config
 
     file = tmp_path / "config.json"
     file.write_bytes(json.dumps({"training": {"max_steps": 1}}).encode(encoding))
-    assert _read_config(file) == {"training": {"max_steps": 1}, "network": {}}
+    assert read_config(file) == {"training": {"max_steps": 1}, "network": {}}
     for broken in (b"{", b"\xff\xfe\xff", b'{"training": {"seed": 1, "seed": 2}}'):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match=r"cannot read the config .*config\.json"):
-            _read_config(file)
+            read_config(file)

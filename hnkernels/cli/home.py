@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Column, Table
 
+from hnkernels.cli.arguments import print_json
+from hnkernels.cli.terminal import console, printable
 from hnkernels.errors import InputError
-from hnkernels.terminal import console, printable
 
 HOME = Path("hnkernels-home")
 """The folder that the page and these commands take if no other is named."""
@@ -75,8 +74,7 @@ def runs(
     listed = known.all() if name is None else [known[name]]
     if as_json:
         found = [{"name": r.name, "state": r.state, "step": r.step, "end": r.end, "said": r.sentence()} for r in listed]
-        json.dump(found, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(found)
         return
     for run in listed:
         console.print(
@@ -106,8 +104,7 @@ def library(
     everything = Library(Home(home)).all()
     entries = ordered(matching(everything, search), sort, descending)
     if as_json:
-        json.dump([entry.to_json() for entry in entries], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([entry.to_json() for entry in entries])
         return
     if not entries:
         console.print(f"no network here matches {printable(search)}" if everything else f"no networks in {home}")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import hnkernels as hn
-from hnkernels import cli_home
+from hnkernels.cli import home as cli_home
 from hnkernels.cli import main
 from hnkernels.training.progress.history import write_run
 from hnkernels.training.progress.log import COLUMNS

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 
 import pytest
 import safetensors.torch
@@ -13,34 +12,10 @@ from PIL import Image
 
 import hnkernels as hn
 from hnkernels.assets import TINY_SD
-from hnkernels.cli import main
 from hnkernels.pipeline import load_pipeline
 from hnkernels.training.recipes import recipe_named
 
 WIDTHS_OF_TINY_SD = [["48", "attn1", "3"], ["80", "attn1", "4"], ["96", "attn2", "7"]]
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    """Runs a command; returns (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hnkernels", *map(str, words)])
-        capsys.readouterr()  # what fixtures have printed
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
-def style(tmp_path):
-    net = hn.Hypernetwork((48, 80, 96), activation="relu", name="style")
-    hn.save_hypernetwork(net, tmp_path / "style.pt")
-    return tmp_path / "style.pt"
 
 
 @pytest.fixture

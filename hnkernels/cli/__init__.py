@@ -1,0 +1,52 @@
+"""The command line: a file for what its commands are about, each a thin layer over the library."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.markup import escape
+
+from hnkernels.cli.drawing import sample
+from hnkernels.cli.home import library, runs, ui
+from hnkernels.cli.machine import doctor, explain
+from hnkernels.cli.models import export_lora, merge
+from hnkernels.cli.networks import convert, generate, info, interpolate
+from hnkernels.cli.terminal import errors
+from hnkernels.cli.training import demo, study, train
+from hnkernels.errors import HNKernelsError
+
+app = typer.Typer(
+    help="Stable Diffusion hypernetworks: look at files, convert them, train and sample.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for commands in (
+    (demo, ui, train, sample),
+    (runs, library, info, convert, interpolate, generate, merge, export_lora),
+    (explain, doctor, study),
+):
+    for command in commands:
+        app.command()(command)
+
+
+def main() -> None:
+    """Runs the command line.
+
+    Exit codes: 0, all is well; 1, it cannot be done, or ``doctor`` has found something wrong, with one line on stderr;
+    2, the command or an option does not exist; 130, interrupted.
+    """
+    try:
+        app(prog_name="hnkernels")
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)
+    except (HNKernelsError, ValueError, OSError) as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except ImportError as error:
+        errors.print(
+            f"[red]error:[/red] {escape(str(error))}; install what this needs with: pip install 'hnkernels\\[train]'",
+            soft_wrap=True,
+        )
+        sys.exit(1)

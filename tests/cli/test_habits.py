@@ -1,0 +1,83 @@
+"""What every command does alike: JSON, exit codes, colours, the shell's completion."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hnkernels.assets import TINY_SD
+
+
+def shell(*words, **environment):
+    """A command in a process of its own, without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "hnkernels", *map(str, words)],
+        capture_output=True, text=True, env={**os.environ, "COLUMNS": "200", **environment},
+    )  # fmt: skip
+
+
+def test_info_prints_json(cli, style):
+    code, out, _ = cli("info", style, "--model", "tiny-sd", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["file"] == str(style)
+    assert found["model"] == str(TINY_SD)
+    assert found["attention"][0] == {"width": 48, "attention": "attn1", "layers": 3, "acts": True}
+
+
+def test_export_lora_prints_json(cli, tmp_path):
+    import hnkernels as hn
+
+    hn.save_hypernetwork(hn.Hypernetwork((48, 80, 96), activation=None), tmp_path / "affine.pt")
+    code, out, _ = cli("export-lora", tmp_path / "affine.pt", "tiny-sd", tmp_path / "lora.safetensors", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["rank"] == 16
+    assert found["worst"] == max(layer["error"] for layer in found["layers"])
+
+
+def test_a_folder_called_tiny_sd_is_taken_at_its_word(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-sd").mkdir()
+    code, _, err = cli("info", "--model", "tiny-sd")
+    assert code == 1
+    assert "tiny-sd is not a diffusers model" in err
+
+
+def test_exit_codes(style, tmp_path):
+    assert shell("info", style).returncode == 0
+    assert shell("info", tmp_path / "missing.pt").returncode == 1
+    assert shell("nonsense").returncode == 2
+    assert shell("info", "--nonsense").returncode == 2
+
+
+def test_without_a_terminal_there_are_no_control_characters(style, tmp_path):
+    for words in (("info", style), ("info", tmp_path / "missing.pt"), ("--help",)):
+        done = shell(*words)
+        assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_no_color_is_obeyed_where_colour_is_forced(tmp_path):
+    colourful = shell("info", tmp_path / "missing.pt", FORCE_COLOR="1", TERM="xterm")
+    plain = shell("info", tmp_path / "missing.pt", FORCE_COLOR="1", TERM="xterm", NO_COLOR="1")
+    assert "\x1b[31m" in colourful.stderr
+    assert "\x1b[31m" not in plain.stderr
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands(name):
+    done = shell(_HNKERNELS_COMPLETE=f"source_{name}")
+    assert done.returncode == 0
+    assert "_HNKERNELS_COMPLETE" in done.stdout
+
+
+def test_the_demo_writes_its_pictures_alone(cli, tmp_path):
+    code, _, _ = cli("demo", "--data", tmp_path / "digits")
+    assert code == 0
+    assert len(list((tmp_path / "digits").glob("*.png"))) == 256
+    assert (tmp_path / "digits" / "0000.txt").read_text().startswith("digit ")
+    code, _, err = cli("demo", "--data", tmp_path / "digits")
+    assert code == 1
+    assert "exists already" in err
