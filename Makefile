@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test ui test-ui test-versions fuzz lint bench gpu-check gpu-report bench-compare counts compile-report report clean
+.PHONY: demo test ui test-ui test-versions docs fuzz lint bench gpu-check gpu-report bench-compare counts compile-report report clean
 
 demo: .venv/.train
 	$(BIN)/hnkernels demo
@@ -25,6 +25,10 @@ test-ui: .venv/.test-ui .venv/.chromium
 # ENVIRONMENTS="oldest bare" chooses.
 test-versions: .venv/.dev
 	$(BIN)/python -m tests.versions $(ENVIRONMENTS)
+
+# The pages of docs/ as a site in site/, which opens from the folder; a link or an anchor that leads nowhere is an error.
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict --quiet
 
 # Spoilt files, texts and calls at every boundary: refused with a sentence, or right. CASES=100000 takes hours.
 fuzz: .venv/.dev
@@ -66,12 +70,12 @@ report: .venv/.dev
 	$(BIN)/python -m benchmarks.report
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.train .venv/.dev .venv/.ui .venv/.test-ui: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.train .venv/.dev .venv/.ui .venv/.test-ui .venv/.docs: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
 	touch $@
 

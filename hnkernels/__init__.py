@@ -28,7 +28,11 @@ _HOME = {
     "InputError": "hnkernels.errors",
     "LoraLayer": "hnkernels.convert.lora_export",
     "LoraReport": "hnkernels.convert.lora_export",
+    "Launch": "hnkernels.triton.launch",
     "MLPConfig": "hnkernels.network.mlp",
+    "ParsedPrompt": "hnkernels.prompt",
+    "TargetLayer": "hnkernels.generator.targets",
+    "TrainingResult": "hnkernels.training",
     "TrainingConfig": "hnkernels.training",
     "WeightGenerator": "hnkernels.generator",
     "WeightAdapter": "hnkernels.adapter",
@@ -70,13 +74,21 @@ if TYPE_CHECKING:
         WeightGenerator,
         WeightHypernetwork,
     )
+    from hnkernels.generator.targets import TargetLayer
     from hnkernels.network.hypernetwork import Hypernetwork
     from hnkernels.network.mlp import HypernetworkMLP, MLPConfig
     from hnkernels.ops.explanation import Explanation, explain
     from hnkernels.ops.hyper import hyper_context, hyper_kv, hyper_qkv
     from hnkernels.ops.lowrank import lowrank_add, lowrank_linear, lowrank_linears
-    from hnkernels.prompt import parse_prompt
-    from hnkernels.training import HypernetworkTrainer, TrainingConfig, train_hypernetwork
+    from hnkernels.prompt import ParsedPrompt, parse_prompt
+    from hnkernels.training import (
+        DivergenceError,
+        HypernetworkTrainer,
+        TrainingConfig,
+        TrainingResult,
+        train_hypernetwork,
+    )
+    from hnkernels.triton.launch import Launch
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,8 @@ from tests import versions
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+API = ROOT / "docs" / "api"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -82,3 +83,51 @@ def test_the_table_of_versions_is_what_is_written_down():
 
 def test_the_oldest_versions_are_those_that_are_accepted():
     assert {"torch==2.6", "triton==3.2", "safetensors==0.4.5", "diffusers==0.36"} <= set(versions.oldest())
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=named)
+def test_the_links_of_a_page_that_is_not_in_the_site_lead_somewhere(page):
+    """Those of docs/ are checked by ``make docs``, their anchors too."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            text = (page.parent / file).read_text(encoding="utf-8") if file.endswith(".md") else ""
+            assert (page.parent / file).exists(), target
+            assert not anchor or anchor in map(anchor_of, re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)), target
+
+
+def anchor_of(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+
+
+def test_every_public_name_is_on_a_page_of_the_api():
+    import hnkernels as hn
+
+    shown = re.findall(
+        r"^::: hnkernels\.([\w.]+)$", "".join(p.read_text() for p in API.glob("*.md")), flags=re.MULTILINE
+    )
+    assert len(shown) == len(set(shown))
+    assert {name for name in shown if "." not in name} == set(hn.__all__) - {"__version__"}
+
+
+@pytest.mark.parametrize(
+    ("words", "row"),
+    [
+        ("1/4.6 of the web UIs' time", "16 cross-attention layers, forward |"),
+        ("1/68 from the second denoising step on", "the same from the second denoising step on |"),
+        ("UNet 1/1.8,", "training step of the UNet, batch 1 |"),
+        ("1/1.6 with gradient checkpointing", "training step of the UNet, batch 1, gradient checkpointing |"),
+    ],
+)
+def test_a_figure_of_the_readme_is_that_of_the_table(words, row):
+    (line,) = [
+        line for line in (ROOT / "docs" / "benchmarks.md").read_text().splitlines() if line.startswith(f"| {row}")
+    ]
+    measured = float(re.search(r"\| ([\d.]+) x \|", line)[1])
+    said = re.search(r"1/([\d.]+)", words)[1]
+    assert words in README.read_text(encoding="utf-8").replace("\n", " ")
+    assert f"{measured:.{len(said.partition('.')[2])}f}" == said
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
