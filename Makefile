@@ -28,7 +28,7 @@ test-versions: .venv/.dev
 
 # The pages of docs/ as a site in site/, which opens from the folder; a link or an anchor that leads nowhere is an error.
 docs: .venv/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Spoilt files, texts and calls at every boundary: refused with a sentence, or right. CASES=100000 takes hours.
 fuzz: .venv/.dev
