@@ -39,7 +39,7 @@ class Networks:
         for use, net in zip(uses, nets, strict=True):
             if use.styles and not isinstance(net, WeightHypernetwork):
                 raise SettingError(
-                    "style", f"is for weight hypernetworks, and {use.name} is none; leave its styles out"
+                    "style", f"is for weight hypernetworks, and {use.name} is not one; leave its styles out"
                 )
         return nets
 

@@ -17,7 +17,7 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
     """``files.NETWORK`` or ``files.WEIGHTS``; ``None`` for any other file.
 
     Raises:
-        CheckpointError: it is called ``.safetensors`` and is none.
+        CheckpointError: it is called ``.safetensors`` and is not such a file.
     """
     if Path(path).suffix.lower() != ".safetensors" or not Path(path).is_file():
         return None

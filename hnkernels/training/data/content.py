@@ -30,7 +30,7 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(source: Source) -> Stamp | None:
-    """The stamp of the file behind a picture; ``None`` for an image in memory.
+    """The stamp of a picture's file; ``None`` for an image in memory.
 
     Raises:
         ValueError: there is no such file; the message names it.

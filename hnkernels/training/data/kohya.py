@@ -30,7 +30,7 @@ def kohya_entries(path: Path) -> dict[str, Any] | None:
 
 
 def _caption(caption: Any, tags: Any) -> Any:
-    """Both as one text; what is no text is left to the reader of tables to refuse."""
+    """Both as one text; what is not text is left to the reader of tables to refuse."""
     if isinstance(caption, str) and isinstance(tags, str):
         return ", ".join(filter(None, (caption, tags)))
     return tags if caption is None else caption

@@ -52,7 +52,7 @@ class Picture:
 def read_picture(source: Source, size: int | Size) -> Picture:
     """The picture as RGB of a size: upright, centre crop, Lanczos resize, transparency on white.
 
-    Of an animation the first frame, of a document the first page. Values of 16 bits, whole numbers and floating-point
+    Of an animation the first frame, of a document the first page. Values of 16 bits, integers and floating-point
     values are scaled to 8 bits; an embedded colour profile is applied.
 
     Args:
@@ -122,7 +122,7 @@ def _check_claim(image: Image.Image, source: str | PathLike[str] | ShardMember) 
 
 @contextmanager
 def opened(source: Source, what: str = "image") -> Iterator[Image.Image]:
-    """The image of PIL that is behind a picture; whatever goes wrong in the body is an error that names the picture.
+    """PIL's image of a picture; whatever goes wrong in the body is an error that names the picture.
 
     Args:
         source: a file or an image of PIL.

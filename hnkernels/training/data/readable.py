@@ -19,7 +19,7 @@ def readable(examples: Sequence[Example], skip_broken: bool = False, cache: Cach
     """The examples with their ``size``, once the headers of all their pictures are found to be readable.
 
     A mask, and a picture that is edited, is opened too, and must have the aspect ratio of its example's image. Pixels
-    are not decoded: a file that is cut off behind its header is found when it is encoded.
+    are not decoded: a file that is cut off after its header is found when it is encoded.
 
     Args:
         examples: any examples.

@@ -52,7 +52,7 @@ def describe_training(
         end: those that it was to have.
         base_version: of ``ARCHITECTURES``, or any other name of the kind of base model.
         model_name: of the base model; without it the network's origin is left as it is.
-        model_sha256: hex digits of its file, of which A1111 writes the first 10; ``None`` if it is no single file.
+        model_sha256: hex digits of its file, of which A1111 writes the first 10; ``None`` if it is not a single file.
         resolution: side of the training pictures in pixels.
         captions: set of pictures, usually a folder's name → its captions, one per picture, whose parts between commas
             are its tags. The 1000 most frequent of each set are written.

@@ -147,7 +147,7 @@ else:
     import fcntl
 
     def _lock(descriptor: int) -> bool:
-        """Locks an open file until it is closed; ``False`` if somebody else has."""
+        """Locks an open file until it is closed; ``False`` if another process has."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

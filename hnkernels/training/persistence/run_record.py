@@ -70,7 +70,7 @@ def check_resumable(checkpoint: Checkpoint, record: Mapping[str, str], end: int,
     """
     if checkpoint.state["step"] > end:
         raise InputError(
-            f"{checkpoint.path} has {checkpoint.state['step']} steps behind it, and the settings end the run at "
+            f"{checkpoint.path} has {checkpoint.state['step']} steps done, and the settings end the run at "
             f"{end}; raise max_steps or max_epochs"
         )
     if changes := ", ".join(differences(checkpoint.state["run"], record)):

@@ -17,7 +17,7 @@ _SECONDS = 10.0  # between lines
 class Progress:
     """A context manager that shows the steps of a run.
 
-    Where the stream is no terminal (a file, a pipe, a notebook), a line is written every ten seconds, and one at the
+    Where the stream is not a terminal (a file, a pipe, a notebook), a line is written every ten seconds, and one at the
     end, so that logs stay short. A stream that is closed or broken ends the display, not the run.
 
     Args:

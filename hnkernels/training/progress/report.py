@@ -68,7 +68,7 @@ def write_report(folder: Path) -> Path:
     )
     path = folder / REPORT
     with naming(path), replacing(path) as file:
-        file.write(page.encode("utf-8", "replace"))  # names of files may hold what is no text
+        file.write(page.encode("utf-8", "replace"))  # names of files may hold what is not text
     return path
 
 

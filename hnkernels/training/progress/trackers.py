@@ -48,7 +48,7 @@ class Trackers:
         names: of ``accelerate.tracking``; a name that stands there twice counts once.
         folder: of the run. Trackers that write files do so in its folder ``trackers``; its name is the run's there. For
             the others the project is called hnkernels.
-        settings: of the run, which the trackers show; what is no number or text becomes JSON.
+        settings: of the run, which the trackers show; what is neither a number nor a text becomes JSON.
         first_step: steps done before. TensorBoard hides what an earlier process logged of later ones.
 
     Raises:

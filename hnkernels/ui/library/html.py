@@ -76,7 +76,7 @@ EMPTY = "No network here yet: train one, or drop a file here."
 
 
 def text(value: object) -> str:
-    """A text that somebody wrote, as HTML that shows it; without what Gradio's templates would fill in."""
+    """A text that a person wrote, as HTML that shows it; without what Gradio's templates would fill in."""
     return html.escape(str(value)).translate(_TEMPLATES)
 
 

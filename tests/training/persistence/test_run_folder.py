@@ -169,7 +169,7 @@ def test_settings_of_any_type_can_be_resumed(tmp_path):
 
 def test_a_run_is_not_resumed_beyond_its_end(tmp_path):
     trainer(tmp_path, max_steps=3).train()
-    with pytest.raises(ValueError, match="has 3 steps behind it, and the settings end the run at 1; raise max_steps"):
+    with pytest.raises(ValueError, match="has 3 steps done, and the settings end the run at 1; raise max_steps"):
         trainer(tmp_path, max_steps=1).train(resume=True)
     assert trainer(tmp_path, max_steps=3).train(resume=True).step == 3
 
