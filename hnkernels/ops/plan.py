@@ -291,7 +291,7 @@ def attempt(
 
 
 def launching() -> tuple | None:
-    """Under what launches are made, besides their arguments; ``None`` while they are recorded, so that they are seen."""
+    """Under what launches are made, besides their arguments; ``None`` while they are recorded and have to be seen."""
     from hnkernels.triton.program import watched
 
     return None if watched() else (forced_tiles(), setting())
