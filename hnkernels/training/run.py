@@ -33,6 +33,7 @@ from hnkernels.training.persistence.run_state import RunState
 from hnkernels.training.persistence.state import Checkpoint
 from hnkernels.training.plan import Plan
 from hnkernels.training.progress.health import Health
+from hnkernels.training.progress.memory import memory_gb
 from hnkernels.training.progress.preview import write_preview
 from hnkernels.training.progress.reporter import Reporter, RunReporter
 from hnkernels.training.sampler import generator_of
@@ -277,6 +278,7 @@ class Run:
             "mean_loss": self.state.mean_loss,
             "learning_rate": waiting.learning_rate,
             "iterations_per_second": self.rates[-1],
+            "memory_gb": memory_gb(self.unet.device),
         }
         reporter.step({key: value for key, value in metrics.items() if key != "asked"})
         if self.trainer.callback is not None:

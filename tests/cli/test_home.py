@@ -92,7 +92,7 @@ def run(cli, tmp_path):
     folder = tmp_path / "hnkernels-home" / "runs" / "style [red]"
     folder.mkdir(parents=True)
     write_run(folder, "style", {}, end=7, stopped="finished")
-    (folder / "log.csv").write_text(",".join(COLUMNS) + "\n7,0,1,1,1,1,1\n")
+    (folder / "log.csv").write_text(",".join(COLUMNS) + "\n7,0,1,1,1,1,1,1\n")
     (folder / "output.log").write_text("first\nlast [bold]\n")
     return folder.name
 

@@ -49,7 +49,7 @@ def written(runs, name, steps=60, stopped="finished", alive=False, end=None):
     if alive:
         RunProcess.current(Phase.TURN).write(folder)
     write_run(folder, name, {}, end or steps, stopped)
-    rows = [f"{n},0,{0.2 + 0.1 / n:.4f},{0.2 + 0.2 / n:.4f},0.001,{1 / n:.4f},4" for n in range(1, steps + 1)]
+    rows = [f"{n},0,{0.2 + 0.1 / n:.4f},{0.2 + 0.2 / n:.4f},0.001,{1 / n:.4f},4,1.5" for n in range(1, steps + 1)]
     (folder / "log.csv").write_text("\n".join([",".join(COLUMNS), *rows, ""]))
     values = [f"{n},{0.3 - n / 1000},0.01,0.3,0.1,0.01,0.2" for n in range(0, steps + 1, 20)]
     (folder / "validation.csv").write_text("\n".join([",".join(VALIDATION_COLUMNS), *values, ""]))

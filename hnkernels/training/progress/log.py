@@ -13,7 +13,7 @@ from pathlib import Path
 from hnkernels.checkpoint.atomic import replacing
 from hnkernels.checkpoint.errors import naming
 
-COLUMNS = ("step", "epoch", "loss", "mean_loss", "learning_rate", "grad_norm", "iterations_per_second")
+COLUMNS = (*("step", "epoch", "loss", "mean_loss", "learning_rate", "grad_norm", "iterations_per_second", "memory_gb"),)
 """Of ``log.csv``."""
 
 VALIDATION_COLUMNS = (

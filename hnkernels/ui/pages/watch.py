@@ -231,7 +231,7 @@ def _curves(names: Sequence[str], figures: Sequence[RunFigures]) -> str:
     def called(number: int, what: str) -> str:
         return f"{names[number]}: {what}" if several else what
 
-    losses, held_out, rates, norms, paces, changes = [], [], [], [], [], []
+    losses, held_out, rates, norms, paces, memory, changes = [], [], [], [], [], [], []
     for n, one in enumerate(figures):
         losses.append(Series(called(n, "each step"), one.of_steps("loss"), n, band=True))
         losses.append(Series(called(n, "mean of the last steps"), one.of_steps("mean_loss"), n + len(names)))
@@ -241,6 +241,7 @@ def _curves(names: Sequence[str], figures: Sequence[RunFigures]) -> str:
         rates.append(Series(called(n, "rate"), one.of_steps("learning_rate"), n))
         norms.append(Series(called(n, "norm"), one.of_steps("grad_norm"), n, band=True))
         paces.append(Series(called(n, "pace"), one.of_steps("iterations_per_second"), n, band=True))
+        memory.append(Series(called(n, "gigabytes"), one.of_steps("memory_gb"), n))
         parts = list(one.changes().items())[:8]
         changes += [Series(called(n, name), curve, n + k) for k, (name, curve) in enumerate(parts)]
     charts = [
@@ -250,6 +251,7 @@ def _curves(names: Sequence[str], figures: Sequence[RunFigures]) -> str:
         chart("Norm of the gradient", norms),
         chart("Change of the weights since the start", changes),
         chart("Steps per second", paces),
+        chart("Memory", memory),
     ]
     return f'<div class="curves">{"".join(charts)}</div>'
 

@@ -10,7 +10,7 @@ from hnkernels.training.progress.log import COLUMNS, CsvLog
 
 
 def rows(first, last, loss=0.5):
-    return "".join(f"{n},0,{loss},0.4,0.001,1,5\n" for n in range(first, last + 1))
+    return "".join(f"{n},0,{loss},0.4,0.001,1,5,1\n" for n in range(first, last + 1))
 
 
 HEAD = ",".join(COLUMNS) + "\n"
@@ -53,7 +53,7 @@ def test_every_row_is_read_once(tmp_path, monkeypatch):
     path.write_text(HEAD + rows(1, 3) + "4,0,0.5")
     assert reader.rows()[:, 0].tolist() == [1, 2, 3]
     with path.open("a") as file:
-        file.write(",0.4,0.001,1,5\n" + rows(5, 6))
+        file.write(",0.4,0.001,1,5,1\n" + rows(5, 6))
     assert reader.rows()[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
     reader.rows()
     assert lengths == [4, 3]

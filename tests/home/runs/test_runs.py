@@ -20,6 +20,9 @@ from hnkernels.home.runs.waiting import TURN
 from hnkernels.home.sample_data import write_sample_data
 from hnkernels.training.persistence.run_folder import RunFolder
 from hnkernels.training.progress.history import write_run
+from hnkernels.training.progress.log import COLUMNS
+
+HEAD = ",".join(COLUMNS) + "\n"
 
 
 @pytest.fixture
@@ -176,7 +179,9 @@ def test_runs_of_the_command_line_are_there_too(runs):
     folder = runs.path / "own"
     with RunFolder(folder).locked():
         write_run(folder, "own", {}, end=10)
-        (folder / "log.csv").write_text("step,epoch,loss,mean_loss,learning_rate,grad_norm,iterations_per_second\n")
+        (folder / "log.csv").write_text(
+            "step,epoch,loss,mean_loss,learning_rate,grad_norm,iterations_per_second,memory_gb\n"
+        )
         assert runs["own"].state == TRAINING
         with pytest.raises(ValueError, match="was started elsewhere; stop it there"):
             runs.stop("own")
@@ -193,8 +198,10 @@ def test_time_left_is_that_of_the_pace(runs):
     folder = write_request(runs, "style")
     RunProcess.current(Phase.TURN).write(folder)
     write_run(folder, "style", {}, end=100)
-    head = "step,epoch,loss,mean_loss,learning_rate,grad_norm,iterations_per_second\n"
-    (folder / "log.csv").write_text(head + "".join(f"{n},0,1,1,1,1,{pace}\n" for n, pace in [(1, 2), (2, 2), (3, 50)]))
+    head = "step,epoch,loss,mean_loss,learning_rate,grad_norm,iterations_per_second,memory_gb\n"
+    (folder / "log.csv").write_text(
+        head + "".join(f"{n},0,1,1,1,1,{pace},1\n" for n, pace in [(1, 2), (2, 2), (3, 50)])
+    )
     run = runs["style"]
     assert run.state == TRAINING
     assert run.seconds_left == (100 - 3) / 2

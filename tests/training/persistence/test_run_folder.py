@@ -338,23 +338,23 @@ def test_a_divergence_at_the_start_can_be_resumed(tmp_path):
     assert trainer(tmp_path).train(resume=True).step == 4
 
 
-ROWS = ["1,0,0.5,0.5,0.01,1,9", "2,0,0.4,0.45,0.01,1,9"]
-HEADER = "step,epoch,loss,mean_loss,learning_rate,grad_norm,iterations_per_second"
+ROWS = ["1,0,0.5,0.5,0.01,1,9,1", "2,0,0.4,0.45,0.01,1,9,1"]
+HEADER = "step,epoch,loss,mean_loss,learning_rate,grad_norm,iterations_per_second,memory_gb"
 
 
 @pytest.mark.parametrize(
     ("tail", "whole"),
     [
-        ("3,0,0.3,0.4,0.01,1,9\r\n", 3),
+        ("3,0,0.3,0.4,0.01,1,9,1\r\n", 3),
         ("3,0,0.3", 2),
-        ("3,0,0.3,0.4,0.01,1,9", 2),
+        ("3,0,0.3,0.4,0.01,1,9,1", 2),
         ("3,0,0.3\r\n", 2),
-        ('3,0,"0.3,0.4,0.01,1,9\r\n', 2),
-        ("x,0,0.3,0.4,0.01,1,9\r\n", 2),
+        ('3,0,"0.3,0.4,0.01,1,9,1\r\n', 2),
+        ("x,0,0.3,0.4,0.01,1,9,1\r\n", 2),
         ("\0\0\0\0\0\0", 2),
-        ("\0\0\r\n3,0,0.3,0.4,0.01,1,9\r\n", 3),
-        ("2,0,0.3,0.4,0.01,1,9\r\n", 2),
-        ("4,0,0.3,0.4,0.01,1,9\r\n", 2),
+        ("\0\0\r\n3,0,0.3,0.4,0.01,1,9,1\r\n", 3),
+        ("2,0,0.3,0.4,0.01,1,9,1\r\n", 2),
+        ("4,0,0.3,0.4,0.01,1,9,1\r\n", 2),
         ("\udcff\r\n", 2),
     ],
 )
