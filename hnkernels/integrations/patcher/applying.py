@@ -1,0 +1,98 @@
+"""A context hypernetwork on a patched model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hnkernels.adapter.layers import TARGETS, check_reach
+from hnkernels.adapter.strength import STREAMS, Place, Strength, resolve
+from hnkernels.integrations.patcher.context_patch import ROWS, ContextPatch, Streams
+from hnkernels.integrations.patcher.spots import Spot, attention_spots
+from hnkernels.integrations.patcher.timing import Clock
+from hnkernels.network.hypernetwork import Hypernetwork
+
+
+def apply_context(
+    patcher: Any,
+    net: Hypernetwork,
+    strengths: Sequence[Strength] = (1.0,),
+    clock: Clock | None = None,
+    rows: str = "all",
+) -> tuple[Any, list[ContextPatch]]:
+    """A clone of a patched model on which a network acts, after those that act on it already; and its patches.
+
+    The result is ``attach``'s on ``patcher.model.diffusion_model``, whose names and block numbers count.
+
+    Args:
+        patcher: a ``ModelPatcher``; it is left as it is.
+        net: the network. It is put into eval mode.
+        strengths: strengths as ``attach`` takes them, without ``PerRow``, which multiply.
+        clock: when it acts; ``None`` for throughout.
+        rows: of ``ROWS``: the rows of positive prompts alone, say.
+
+    Raises:
+        AdapterError: the model has no attention layers of a width that the network has.
+        ValueError: an argument is of the wrong kind.
+    """
+    if not isinstance(net, Hypernetwork):
+        raise ValueError(
+            f"net must be a Hypernetwork, not {type(net).__name__}; a weight hypernetwork acts through the weights "
+            "that it generates"
+        )
+    if rows not in ROWS:
+        raise ValueError(f"rows must be one of {', '.join(ROWS)}, not {rows!r}")
+    unet = patcher.model.diffusion_model
+    layers = attention_spots(unet)
+    check_reach(type(unet).__name__, list(layers.values()), net.sizes, TARGETS)
+    table = _resolved([Place.of(layer.name, layer.kind) for layer in layers.values()], strengths)
+    clone = patcher.clone()
+    patches = []
+    for kind, place in (("attn1", clone.set_model_attn1_patch), ("attn2", clone.set_model_attn2_patch)):
+        acting: dict[Spot, Streams] = {
+            spot: streams
+            for ((found, spot), layer), streams in zip(layers.items(), table, strict=True)
+            if found == kind and layer.width in net and any(streams.values())
+        }
+        if acting:
+            patches.append(ContextPatch(net.eval(), acting, clock, rows, shared=kind == "attn2"))
+            place(patches[-1])
+    return clone, patches
+
+
+def _resolved(places: Sequence[Place], strengths: Sequence[Strength]) -> list[dict[str, float]]:
+    """The products of the strengths at every place, by stream."""
+    factors = [resolve(strength, places) for strength in strengths]
+    table = []
+    for here in zip(*factors, strict=True):
+        streams: dict[str, float] = {}
+        for stream in STREAMS:
+            values = [resolved.values[stream] for resolved in here]
+            if any(isinstance(value, tuple) for value in values):
+                raise ValueError(
+                    "a strength by row is not for patched models; choose positive or negative rows instead"
+                )
+            streams[stream] = math.prod(value for value in values if not isinstance(value, tuple))
+        table.append(streams)
+    return table
+
+
+def strength_table(text: str) -> Mapping[str, Any]:
+    """A table of strengths in JSON, as ``attach`` takes it; an empty text is the empty table.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    try:
+        table = json.loads(text) if text.strip() else {}
+    except ValueError as error:
+        raise ValueError(
+            f'the table of strengths is not JSON: {error}; write it like {{"down": 0.5, "up": {{"block_3": 0.8}}}}'
+        ) from None
+    if not isinstance(table, dict):
+        raise ValueError(
+            f"the table of strengths must be a JSON object of places and numbers, not {text.strip()[:80]!r}"
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Programs in which hypernetworks are used, as doubles with their interfaces."""
