@@ -85,10 +85,8 @@ class UNet(nn.Module):
         def block(before: int, after: int) -> nn.ModuleList:
             return nn.ModuleList([nn.Conv2d(before, after, 3, padding=1), Transformer(after, depth)])
 
-        self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([nn.Conv2d(4, low, 3, padding=1)]), block(low, low), nn.ModuleList([Downsampler(low)])]
-            + [block(low, high)]
-        )
+        first, smaller = nn.ModuleList([nn.Conv2d(4, low, 3, padding=1)]), nn.ModuleList([Downsampler(low)])
+        self.input_blocks = nn.ModuleList([first, block(low, low), smaller, block(low, high)])
         self.middle_block = block(high, high)
         self.output_blocks = nn.ModuleList([block(high, high), block(high, high), block(high, low), block(low, low)])
 
