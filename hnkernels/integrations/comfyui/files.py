@@ -6,30 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hnkernels.checkpoint import load_hypernetwork
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.generator.summary import kind_of
+from hnkernels.integrations.reading import read_network
 from hnkernels.network.hypernetwork import Hypernetwork
 
 CATEGORY = "hnkernels"
 
 HYPERNETWORK = "HNKERNELS_HYPERNETWORK"
 """Type of the wire that a ``Hypernetwork`` or ``WeightHypernetwork`` travels on."""
-
-
-def read_network(path: str | os.PathLike[str], legacy: bool = False) -> Hypernetwork | WeightHypernetwork:
-    """The network of a file, whichever kind it is, in eval mode and without gradients.
-
-    Args:
-        path: ``.pt`` or ``.safetensors``.
-        legacy: accept the softmax activations, which mix the pictures of a batch.
-
-    Raises:
-        CheckpointError: it cannot be read; the message says why and what to do.
-    """
-    if kind_of(path) is None:
-        return load_hypernetwork(path, allow_legacy_activations=legacy).requires_grad_(False)
-    return WeightHypernetwork.load(path).requires_grad_(False)
 
 
 class LoadHypernetwork:

@@ -16,7 +16,7 @@ from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.integrations.comfyui.acting import STRENGTH, STRENGTHS, Tables
 from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK
 from hnkernels.integrations.comfyui.merging import attention_weights, merge_into
-from hnkernels.integrations.patcher.generated import kohya_lora, renamed
+from hnkernels.integrations.patcher.generated import kohya_lora, renamed, scaled
 from hnkernels.integrations.patcher.original_names import diffusers_names
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.wording import shown
@@ -77,7 +77,7 @@ class ApplyStyles:
 
         weights = renamed(generated(hypernetwork, styles, strength), model.model.diffusion_model)
         for table in where:
-            weights = weights.scaled(_selectors(table))
+            weights = scaled(weights, table)
         return (comfy.sd.load_lora_for_models(model, None, kohya_lora(weights.to_lora_state_dict()), 1.0, 0.0)[0],)
 
 
@@ -160,12 +160,3 @@ def _in_diffusers(state: dict[str, Tensor], unet: torch.nn.Module) -> dict[str, 
         f"unet.{named[key.removeprefix('unet.').partition('.lora_')[0]]}.lora_{key.partition('.lora_')[2]}": value
         for key, value in state.items()
     }
-
-
-def _selectors(table: Any, inside: str = "") -> dict[str, float]:
-    """A table of strengths as selectors joined by dots, ``{"up": {"k": 0}}`` as ``{"up.k": 0}``."""
-    flat: dict[str, float] = {}
-    for key, value in table.items():
-        selector = f"{inside}{key}"
-        flat.update(_selectors(value, f"{selector}.") if isinstance(value, dict) else {selector: value})
-    return flat

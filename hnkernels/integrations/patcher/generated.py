@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.projections import find_projections
+from hnkernels.adapter.strength import Strength
 from hnkernels.generator import GeneratedWeights
 from hnkernels.integrations.patcher.original_names import diffusers_names
 
@@ -37,6 +40,24 @@ def renamed(weights: GeneratedWeights, unet: nn.Module) -> GeneratedWeights:
         scale = weights.scales(layer.name)
         factors[place.name] = a, b if scale is None else (b * scale[:, None, None]).to(b.dtype)
     return GeneratedWeights.from_factors(layers, factors, weights.index)
+
+
+def scaled(weights: GeneratedWeights, strength: Strength) -> GeneratedWeights:
+    """These weights with a factor on their scales, or with a table of them by place, as ``attach`` takes it.
+
+    Raises:
+        ValueError: a key of the table fits no layer, or a value is not a number.
+    """
+    return weights.scaled(_selectors(strength) if isinstance(strength, Mapping) else cast("float", strength))
+
+
+def _selectors(table: Mapping[str, Any], inside: str = "") -> dict[str, float]:
+    """A table with selectors joined by dots, ``{"up": {"k": 0}}`` as ``{"up.k": 0}``."""
+    flat: dict[str, float] = {}
+    for key, value in table.items():
+        selector = f"{inside}{key}"
+        flat.update(_selectors(value, f"{selector}.") if isinstance(value, Mapping) else {selector: value})
+    return flat
 
 
 def kohya_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
