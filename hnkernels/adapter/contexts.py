@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hnkernels.adapter.call import Kept, autocast_dtype, to_keep
 from hnkernels.adapter.links import Links, rewrite
+from hnkernels.ops.memo import version_of
 
 _CONTEXTS_AT_MOST = 4  # a prompt and its negative, twice; each holds K and V of all layers
 
@@ -40,11 +41,11 @@ class Rewritten:
         self.pair = pair
         self.serial = serial
         self.once = once  # dropout was drawn: it serves this one call
-        self.version = pair[0]._version + pair[1]._version
+        self.version = version_of(pair)  # a stream without a network is the context itself, of whatever kind
 
     def serves(self, serial: int) -> bool:
         """Whether it may be used in that call."""
-        unwritten = self.pair[0]._version + self.pair[1]._version == self.version
+        unwritten = version_of(self.pair) == self.version
         return unwritten and (not self.once or self.serial == serial)
 
 

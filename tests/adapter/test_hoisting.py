@@ -159,6 +159,18 @@ def change_the_weights_of_the_model_to_another_dtype_and_back(net, adapter, unet
 CHANGES = [change for name, change in list(globals().items()) if name.startswith("change_")]
 
 
+@pytest.mark.parametrize("stream", ["k", "v"])
+def test_a_prompt_made_in_inference_mode_with_a_network_on_one_stream(unet, x, stream):
+    hn.attach(unet, make_net(), {stream: 0})
+    text = prompt()
+    with torch.no_grad():
+        expected = denoise(unet, x, text)
+    with torch.inference_mode():
+        made = text.clone()
+        for _ in range(2):
+            assert relative_error(denoise(unet, x, made), expected) < UNET_TOLERANCE
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 @pytest.mark.parametrize("change", CHANGES, ids=[c.__name__ for c in CHANGES])
