@@ -97,6 +97,17 @@ def test_without_strength_there_is_no_patch():
     assert "patches" not in apply(patcher, net, where=where(down=0, mid=0, up=0)).model_options["transformer_options"]
 
 
+def test_a_compiled_model_computes_the_same():
+    patcher, net, (x, context) = make_patcher(), make_net(activation="relu"), inputs()
+    patched = apply(patcher, net)
+    expected = sample(patched, x, context)
+    compiled = torch.compile(patcher.model.diffusion_model, backend="eager")
+    for _ in range(2):
+        with torch.no_grad():
+            got = compiled(x, context, patched.model_options["transformer_options"])
+        assert relative_error(got, expected) < UNET_TOLERANCE
+
+
 def test_a_clone_does_not_copy_the_network():
     patched = apply(make_patcher(), make_net())
     kept = [m.model_options["transformer_options"]["patches"]["attn1_patch"][0] for m in (patched, patched.clone())]

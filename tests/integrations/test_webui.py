@@ -75,8 +75,8 @@ def test_the_panel_sets_strength_and_place_and_the_infotext_brings_it_back(webui
     assert written["hnkernels strength"] == 0.5
     assert written["hnkernels where"] == where
     assert "hnkernels start" not in written
-    read = [function(written) for _, function in webui.script.infotext_fields]
-    assert read == [0.5, where, 0.0, 1.0]
+    as_text = {name: str(value) for name, value in written.items()}
+    assert [function(as_text) for _, function in webui.script.infotext_fields] == [0.5, where, 0.0, 1.0]
     assert [control for control, _ in webui.script.infotext_fields] == webui.controls
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 import hnkernels as hn
 from hnkernels.assets import TINY_SD
-from hnkernels.integrations.single_file import convert
-from hnkernels.integrations.training_process import Trainer, Wish
+from hnkernels.integrations.training.single_file import convert
+from hnkernels.integrations.training.trainer import Trainer
+from hnkernels.integrations.training.wish import Wish
 from tests.integrations.webui_double import running
 
 

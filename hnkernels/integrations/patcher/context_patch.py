@@ -50,6 +50,7 @@ class ContextPatch:
         """A factor on all strengths, for programs that set it from step to step."""
         self._kept: tuple[Any, ...] = ()
 
+    @torch.compiler.disable  # a compiled model would be compiled again at every call: what it is told is new each time
     def __call__(
         self, q: Tensor, k: Tensor | None, v: Tensor | None, extra_options: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -52,6 +52,12 @@ class Acting:
             if getattr(self, setting) != getattr(usual, setting)
         }
 
+    @classmethod
+    def read(cls, setting: str, infotext: Mapping[str, Any]) -> float | str:
+        """A setting as the infotext of a picture has it; as usual where it has none."""
+        usual = getattr(cls(), setting)
+        return type(usual)(infotext.get(INFOTEXT[setting], usual))
+
     def table(self) -> Mapping[str, Any]:
         """``where`` as ``attach`` takes it."""
         return strength_table(self.where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -27,17 +28,13 @@ class HypernetworkScript(scripts.Script):
     def ui(self, is_img2img: bool) -> list[Any]:
         with gr.Accordion(self.title(), open=False):
             gr.HTML("For the hypernetworks in the prompt: &lt;hypernet:name:0.7&gt;")
-            strength = gr.Slider(0, 2, value=1, step=0.01, label="Strength of all", elem_id=self.elem_id("strength"))
+            strength = gr.Slider(0, 2, value=1.0, step=0.01, label="Strength of all", elem_id=self.elem_id("strength"))
             where = gr.Textbox("", label="Strengths by place", placeholder=_WHERE, elem_id=self.elem_id("where"))
             with gr.Row():
-                start = gr.Slider(0, 1, value=0, step=0.01, label="From this share of the steps on")
-                end = gr.Slider(0, 1, value=1, step=0.01, label="Up to this one")
+                start = gr.Slider(0, 1, value=0.0, step=0.01, label="From this share of the steps on")
+                end = gr.Slider(0, 1, value=1.0, step=0.01, label="Up to this one")
         controls = {"strength": strength, "where": where, "start": start, "end": end}
-        # What a picture's infotext does not mention was as usual.
-        self.infotext_fields = [
-            (control, lambda params, name=name: params.get(INFOTEXT[name], getattr(Acting(), name)))
-            for name, control in controls.items()
-        ]
+        self.infotext_fields = [(control, partial(Acting.read, name)) for name, control in controls.items()]
         self.paste_field_names = list(INFOTEXT.values())
         return list(controls.values())
 

@@ -10,7 +10,8 @@ from typing import Any
 import gradio as gr
 from modules import sd_models, shared_items  # the web UI's own
 
-from hnkernels.integrations.training_process import Trainer, Wish
+from hnkernels.integrations.training.trainer import Trainer
+from hnkernels.integrations.training.wish import Wish
 from hnkernels.integrations.webui import settings
 from hnkernels.training.recipes import RECIPES
 

@@ -1,7 +1,7 @@
 """A checkpoint in one file as a folder of diffusers, which training takes.
 
-It is run as a program, ``python -m hnkernels.integrations.single_file CHECKPOINT FOLDER``: the memory that it takes is
-given back when it ends.
+It is run as a program, ``python -m hnkernels.integrations.training.single_file CHECKPOINT FOLDER``: the memory that it
+takes is given back when it ends.
 """
 
 from __future__ import annotations
