@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hnkernels.errors import InputError
 from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK
 from hnkernels.integrations.patcher.applying import apply_context, strength_table
 from hnkernels.integrations.patcher.context_patch import ROWS
@@ -71,7 +72,7 @@ class HypernetworkTiming:
         try:
             values = [float(part) for part in strengths.replace(",", " ").split()]
         except ValueError:
-            raise ValueError(f"strengths must be numbers such as '0, 0.5, 1', not {strengths!r}") from None
+            raise InputError(f"strengths must be numbers such as '0, 0.5, 1', not {strengths!r}") from None
         return (Timing(start_percent, end_percent, values, spread == "over all steps"),)
 
 
@@ -105,7 +106,7 @@ class ApplyHypernetwork:
         when: Timing | None = None,
     ) -> tuple[Any]:
         if not isinstance(hypernetwork, Hypernetwork):
-            raise ValueError("this is a weight hypernetwork; connect it to Apply Style Mixture instead")
+            raise InputError("this is a weight hypernetwork; connect it to Apply Style Mixture instead")
         if strength == 0:
             return (model,)
         sampling = None if when is None else model.get_model_object("model_sampling")

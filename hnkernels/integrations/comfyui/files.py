@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hnkernels.errors import InputError
+from hnkernels.files import load_hypernetwork
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.integrations.reading import read_network
 from hnkernels.network.hypernetwork import Hypernetwork
 
 CATEGORY = "hnkernels"
@@ -43,7 +44,7 @@ class LoadHypernetwork:
         return os.path.getmtime(_path(name))
 
     def load(self, name: str, allow_softmax: bool) -> tuple[Hypernetwork | WeightHypernetwork, str]:
-        net = read_network(_path(name), allow_softmax)
+        net = load_hypernetwork(_path(name), allow_legacy_activations=allow_softmax).requires_grad_(False)
         return net, f"{net.provenance.name}, {net.provenance.step} steps\n{_about(net)}"
 
 
@@ -64,5 +65,5 @@ def _path(name: str) -> Path:
 
     path = folder_paths.get_full_path("hypernetworks", name)
     if path is None:
-        raise ValueError(f"there is no {name} in the folder hypernetworks any more; refresh ComfyUI's list of files")
+        raise InputError(f"there is no {name} in the folder hypernetworks any more; refresh ComfyUI's list of files")
     return Path(path)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hnkernels.adapter.layers import TARGETS
 from hnkernels.checkpoint.atomic import replacing
 from hnkernels.convert.lora_export import to_lora
+from hnkernels.errors import InputError
 from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.integrations.comfyui.acting import STRENGTH, STRENGTHS, Tables
 from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK
@@ -38,12 +39,12 @@ def style_mixture(text: str) -> dict[str, float]:
         try:
             value = float(weight) if colon else 1.0
         except ValueError:
-            raise ValueError(f"{shown(part)} is not a style; write 'ink' or 'ink: 0.7'") from None
+            raise InputError(f"{shown(part)} is not a style; write 'ink' or 'ink: 0.7'") from None
         if name in mixture:
-            raise ValueError(f"the style {shown(name)} is named twice; name it once")
+            raise InputError(f"the style {shown(name)} is named twice; name it once")
         mixture[name] = value
     if not mixture:
-        raise ValueError("name the styles to mix, such as 'ink: 0.7, oil: 0.3'")
+        raise InputError("name the styles to mix, such as 'ink: 0.7, oil: 0.3'")
     return mixture
 
 
@@ -51,7 +52,7 @@ def style_mixture(text: str) -> dict[str, float]:
 def generated(net: Any, styles: str, strength: float) -> GeneratedWeights:
     """One set of weights for a mixture of styles."""
     if not isinstance(net, WeightHypernetwork):
-        raise ValueError(
+        raise InputError(
             "this is a context hypernetwork, which has no styles; connect it to Apply Hypernetwork instead"
         )
     return net.cpu().generate_weights(style_mixture(styles)).scaled(strength)

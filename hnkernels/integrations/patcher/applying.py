@@ -9,6 +9,7 @@ from typing import Any
 
 from hnkernels.adapter.layers import TARGETS, check_reach
 from hnkernels.adapter.strength import STREAMS, Place, Strength, resolve
+from hnkernels.errors import InputError
 from hnkernels.integrations.patcher.context_patch import ROWS, ContextPatch, Streams
 from hnkernels.integrations.patcher.spots import Spot, attention_spots
 from hnkernels.integrations.patcher.timing import Clock
@@ -38,12 +39,12 @@ def apply_context(
         ValueError: an argument is of the wrong kind.
     """
     if not isinstance(net, Hypernetwork):
-        raise ValueError(
+        raise InputError(
             f"net must be a Hypernetwork, not {type(net).__name__}; a weight hypernetwork acts through the weights "
             "that it generates"
         )
     if rows not in ROWS:
-        raise ValueError(f"rows must be one of {', '.join(ROWS)}, not {rows!r}")
+        raise InputError(f"rows must be one of {', '.join(ROWS)}, not {rows!r}")
     unet = patcher.model.diffusion_model
     layers = attention_spots(unet)
     check_reach(type(unet).__name__, list(layers.values()), net.sizes, TARGETS)
@@ -71,7 +72,7 @@ def _resolved(places: Sequence[Place], strengths: Sequence[Strength]) -> list[di
         for stream in STREAMS:
             values = [resolved.values[stream] for resolved in here]
             if any(isinstance(value, tuple) for value in values):
-                raise ValueError(
+                raise InputError(
                     "a strength by row is not for patched models; choose positive or negative rows instead"
                 )
             streams[stream] = math.prod(value for value in values if not isinstance(value, tuple))
@@ -88,11 +89,11 @@ def strength_table(text: str) -> Mapping[str, Any]:
     try:
         table = json.loads(text) if text.strip() else {}
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f'the table of strengths is not JSON: {error}; write it like {{"down": 0.5, "up": {{"block_3": 0.8}}}}'
         ) from None
     if not isinstance(table, dict):
-        raise ValueError(
+        raise InputError(
             f"the table of strengths must be a JSON object of places and numbers, not {text.strip()[:80]!r}"
         )
     return table

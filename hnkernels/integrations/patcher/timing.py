@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hnkernels.errors import InputError
 from hnkernels.integrations.patcher.spots import call_of
 
 
@@ -25,7 +26,7 @@ class Timing:
 
     def __init__(self, start: float = 0.0, end: float = 1.0, strengths: Sequence[float] = (), spread: bool = False):
         if not 0 <= start <= end <= 1:
-            raise ValueError(f"start and end must be shares with 0 <= start <= end <= 1, not {start} and {end}")
+            raise InputError(f"start and end must be shares with 0 <= start <= end <= 1, not {start} and {end}")
         self.start, self.end = start, end
         self.strengths = tuple(float(value) for value in strengths)
         self.spread = spread
@@ -80,5 +81,5 @@ class Clock:
 def _needed(options: Mapping[str, Any], name: str) -> Tensor:
     value = options.get(name)
     if not isinstance(value, Tensor):
-        raise ValueError(f"the sampler does not tell its patches {name!r}, which a schedule needs; remove the schedule")
+        raise InputError(f"the sampler does not tell its patches {name!r}, which a schedule needs; remove the schedule")
     return value

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import safetensors
 
+from hnkernels.errors import InputError
+
 _SDXL = "conditioner.embedders."
 """What keys of SDXL's text encoders start with in such a file."""
 
@@ -24,14 +26,14 @@ def convert(checkpoint: Path, folder: Path) -> None:
         ValueError: it is not a ``.safetensors`` file, or not of one of these models, or damaged.
     """
     if checkpoint.suffix.lower() != ".safetensors":
-        raise ValueError(f"{checkpoint} is not a .safetensors file; convert it to one, or choose a diffusers folder")
+        raise InputError(f"{checkpoint} is not a .safetensors file; convert it to one, or choose a diffusers folder")
     try:
         with safetensors.safe_open(checkpoint, framework="pt") as content:
             keys = list(content.keys())
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{checkpoint} is damaged: {error}; fetch it again") from error
+        raise InputError(f"{checkpoint} is damaged: {error}; fetch it again") from error
     if not any(key.startswith("model.diffusion_model.input_blocks.") for key in keys):
-        raise ValueError(f"{checkpoint} is not a checkpoint of Stable Diffusion 1, 2 or XL")
+        raise InputError(f"{checkpoint} is not a checkpoint of Stable Diffusion 1, 2 or XL")
     import torch
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 

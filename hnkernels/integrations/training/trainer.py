@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from hnkernels.errors import InputError
 from hnkernels.integrations.training.wish import Wish
 
 _OUTPUT = "output.log"
@@ -46,12 +47,12 @@ class Trainer:
             ValueError: another run has not ended, or the folder cannot be written.
         """
         if self.running:
-            raise ValueError("a run has not ended yet; stop it first, or wait")
+            raise InputError("a run has not ended yet; stop it first, or wait")
         try:
             folder = _new_folder(home / "runs", wish.name)
             (folder / "config.json").write_text(json.dumps(wish.settings(), indent=1), encoding="utf-8")
         except OSError as error:
-            raise ValueError(f"{home} cannot be written to: {error.strerror or error}; name another folder") from error
+            raise InputError(f"{home} cannot be written to: {error.strerror or error}; name another folder") from error
         self.folder, self._stopped = folder, False
         self._thread = threading.Thread(
             target=self._run, args=(self._commands(wish, home, folder), folder), daemon=True
@@ -66,7 +67,7 @@ class Trainer:
             ValueError: there is none.
         """
         if not self.running:
-            raise ValueError("no run is going on, there is nothing to stop")
+            raise InputError("no run is going on, there is nothing to stop")
         self._stopped = True
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT))
@@ -93,7 +94,7 @@ class Trainer:
         """
         results = self.results()
         if not results:
-            raise ValueError("there is no finished hypernetwork yet; wait until the run has ended")
+            raise InputError("there is no finished hypernetwork yet; wait until the run has ended")
         copied = []
         for path in results:
             target, number = hypernetworks / path.name, 1

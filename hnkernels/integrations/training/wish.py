@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hnkernels.errors import InputError
 from hnkernels.training.recipes import RECIPES
 from hnkernels.wording import shown
 
@@ -38,15 +39,15 @@ class Wish:
 
     def __post_init__(self):
         if not _NAME.fullmatch(self.name) or not self.name.strip(" ."):
-            raise ValueError(f"name must be 1 to 80 letters, digits, spaces and -_., not {shown(self.name)}")
+            raise InputError(f"name must be 1 to 80 letters, digits, spaces and -_., not {shown(self.name)}")
         if self.recipe not in RECIPES:
-            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, not {shown(self.recipe)}")
+            raise InputError(f"recipe must be one of {', '.join(RECIPES)}, not {shown(self.recipe)}")
         if self.steps < 0:
-            raise ValueError(f"steps must be 0, for those of the recipe, or more, not {self.steps}")
+            raise InputError(f"steps must be 0, for those of the recipe, or more, not {self.steps}")
         if not self.data.is_dir():
-            raise ValueError(f"{self.data} is not a folder; name one with pictures and their captions")
+            raise InputError(f"{self.data} is not a folder; name one with pictures and their captions")
         if not self.model.exists():
-            raise ValueError(f"the model {self.model} does not exist; choose another")
+            raise InputError(f"the model {self.model} does not exist; choose another")
 
     def settings(self) -> dict[str, object]:
         """What is not the recipe's, as ``--config`` takes it."""

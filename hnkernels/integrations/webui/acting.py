@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hnkernels.adapter.strength import Strength
+from hnkernels.errors import InputError
 from hnkernels.integrations.patcher.applying import strength_table
 
 INFOTEXT = {
@@ -38,7 +39,7 @@ class Acting:
 
     def __post_init__(self):
         if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
+            raise InputError(
                 f"start and end must be shares with 0 <= start <= end <= 1, not {self.start} and {self.end}"
             )
         strength_table(self.where)

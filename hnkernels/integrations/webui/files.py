@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hnkernels.checkpoint.optim import short_hash
+from hnkernels.errors import InputError
+from hnkernels.files import load_hypernetwork
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.integrations.reading import read_network
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.prompt import resolve_name
 from hnkernels.wording import shown
@@ -55,7 +56,7 @@ class Use:
             except ValueError:
                 number = math.nan
             if not math.isfinite(number) or (equals and not style.strip()):
-                raise ValueError(
+                raise InputError(
                     f"{tag} is not a hypernetwork tag; write <hypernet:name:0.7>, and for a weight hypernetwork "
                     "<hypernet:name:0.7:style=0.5>"
                 )
@@ -64,7 +65,7 @@ class Use:
             else:
                 strengths.append(number)
         if not name or len(strengths) > 1:
-            raise ValueError(f"{tag} must have one name and at most one strength, as in <hypernet:name:0.7>")
+            raise InputError(f"{tag} must have one name and at most one strength, as in <hypernet:name:0.7>")
         return Use(name, strengths[0] if strengths else 1.0, styles)
 
 
@@ -98,12 +99,13 @@ class Files:
         path = known.get(resolve_name(name, known))
         if path is None:
             listed = ", ".join(list(known)[:20]) or "none"
-            raise ValueError(f"there is no hypernetwork {shown(name)} in {self.folder}; there are: {listed}")
+            raise InputError(f"there is no hypernetwork {shown(name)} in {self.folder}; there are: {listed}")
         stat = path.stat()
         key = path, stat.st_mtime_ns, stat.st_size
         if key not in self._kept:
             # A1111 reads networks with softmax activations too.
-            self._kept[key] = read_network(path, legacy=True), short_hash(path)
+            net = load_hypernetwork(path, allow_legacy_activations=True).requires_grad_(False)
+            self._kept[key] = net, short_hash(path)
         self._kept.move_to_end(key)
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)

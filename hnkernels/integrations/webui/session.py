@@ -10,6 +10,7 @@ import torch
 from hnkernels.adapter import attach
 from hnkernels.adapter.handle import Handle
 from hnkernels.adapter.strength import Strength
+from hnkernels.errors import InputError
 from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.integrations.patcher.applying import apply_context
 from hnkernels.integrations.patcher.context_patch import ContextPatch
@@ -150,10 +151,10 @@ def _ready(
 ) -> tuple[Hypernetwork | GeneratedWeights, str]:
     if isinstance(net, Hypernetwork):
         if use.styles:
-            raise ValueError(f"the hypernetwork {use.name} has no styles; leave {', '.join(use.styles)} out of its tag")
+            raise InputError(f"the hypernetwork {use.name} has no styles; leave {', '.join(use.styles)} out of its tag")
         return net, identity
     if not use.styles:
-        raise ValueError(
+        raise InputError(
             f"{use.name} is a weight hypernetwork; name its styles, as in <hypernet:{use.name}:{use.strength:g}:ink=1>"
         )
     return net.generate_weights(dict(use.styles)), f"{identity} {sorted(use.styles.items())}"

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from modules import sd_models, shared_items  # the web UI's own
 
+from hnkernels.errors import InputError
 from hnkernels.integrations.training.trainer import Trainer
 from hnkernels.integrations.training.wish import Wish
 from hnkernels.integrations.webui import settings
@@ -57,9 +58,9 @@ def begin(model: str, data: str, name: str, recipe: str, steps: float, rate: str
         known = models()
         path = known.get(model)
         if path is None:
-            raise ValueError(f"choose one of the models: {', '.join(known) or 'none are there'}")
+            raise InputError(f"choose one of the models: {', '.join(known) or 'none are there'}")
         if not data.strip():
-            raise ValueError("name a folder with pictures and their captions")
+            raise InputError("name a folder with pictures and their captions")
         TRAINER.python = settings.python()
         TRAINER.start(
             Wish(path, Path(data.strip()), name.strip(), recipe, int(steps or 0), rate or ""), settings.home()
