@@ -51,12 +51,14 @@ def projections_of(model: Any) -> list[Projection]:
 
     Args:
         model: one of ``ARCHITECTURES``, whose names are diffusers'; or a diffusers pipeline or module, as for
-            ``attach``. A module may be on the meta device.
+            ``attach``; or its projections, under other names. A module may be on the meta device.
 
     Raises:
         ValueError: there is no such architecture, it is neither pipeline nor module, or it has no attention layers.
         AdapterError: as ``find_attention``.
     """
+    if isinstance(model, (list, tuple)) and model and all(isinstance(one, Projection) for one in model):
+        return list(model)
     if not isinstance(model, str):
         module = denoiser(model)
         found = find_projections(module)

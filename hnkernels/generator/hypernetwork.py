@@ -44,7 +44,7 @@ class WeightHypernetwork(nn.Module):
         rank: of the factors, at most 64: one for all layers, or selector → rank, of which the first that fits counts.
             The dense head does without.
         model: ``"sd15"``, ``"sd21"``, ``"sdxl"``, or a diffusers pipeline or module, whose layers are read; it is not
-            kept.
+            kept. See ``architectures.projections_of``.
         projections: some of ``"q"``, ``"k"``, ``"v"``, ``"out"``; others are left out.
         head, init, rank_dropout: see ``HypernetworkDecoder``.
         pooling, tasks, styles, latent_norm: see ``HypernetworkEncoder``.

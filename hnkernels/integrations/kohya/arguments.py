@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from hnkernels.adapter.layers import TARGETS, accepted_targets, find_attention
+from hnkernels.adapter.projections import find_projections
 from hnkernels.generator import WeightHypernetwork
+from hnkernels.integrations.kohya.files import diffusers_name, renamed
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.wording import shown
 
@@ -157,7 +159,7 @@ class Arguments:
             self.targets,
             text_width,
             rank=4 if rank is None else rank,
-            model=unet,
+            model=renamed(find_projections(unet), diffusers_name),
             rank_dropout=self.dropout,
             **self.options,
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from hnkernels.adapter.projections import Projection
 from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
 from hnkernels.checkpoint.training_metadata import kept_of
 from hnkernels.generator import WeightHypernetwork
@@ -20,6 +21,7 @@ from hnkernels.generator.summary import kind_of
 from hnkernels.network.hypernetwork import Hypernetwork
 
 Net = Hypernetwork | WeightHypernetwork
+Layer = TypeVar("Layer", bound=Projection)
 
 _EXTENSIONS = {Hypernetwork: (".safetensors", ".pt"), WeightHypernetwork: (".safetensors",)}
 _HASH_DIGITS = 10  # of the base model's SHA-256, as A1111 shows it
@@ -89,15 +91,24 @@ def diffusers_name(attention: str) -> str:
     return f"{side}_blocks.{place // 3}.attentions.{place % 3}.{rest}"
 
 
+def renamed(layers: Sequence[Layer], name_of: Callable[[str], str]) -> list[Layer]:
+    """Projections with other names of their attention layers, in the same order."""
+    return [
+        replace(
+            layer,
+            attention=name_of(layer.attention),
+            name=name_of(layer.attention) + layer.name.removeprefix(layer.attention),
+        )
+        for layer in layers
+    ]
+
+
 def rename(net: WeightHypernetwork, name_of: Callable[[str], str]) -> None:
     """Gives the attention layers that weights are generated for other names; their order and their weights stay."""
-    layers = []
-    for layer in net.layers:
-        attention = name_of(layer.attention)
-        layers.append(replace(layer, attention=attention, name=attention + layer.name.removeprefix(layer.attention)))
+    layers = tuple(renamed(net.layers, name_of))
     parts: Any = (net, net.generator, net.decoder)
     for part in parts:
-        part.layers = tuple(layers)
+        part.layers = layers
 
 
 def _describe(net: Net, path: Path, metadata: Mapping[str, Any]) -> None:
