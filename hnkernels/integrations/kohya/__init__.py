@@ -101,7 +101,7 @@ def create_network_from_weights(
         CheckpointError: the file cannot be read.
         ValueError: an argument is unknown, or contradicts the file.
     """
-    net = load(Path(file))
+    net = load(Path(file)).float()  # a file of --save_precision fp16 could not be trained as it is
     kind = "weights" if isinstance(net, WeightHypernetwork) else "context"
     arguments = Arguments.of(network_args, kind=kind)
     if arguments.kind != kind or arguments.options or arguments.dropout:

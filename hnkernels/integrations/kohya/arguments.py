@@ -149,11 +149,6 @@ class Arguments:
                 inner = len(options.get("layer_structure", (1, 2, 1))) - 2
                 options["dropout_structure"] = (0.0, *(self.dropout,) * inner, 0.0)
             return Hypernetwork(**options)
-        if bool(self.options.get("styles")) != (self.style is not None):
-            raise ValueError(
-                "styles and style belong together: styles=ink,oil names all styles of the network, and style=ink the "
-                "one that this run trains; without both, the captions are the condition"
-            )
         text_width = max(layer.width for layer in layers if layer.kind == "attn2")
         return WeightHypernetwork(
             self.targets,

@@ -32,6 +32,9 @@ class KohyaNetwork(nn.Module):
         multiplier: strength, which acts on a context hypernetwork in eval mode only.
         for_inference: whether nothing is to be trained.
 
+    Raises:
+        ValueError: the style is not one of the network's, or it has styles and none is given.
+
     Attributes:
         net: the network, the only part with parameters.
         adapter: the handle by which it acts, from ``apply_to`` on.
@@ -46,6 +49,8 @@ class KohyaNetwork(nn.Module):
         for_inference: bool = False,
     ):
         super().__init__()
+        if isinstance(net, WeightHypernetwork):
+            _check_style(net, style)
         self.net = net
         self.adapter: Adapter | WeightAdapter | None = None
         self._targets, self._style, self._multiplier = tuple(targets), style, multiplier
@@ -171,3 +176,14 @@ class KohyaNetwork(nn.Module):
             sample, weights = with_leaves(sample, weights)
         adapter.weights = weights
         return (sample, *args[1:]), kwargs
+
+
+def _check_style(net: WeightHypernetwork, style: str | None) -> None:
+    if style is not None:
+        with torch.no_grad():
+            net.encode(style)  # refuses one that is not there, and names the nearest
+    elif styles := getattr(net.encoder, "styles", ()):
+        raise ValueError(
+            f"the network has the styles {', '.join(styles)}; say with --network_args style={styles[0]} which one this "
+            "run trains"
+        )
