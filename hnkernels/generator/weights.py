@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -376,12 +376,8 @@ class GeneratedWeights:
 
     def detach(self) -> GeneratedWeights:
         """These weights without their history."""
-        scales = {name: scale.detach() for name, scale in self._scales.items()}
-        return self.mapped(Tensor.detach)._with(scales=scales)
-
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> GeneratedWeights:
-        """These weights with every tensor of factors, A and B of all layers of one shape, as ``change`` returns it."""
-        return self._with(groups={shape: (change(a), change(b)) for shape, (a, b) in self._groups.items()})
+        groups = {shape: (a.detach(), b.detach()) for shape, (a, b) in self._groups.items()}
+        return self._with(groups=groups, scales={name: scale.detach() for name, scale in self._scales.items()})
 
     def _with(self, **changed: Any) -> GeneratedWeights:
         kept = {"groups": self._groups, "scales": self._scales, "index": self.index}

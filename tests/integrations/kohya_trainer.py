@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from tests.adapter.hosts import TransformerBlock
 
 WIDTH, TEXT_WIDTH = 8, 12
+USE_REENTRANT = True  # as the trainers' own module of the SDXL UNet has it
 
 
 class SDXLNames(nn.Module):
-    """A UNet whose attention layers have the names of the original repositories' SDXL, and who checkpoints its blocks.
+    """A UNet whose attention layers have the names of the original repositories' SDXL, which checkpoints its blocks.
 
     Each block is one transformer at the place of SDXL's: ``input_blocks.4.1.transformer_blocks.0`` and so on.
     """
 
-    def __init__(self, use_reentrant: bool = True):
+    def __init__(self) -> None:
         super().__init__()
-        self.use_reentrant, self.gradient_checkpointing = use_reentrant, False
+        self.gradient_checkpointing = False
         self.input = nn.Linear(4, WIDTH)
         places = {"input_blocks": (4, 5, 7, 8), "output_blocks": (0, 1, 2, 3, 4, 5)}
         for half, numbers in places.items():
@@ -37,7 +38,7 @@ class SDXLNames(nn.Module):
         for block in self.modules():
             if isinstance(block, TransformerBlock):
                 if self.gradient_checkpointing:
-                    h = torch.utils.checkpoint.checkpoint(block, h, context, use_reentrant=self.use_reentrant)
+                    h = torch.utils.checkpoint.checkpoint(block, h, context, use_reentrant=USE_REENTRANT)
                 else:
                     h = block(h, context)
         return self.output(h).transpose(1, 2).unflatten(2, x.shape[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from hnkernels.adapter.layers import TARGETS, find_attention
 from hnkernels.convert.merging import merge
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.integrations.kohya.files import Net, check_extension, diffusers_name, load, rename, save
-from hnkernels.integrations.kohya.gradients import with_leaves
 from hnkernels.ops.folding import is_affine
 
 _TEXT = ("encoder_hidden_states", "context")  # the UNets' third argument
+_REENTRANT = "USE_REENTRANT"
 
 
 class KohyaNetwork(nn.Module):
@@ -75,6 +76,7 @@ class KohyaNetwork(nn.Module):
                 "a hypernetwork acts in the UNet alone, and nothing of it is in the text encoder; train with "
                 "--network_train_unet_only and without --network_train_text_encoder_only"
             )
+        _checkpoint_in_one_pass(unet)
         if not isinstance(self.net, WeightHypernetwork):
             self.adapter = attach(unet, self.net, self._multiplier, self._targets)
             return
@@ -156,14 +158,13 @@ class KohyaNetwork(nn.Module):
             )
         merge(unet, self.net, self._multiplier, self._targets)
 
-    def _generate(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _generate(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before the UNet, which the trainers call with sample, timesteps and text embeddings: the batch's weights."""
         adapter, net = self.adapter, self.net
         assert isinstance(adapter, WeightAdapter)
         assert isinstance(net, WeightHypernetwork)
         if not adapter.enabled:
-            return None
-        sample = args[0]
+            return
         condition: Any = self._style
         if condition is None:
             text: Tensor = args[2] if len(args) > 2 else next(kwargs[name] for name in _TEXT if name in kwargs)
@@ -171,11 +172,7 @@ class KohyaNetwork(nn.Module):
                 text = text[len(text) // 2 :]
             like = next(net.parameters())
             condition = text.detach().to(like.device, like.dtype)
-        weights = net.generate_weights(condition)
-        if torch.is_grad_enabled():
-            sample, weights = with_leaves(sample, weights)
-        adapter.weights = weights
-        return (sample, *args[1:]), kwargs
+        adapter.weights = net.generate_weights(condition)
 
 
 def _check_style(net: WeightHypernetwork, style: str | None) -> None:
@@ -187,3 +184,15 @@ def _check_style(net: WeightHypernetwork, style: str | None) -> None:
             f"the network has the styles {', '.join(styles)}; say with --network_args style={styles[0]} which one this "
             "run trains"
         )
+
+
+def _checkpoint_in_one_pass(unet: nn.Module) -> None:
+    """Switches the SDXL UNet's gradient checkpointing to the kind that stays within one backward pass.
+
+    It checkpoints as a constant of its module says. With the other kind every block has a backward pass of its own, which
+    goes through the whole hypernetwork: ten times as slow for one that changes the context, and an error for one
+    that generates weights. The gradients are the same.
+    """
+    constants = vars(sys.modules[type(unet).__module__])
+    if _REENTRANT in constants:
+        constants[_REENTRANT] = False
