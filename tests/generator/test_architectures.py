@@ -79,3 +79,10 @@ def test_pipelines_and_modules_are_read():
 def test_anything_else_is_refused(model, message):
     with pytest.raises(ValueError, match=message):
         projections_of(model)
+
+
+def test_projections_under_other_names_serve_in_the_place_of_a_model():
+    found = find_projections(tiny_unet())
+    assert projections_of(found) == found
+    with pytest.raises(ValueError, match="a pipeline or a module"):
+        projections_of("sd3")

@@ -189,9 +189,9 @@ def _check_style(net: WeightHypernetwork, style: str | None) -> None:
 def _checkpoint_in_one_pass(unet: nn.Module) -> None:
     """Switches the SDXL UNet's gradient checkpointing to the kind that stays within one backward pass.
 
-    It checkpoints as a constant of its module says. With the other kind every block has a backward pass of its own, which
-    goes through the whole hypernetwork: ten times as slow for one that changes the context, and an error for one
-    that generates weights. The gradients are the same.
+    It checkpoints as a constant of its module says. With the other kind every block has a backward pass of its own,
+    which goes through the whole hypernetwork: ten times as slow for one that changes the context, and an error for
+    one that generates weights. The gradients are the same.
     """
     constants = vars(sys.modules[type(unet).__module__])
     if _REENTRANT in constants:
