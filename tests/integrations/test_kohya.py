@@ -207,12 +207,27 @@ def test_training_goes_on_from_a_file(unet, arguments, tmp_path):
     assert more.net.provenance.step == 60
 
 
-def test_a_file_of_another_shape_is_refused(unet, tmp_path):
-    network, _ = start(kohya, unet, "layer_structure=1,3,1")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("layer_structure=1,3,1",),
+        ("activation=silu",),  # whose weights would fit
+        ("layer_norm=true",),
+        ("kind=weights", "hidden_dim=8"),
+    ],
+    ids=" ".join,
+)
+def test_a_file_of_another_structure_is_refused(unet, arguments, tmp_path):
+    network, _ = start(kohya, unet, *arguments)
     network.save_weights(str(tmp_path / "ink.safetensors"), None, metadata())
     other, _ = start(kohya, OriginalUNet(), "layer_structure=1,2,1")
     with pytest.raises(ValueError, match="--dim_from_weights"):
         other.load_weights(str(tmp_path / "ink.safetensors"))
+
+
+def test_a_file_that_says_itself_what_it_holds_takes_no_other_arguments(unet, tmp_path):
+    network, other = (start(kohya, OriginalUNet())[0] for _ in range(2))
+    network.save_weights(str(tmp_path / "ink.safetensors"), None, metadata())
     with pytest.raises(ValueError, match="says itself what network it holds"):
         kohya.create_network_from_weights(1.0, str(tmp_path / "ink.safetensors"), None, None, unet, activation="relu")
     weights = hn.WeightHypernetwork(model=OriginalUNet(), embedding_dim=TEXT_WIDTH, hidden_dim=8).generate_weights(

@@ -79,6 +79,17 @@ def load(path: Path) -> Net:
     return WeightHypernetwork.load(path)
 
 
+def structure(net: Net) -> tuple[Any, ...]:
+    """What two networks must have in common for one to take the other's weights."""
+    if isinstance(net, Hypernetwork):
+        config, affine = net.config, net.config.activation in (None, "linear")
+        activation = None if affine else (config.activation, config.activate_output)
+        return net.sizes, config.layer_structure, activation, config.layer_norm
+    parts: Any = (net.encoder, net.generator, net.decoder)
+    configs = [{k: v for k, v in part.config.items() if k not in ("init", "rank_dropout")} for part in parts]
+    return renamed(net.layers, diffusers_name), configs
+
+
 def diffusers_name(attention: str) -> str:
     """diffusers' name of an attention layer whose name is that of the original repositories; others stay."""
     match = _BLOCK.fullmatch(attention)

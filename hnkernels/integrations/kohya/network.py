@@ -15,7 +15,7 @@ from hnkernels.adapter import Adapter, WeightAdapter, attach
 from hnkernels.adapter.layers import TARGETS, find_attention
 from hnkernels.convert.merging import merge
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.integrations.kohya.files import Net, check_extension, diffusers_name, load, rename, save
+from hnkernels.integrations.kohya.files import Net, check_extension, diffusers_name, load, rename, save, structure
 from hnkernels.ops.folding import is_affine
 
 _TEXT = ("encoder_hidden_states", "context")  # the UNets' third argument
@@ -123,17 +123,14 @@ class KohyaNetwork(nn.Module):
         """Takes the weights, name and step of a file; returns a line for the log.
 
         Raises:
-            ValueError: the file's network is of another kind or shape.
+            ValueError: the file's network is of another kind or structure.
             CheckpointError: it cannot be read.
         """
         loaded = load(Path(file))
-        theirs, own = (
-            {key: tuple(value.shape) for key, value in net.state_dict().items()} for net in (loaded, self.net)
-        )
-        if type(loaded) is not type(self.net) or theirs != own:
+        if type(loaded) is not type(self.net) or structure(loaded) != structure(self.net):
             raise ValueError(
-                f"{file} holds a {type(loaded).__name__} of another shape than --network_args ask for; add "
-                "--dim_from_weights, which takes kind, layers and shape from the file"
+                f"{file} holds a {type(loaded).__name__} of another structure than --network_args ask for; add "
+                "--dim_from_weights, which takes kind, layers and structure from the file"
             )
         self.net.load_state_dict(loaded.state_dict())
         self.net.provenance = copy.deepcopy(loaded.provenance)
