@@ -28,7 +28,7 @@ settings.register_profile(
 settings.load_profile("hnkernels")
 
 OPTIONAL = (
-    *("diffusers", "transformers", "accelerate", "peft", "torchao", "tensorboard"),
+    *("diffusers", "transformers", "accelerate", "peft", "torchao", "tensorboard", "huggingface_hub", "yaml"),
     *("typer", "rich", "tqdm", "PIL", "matplotlib", "sklearn", "pytest_benchmark", "triton"),
 )
 """Packages that tests import and that need not be there."""

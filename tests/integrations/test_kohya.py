@@ -1,5 +1,8 @@
 """The network module for kohya's trainers, called as they call it."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -336,3 +339,9 @@ def test_a_diffusers_unet_serves_too(arguments):
     randomise(network, 0.1)
     denoise(unet, noise(), prompt()).square().mean().backward()
     assert gradients(network).any()
+
+
+def test_it_needs_nothing_that_the_trainers_pin_in_another_version():
+    blocked = ["diffusers", "transformers", "accelerate", "huggingface_hub", "typer", "rich", "PIL", "tqdm"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import hnkernels.integrations.kohya"
+    subprocess.run([sys.executable, "-c", code], check=True)
