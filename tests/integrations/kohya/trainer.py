@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.adapter.hosts import TransformerBlock
 
 WIDTH, TEXT_WIDTH = 8, 12
+KINDS = {"context": ("kind=context", "activation=silu"), "weights": ("kind=weights", "hidden_dim=16")}
 USE_REENTRANT = True  # as the trainers' own module of the SDXL UNet has it
 
 
@@ -51,6 +52,12 @@ class _Transformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.transformer_blocks = nn.ModuleList([TransformerBlock(WIDTH, TEXT_WIDTH)])
+
+
+@torch.no_grad()
+def call(unet: nn.Module, x: Tensor, text: Tensor) -> Tensor:
+    """The UNet's output for two rows."""
+    return unet(x, torch.tensor([10, 20]), text)
 
 
 def network_args(*arguments: str) -> dict[str, str]:
