@@ -33,6 +33,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.integrations.kohya.arguments import Arguments
 from hnkernels.integrations.kohya.files import load
@@ -105,7 +106,7 @@ def create_network_from_weights(
     kind = "weights" if isinstance(net, WeightHypernetwork) else "context"
     arguments = Arguments.of(network_args, kind=kind)
     if arguments.kind != kind or arguments.options or arguments.dropout:
-        raise ValueError(
+        raise InputError(
             f"{file} says itself what network it holds; of --network_args only target_layers (kind=context) and style "
             "(kind=weights) go with it"
         )

@@ -11,6 +11,7 @@ from torch import nn
 
 from hnkernels.adapter.layers import TARGETS, accepted_targets, find_attention
 from hnkernels.adapter.projections import find_projections
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.integrations.kohya.files import diffusers_name, renamed
 from hnkernels.network.hypernetwork import Hypernetwork
@@ -108,13 +109,13 @@ class Arguments:
         texts = {name: text for name, text in given.items() if text is not None}
         kind = texts.get("kind", kind)
         if kind not in KINDS:
-            raise ValueError(f"--network_args kind={shown(kind)} is not known; kind must be one of {', '.join(KINDS)}")
+            raise InputError(f"--network_args kind={shown(kind)} is not known; kind must be one of {', '.join(KINDS)}")
         readers = _COMMON | _OPTIONS[kind]
         for name in texts:
             if name not in readers:
                 near = difflib.get_close_matches(name, readers, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
-                raise ValueError(
+                raise InputError(
                     f"--network_args has {name!r}, which is not known for kind={kind}; {hint}accepted are "
                     f"{', '.join(readers)}"
                 )
@@ -145,7 +146,7 @@ class Arguments:
             options = {"sizes": widths, "init": "identity", **self.options}
             if self.dropout:
                 if "dropout_structure" in options:
-                    raise ValueError("dropout and dropout_structure were both given; give one of them")
+                    raise InputError("dropout and dropout_structure were both given; give one of them")
                 inner = len(options.get("layer_structure", (1, 2, 1))) - 2
                 options["dropout_structure"] = (0.0, *(self.dropout,) * inner, 0.0)
             return Hypernetwork(**options)
@@ -164,4 +165,4 @@ def _read(name: str, text: Any, reader: _Reader) -> Any:
     try:
         return reader(str(text))
     except (ValueError, KeyError, OverflowError):
-        raise ValueError(f"--network_args {name}={text} must be {_EXAMPLES[reader]}") from None
+        raise InputError(f"--network_args {name}={text} must be {_EXAMPLES[reader]}") from None

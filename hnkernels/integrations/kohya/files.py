@@ -15,6 +15,7 @@ import torch
 from hnkernels.adapter.projections import Projection
 from hnkernels.checkpoint import CheckpointError, load_hypernetwork, save_hypernetwork
 from hnkernels.checkpoint.training_metadata import kept_of
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.generator.files import NETWORK
 from hnkernels.generator.summary import kind_of
@@ -38,7 +39,7 @@ def check_extension(net: Net, extension: str) -> None:
     accepted = _EXTENSIONS[type(net)]
     if extension not in accepted:
         formats = " or ".join(name.removeprefix(".") for name in accepted)
-        raise ValueError(
+        raise InputError(
             f"a {type(net).__name__} cannot be saved as {extension.removeprefix('.')}; use --save_model_as {formats}"
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hnkernels.adapter import Adapter, WeightAdapter, attach
 from hnkernels.adapter.layers import TARGETS, find_attention
 from hnkernels.convert.merging import merge
+from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.integrations.kohya.files import Net, check_extension, diffusers_name, load, rename, save, structure
 from hnkernels.ops.folding import is_affine
@@ -72,7 +73,7 @@ class KohyaNetwork(nn.Module):
             AdapterError: the network is for another model.
         """
         if not self._for_inference and (apply_text_encoder or not apply_unet):
-            raise ValueError(
+            raise InputError(
                 "a hypernetwork acts in the UNet alone, and nothing of it is in the text encoder; train with "
                 "--network_train_unet_only and without --network_train_text_encoder_only"
             )
@@ -128,7 +129,7 @@ class KohyaNetwork(nn.Module):
         """
         loaded = load(Path(file))
         if type(loaded) is not type(self.net) or structure(loaded) != structure(self.net):
-            raise ValueError(
+            raise InputError(
                 f"{file} holds a {type(loaded).__name__} of another structure than --network_args ask for; add "
                 "--dim_from_weights, which takes kind, layers and structure from the file"
             )
@@ -149,7 +150,7 @@ class KohyaNetwork(nn.Module):
             ValueError: the network is not of that kind.
         """
         if isinstance(self.net, WeightHypernetwork):
-            raise ValueError(
+            raise InputError(
                 "a weight hypernetwork cannot be merged; write the LoRA of one condition with 'hnkernels generate' and "
                 "merge that into the model beforehand"
             )
@@ -177,7 +178,7 @@ def _check_style(net: WeightHypernetwork, style: str | None) -> None:
         with torch.no_grad():
             net.encode(style)  # refuses one that is not there, and names the nearest
     elif styles := getattr(net.encoder, "styles", ()):
-        raise ValueError(
+        raise InputError(
             f"the network has the styles {', '.join(styles)}; say with --network_args style={styles[0]} which one this "
             "run trains"
         )
