@@ -1,4 +1,7 @@
-"""What the README and the pages of docs/ show runs as written: Python, commands and their options."""
+"""What the README and the pages of docs/ show runs as written: Python, commands and their options.
+
+Python that is fenced as ``py`` belongs into another program, which is not here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import hnkernels as hn
 from tests import versions
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +36,7 @@ def test_the_python_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
     (tmp_path / "my_images").mkdir()
     for index in range(4):
         Image.new("RGB", (32, 32), (60 * index, 0, 0)).save(tmp_path / "my_images" / f"digit {index}.png")
+    hn.save_hypernetwork(hn.Hypernetwork((48, 80, 96), name="ink"), "ink.safetensors")
     namespace: dict = {}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), namespace)
@@ -101,8 +106,6 @@ def anchor_of(heading: str) -> str:
 
 
 def test_every_public_name_is_on_a_page_of_the_api():
-    import hnkernels as hn
-
     shown = re.findall(
         r"^::: hnkernels\.([\w.]+)$", "".join(p.read_text() for p in API.glob("*.md")), flags=re.MULTILINE
     )

@@ -13,7 +13,7 @@ _TRAINING = ("accelerate", "diffusers", "matplotlib", "peft", "psutil", "rich", 
     [
         ("hnkernels.integrations.comfyui", (*_TRAINING, "gradio", "numpy", "PIL", "tqdm")),
         # The web UIs have numpy, Pillow and tqdm.
-        ("hnkernels.integrations.reading, hnkernels.integrations.training.trainer", _TRAINING),
+        ("hnkernels.files, hnkernels.integrations.training.trainer", _TRAINING),
     ],
 )
 def test_it_loads_without_what_only_training_needs(modules, missing):

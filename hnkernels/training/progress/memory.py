@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 
@@ -13,4 +12,6 @@ def memory_gb(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    import psutil  # for a run alone, and not where settings are only looked at
+
     return psutil.Process().memory_info().rss / 1e9

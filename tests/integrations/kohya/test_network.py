@@ -9,7 +9,7 @@ import torch
 import hnkernels as hn
 from hnkernels.integrations import kohya
 from tests.adapter.hosts import OriginalUNet
-from tests.integrations import kohya_trainer
+from tests.integrations.kohya import trainer as kohya_trainer
 from tests.integrations.kohya.trainer import (
     KINDS,
     SDXLNames,
