@@ -42,21 +42,10 @@ def read_record(path: str | os.PathLike[str], allow_legacy_activations: bool = F
 
 
 def load_hypernetwork(path: str | os.PathLike[str], *, allow_legacy_activations: bool = False) -> Hypernetwork:
-    """Loads a hypernetwork; never executes code from the file.
-
-    Args:
-        path: a ``.pt`` file of AUTOMATIC1111 in any of its variants since October 2022, or a ``.safetensors`` file
-            of ``save_hypernetwork``.
-        allow_legacy_activations: accept the softmax family, which mixes the items of a batch.
-
-    Returns:
-        The network on the CPU, in eval mode, in the dtype of the file (fp32 for A1111's), with what the file says
-        about its origin in ``provenance``. For a ``.pt`` file that says nothing about an option, A1111's default
-        counts: layer structure [1, 2, 1], no activation, no dropout, activated output.
+    """Loads a context hypernetwork; see ``hnkernels.files.load_hypernetwork``, which takes either kind.
 
     Raises:
-        CheckpointError: the file is missing, damaged, hostile, not a hypernetwork, holds NaN or infinite weights, or
-            contradicts itself. The message names the file, the fault, and what to do.
+        CheckpointError: as there; also for a file of the other kind.
     """
     record = read_record(path, allow_legacy_activations)
     with naming(path):
@@ -64,19 +53,10 @@ def load_hypernetwork(path: str | os.PathLike[str], *, allow_legacy_activations:
 
 
 def save_hypernetwork(net: Hypernetwork, path: str | os.PathLike[str]) -> None:
-    """Saves a hypernetwork, so that the file is either new and whole or as it was.
-
-    ``.safetensors`` loses nothing. ``.pt`` is what AUTOMATIC1111 loads: tensors always in fp32, the activation
-    ``None`` as ``"linear"``, the init ``"identity"`` as ``"KaimingNormal"``, without ``provenance.training``. The same
-    network gives the same bytes. Multipliers and training mode are not part of a file.
-
-    Args:
-        net: on any device.
-        path: its extension, ``.pt`` or ``.safetensors``, decides the format. An existing file is replaced.
+    """Saves a context hypernetwork; see ``hnkernels.files.save_hypernetwork``, which takes either kind.
 
     Raises:
-        CheckpointError: the file cannot be written, or could not be read back (NaN or infinite weights, several
-            dtypes or entries of ``provenance.training`` that are no texts in ``.safetensors``, no data).
+        CheckpointError: as there.
         TypeError: ``net`` is not a ``Hypernetwork``.
     """
     if not isinstance(net, Hypernetwork):

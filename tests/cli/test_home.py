@@ -4,34 +4,21 @@ import json
 import sys
 
 import pytest
-from rich.console import Console
 
 import hnkernels as hn
-from hnkernels.cli import home as cli_home
-from hnkernels.cli import main
 from hnkernels.training.progress.history import write_run
 from hnkernels.training.progress.log import COLUMNS
 
 
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Runs a command in a folder with a home; returns (exit code, stdout, stderr)."""
-    monkeypatch.setattr(cli_home, "console", Console(width=200))
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """A folder with a home."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hnkernels-home" / "networks").mkdir(parents=True)
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hnkernels", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return run
-
 
 @pytest.fixture
-def networks(cli, tmp_path):
+def networks(tmp_path):
     folder = tmp_path / "hnkernels-home" / "networks"
     for name, activation, step in (("alpha", "relu", 5), ("beta", "linear", 70)):
         net = hn.Hypernetwork((8, 16), activation=activation, name=name)

@@ -17,8 +17,8 @@ from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.integrations.comfyui.acting import STRENGTH, STRENGTHS, Tables
 from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK
 from hnkernels.integrations.comfyui.merging import attention_weights, merge_into
+from hnkernels.integrations.original_names import diffusers_names
 from hnkernels.integrations.patcher.generated import kohya_lora, renamed, scaled
-from hnkernels.integrations.patcher.original_names import diffusers_names
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.wording import shown
 

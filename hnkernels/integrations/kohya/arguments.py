@@ -13,7 +13,8 @@ from hnkernels.adapter.layers import TARGETS, accepted_targets, find_attention
 from hnkernels.adapter.projections import find_projections
 from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.integrations.kohya.files import diffusers_name, renamed
+from hnkernels.integrations.kohya.files import renamed
+from hnkernels.integrations.original_names import diffusers_name
 from hnkernels.network.hypernetwork import Hypernetwork
 from hnkernels.wording import shown
 

@@ -19,6 +19,7 @@ from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
 from hnkernels.generator.files import NETWORK
 from hnkernels.generator.summary import kind_of
+from hnkernels.integrations.original_names import diffusers_name
 from hnkernels.network.hypernetwork import Hypernetwork
 
 Net = Hypernetwork | WeightHypernetwork
@@ -27,7 +28,6 @@ Layer = TypeVar("Layer", bound=Projection)
 _EXTENSIONS = {Hypernetwork: (".safetensors", ".pt"), WeightHypernetwork: (".safetensors",)}
 _HASH_DIGITS = 10  # of the base model's SHA-256, as A1111 shows it
 # The blocks of the original repositories' UNets: every third one changes the resolution.
-_BLOCK = re.compile(r"(input_blocks|output_blocks|middle_block)\.(\d+)(?:\.1)?\.(transformer_blocks\..*)")
 
 
 def check_extension(net: Net, extension: str) -> None:
@@ -89,18 +89,6 @@ def structure(net: Net) -> tuple[Any, ...]:
     parts: Any = (net.encoder, net.generator, net.decoder)
     configs = [{k: v for k, v in part.config.items() if k not in ("init", "rank_dropout")} for part in parts]
     return renamed(net.layers, diffusers_name), configs
-
-
-def diffusers_name(attention: str) -> str:
-    """diffusers' name of an attention layer whose name is that of the original repositories; others stay."""
-    match = _BLOCK.fullmatch(attention)
-    if match is None:
-        return attention
-    half, number, rest = match[1], int(match[2]), match[3]
-    if half == "middle_block":
-        return f"mid_block.attentions.0.{rest}"
-    side, place = ("down", number - 1) if half == "input_blocks" else ("up", number)
-    return f"{side}_blocks.{place // 3}.attentions.{place % 3}.{rest}"
 
 
 def renamed(layers: Sequence[Layer], name_of: Callable[[str], str]) -> list[Layer]:

@@ -16,7 +16,8 @@ from hnkernels.adapter.layers import TARGETS, find_attention
 from hnkernels.convert.merging import merge
 from hnkernels.errors import InputError
 from hnkernels.generator import WeightHypernetwork
-from hnkernels.integrations.kohya.files import Net, check_extension, diffusers_name, load, rename, save, structure
+from hnkernels.integrations.kohya.files import Net, check_extension, load, rename, save, structure
+from hnkernels.integrations.original_names import diffusers_name
 from hnkernels.ops.folding import is_affine
 
 _TEXT = ("encoder_hidden_states", "context")  # the UNets' third argument

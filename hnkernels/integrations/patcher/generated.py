@@ -13,7 +13,7 @@ from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.projections import find_projections
 from hnkernels.adapter.strength import Strength
 from hnkernels.generator import GeneratedWeights
-from hnkernels.integrations.patcher.original_names import diffusers_names
+from hnkernels.integrations.original_names import diffusers_names
 
 
 def renamed(weights: GeneratedWeights, unet: nn.Module) -> GeneratedWeights:

@@ -18,12 +18,17 @@ _ATTENTION = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)(?:\.1
 _BLOCK = re.compile(r"output_blocks\.(\d+)\.0")
 
 
-def _name(path: str, blocks: int) -> str | None:
-    """diffusers' name of what lies in an attention layer; ``None`` for anything else. A level has that many output
-    blocks, and as many input blocks with its downsampler."""
+def diffusers_name(path: str, blocks: int = 3) -> str:
+    """diffusers' name of what lies in an attention layer; anything else stays as it is.
+
+    Args:
+        path: a name in an original repository's UNet.
+        blocks: output blocks of a level, and as many input blocks with its downsampler; 3 in Stable Diffusion 1, 2
+            and XL.
+    """
     match = _ATTENTION.fullmatch(path)
     if match is None:
-        return None
+        return path
     half, number, rest = match[1], int(match[2]), match[3]
     if half == "middle_block":
         return f"mid_block.attentions.0.{rest}"
@@ -47,8 +52,8 @@ def diffusers_names(unet: nn.Module, paths: Iterable[str]) -> dict[str, str]:
         )
     names = {}
     for path in paths:
-        name = _name(path, outputs // levels)
-        if name is None:
+        name = diffusers_name(path, outputs // levels)
+        if name == path:
             raise AdapterError(f"{path} of {type(unet).__name__} has no name in diffusers")
         names[name] = path
     return names
