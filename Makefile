@@ -19,7 +19,7 @@ ui: .venv/.ui
 
 # The page in a real browser: Chromium is installed where it is missing, which takes an administrator.
 test-ui: .venv/.test-ui .venv/.chromium
-	$(BIN)/python -m pytest -o addopts="-q --strict-markers" tests/ui
+	$(BIN)/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile tests/ui
 
 # The tests with the oldest and the newest Python, PyTorch, Triton and diffusers: an environment each, a few gigabytes.
 # ENVIRONMENTS="oldest bare" chooses.
