@@ -1,8 +1,8 @@
 """``python -m benchmarks [name …] [--device cuda]``: runs the benchmarks and prints their tables.
 
 A run of all of them also writes benchmarks/results/<machine>/ and brings the tables of docs/ up to date.
-``python -m benchmarks host`` is another one, of what calls cost the host; see ``benchmarks/host``. So is ``python -m
-benchmarks loop``, of the trainer's loop; see ``benchmarks/loop.py``.
+``python -m benchmarks host`` is another one, of what calls cost the host; see ``benchmarks/host``. So is
+``python -m benchmarks loop``, of the trainer's loop; see ``benchmarks/loop.py``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import rows as results
-from benchmarks.ceilings import ceilings
+from benchmarks.cases import Case, cases
+from benchmarks.environment import THREADS, Environment, here, today, versions
 from benchmarks.host.__main__ import main as host
 from benchmarks.loop import main as loop
 from benchmarks.measuring import measure
-from benchmarks.place import THREADS, Place, here, today, versions
-from benchmarks.registry import Case, cases
 from benchmarks.rows import Row
+from benchmarks.timing import ceilings
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,38 +45,38 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rows", type=Path, help="file to write the rows to, and nothing else")
     options = parser.parse_args(arguments)
     try:
-        place = here(options.device, options.dtype)
-        chosen = cases(place, options.names)
+        environment = here(options.device, options.dtype)
+        chosen = cases(environment, options.names)
     except ValueError as fault:
         print(fault, file=sys.stderr)
         return 2
-    if place.kind != "cuda":
+    if environment.kind != "cuda":
         torch.set_num_threads(THREADS)
-    found, wrong = run(chosen, place, options.seconds)
+    found, wrong = run(chosen, environment, options.seconds)
     if options.rows:
         results.write(found, options.rows)
         return int(wrong)
     full = not options.names
-    if full and place.kind != "interpreter":
-        found = [*ceilings(place), *found]
-    if full and place.kind == "cpu":
+    if full and environment.kind != "interpreter":
+        found = [*ceilings(environment), *found]
+    if full and environment.kind == "cpu":
         found += _interpreted()
-    found = results.stamped(found, place.machine, versions(), today())
-    if full and place.kind != "interpreter":
-        results.write(found, documents.RESULTS / place.name / "results.csv")
+    found = results.stamped(found, environment.machine, versions(), today())
+    if full and environment.kind != "interpreter":
+        results.write(found, documents.RESULTS / environment.name / "results.csv")
         write_reports([])
-    print(*documents.pages(documents.RESULTS / place.name, found).values())
+    print(*documents.pages(documents.RESULTS / environment.name, found).values())
     return int(wrong)
 
 
-def run(chosen: Sequence[Case], place: Place, seconds: float | None) -> tuple[list[Row], bool]:
+def run(chosen: Sequence[Case], environment: Environment, seconds: float | None) -> tuple[list[Row], bool]:
     """The rows of the cases, and whether a provider was wrong: such a one has no time among them."""
     found: list[Row] = []
     absent: dict[tuple[str, str], int] = {}
     wrong = False
     for case in (progress := tqdm(chosen, unit="case")):
         progress.set_description(case.name)
-        measurement = measure(case, place, seconds)
+        measurement = measure(case, environment, seconds)
         for provider, verdict in measurement.verdicts.items():
             if not verdict.green:
                 wrong = True
@@ -85,7 +85,7 @@ def run(chosen: Sequence[Case], place: Place, seconds: float | None) -> tuple[li
                 )
         for what in measurement.absent.items():
             absent[what] = absent.get(what, 0) + 1
-        found += measurement.rows(place)
+        found += measurement.rows(environment)
     for (provider, reason), count in absent.items():
         print(f"not run in {count} of {len(chosen)} cases: {provider}: {reason}", file=sys.stderr)
     return found, wrong

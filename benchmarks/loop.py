@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 import hnkernels as hn
+from benchmarks.measuring import resident_bytes
 from hnkernels.adapter.layers import find_attention
 from hnkernels.assets import TINY_SD
 from hnkernels.pipeline import load_pipeline
@@ -39,18 +40,18 @@ _TEXTS = ("digit one", "digit two", "letter a", "letter b")
 def main(arguments: Sequence[str]) -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks loop", description=__doc__)
-    parser.add_argument("--peak", choices=sorted(_WAYS), help="take one round of this loop and print the peak memory")
+    parser.add_argument("--peak", choices=sorted(_LOOPS), help="take one round of this loop and print the peak memory")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.peak:
-        _WAYS[options.peak](_Job())
+        _LOOPS[options.peak](_Job())
         print(json.dumps(_peaks[-1]))
         return 0
     job = _Job()
-    seconds: dict[str, list[float]] = {name: [] for name in _WAYS}
+    seconds: dict[str, list[float]] = {name: [] for name in _LOOPS}
     for round_ in range(_ROUNDS + 1):
-        for name in sorted(_WAYS, reverse=bool(round_ % 2)):
-            seconds[name].append(_WAYS[name](job))
+        for name in sorted(_LOOPS, reverse=bool(round_ % 2)):
+            seconds[name].append(_LOOPS[name](job))
     medians = {name: statistics.median(found[1:]) for name, found in seconds.items()}  # the first round warms up
     peaks = {name: _peak_of(name) for name in ("trainer", "bare")}
     print("| training loop | against | figure | target | met |", "| --- | --- | --- | --- | --- |", sep="\n")
@@ -113,7 +114,7 @@ class _Watch:
 
     def __call__(self, step: Any) -> torch.Tensor:
         self._times.append(time.process_time())
-        _peaks.append(_peak())
+        _peaks.append(resident_bytes())
         value: torch.Tensor = self._loss(step)
         return value
 
@@ -127,7 +128,7 @@ def _bare(job: _Job, sizes: set[int] | None = None) -> float:
     with frozen(job.unet), hn.attach(job.unet, net):
         for step in range(_STEPS):
             times.append(time.process_time())
-            _peaks.append(_peak())
+            _peaks.append(resident_bytes())
             rows = [job.rows[i % len(job.rows)] for i in range(step * _BATCH, (step + 1) * _BATCH)]
             latents, text = (torch.stack([row[key] for row in rows]) for key in ("latents", "encoder_hidden_states"))
             noise, timesteps = torch.randn_like(latents), torch.randint(1000, (_BATCH,))
@@ -141,17 +142,11 @@ def _bare(job: _Job, sizes: set[int] | None = None) -> float:
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
-_WAYS: dict[str, Callable[[_Job], float]] = {
+_LOOPS: dict[str, Callable[[_Job], float]] = {
     "trainer": _trainer,
     "bare": _bare,
     "text alone": lambda job: _bare(job, {job.text_width}),
 }
-
-
-def _peak() -> int:
-    """Peak resident bytes of this process; Linux only."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def _peak_of(name: str) -> int:

@@ -1,16 +1,32 @@
-"""A case from its ways to its rows: build, check, time what is right, side by side."""
+"""A case from its providers to its rows: build, check, time what is right, side by side."""
 
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from benchmarks import checking, graphs, modes, resident, timing
-from benchmarks.place import Place
-from benchmarks.registry import Case, Sides
+from benchmarks import timing
+from benchmarks.cases import (
+    AT_MOST,
+    MODEL_TOLERANCE,
+    MODES,
+    TOLERANCE,
+    Call,
+    Case,
+    Comparison,
+    Verdict,
+    cases,
+    check,
+    has_backward,
+)
+from benchmarks.environment import THREADS, Environment, here
 from benchmarks.rows import Row
 
 COPIES, UNCACHED = 4, 1 << 28
@@ -26,7 +42,7 @@ class Measurement:
 
     Attributes:
         case: which.
-        comparison: the timings, without those of providers that are wrong.
+        timings: without those of providers that are wrong.
         verdicts: provider → how wrong it is; providers that do something else have none.
         absent: provider → why it did not run.
         peaks: provider → bytes allocated on a GPU while it ran, beyond what was there before; on a CPU, where the
@@ -35,24 +51,24 @@ class Measurement:
     """
 
     case: Case
-    comparison: timing.Comparison
-    verdicts: Mapping[str, checking.Verdict]
+    timings: timing.Timings
+    verdicts: Mapping[str, Verdict]
     absent: Mapping[str, str]
     peaks: Mapping[str, int]
     least: tuple[int, int] | None = None
 
-    def rows(self, place: Place) -> list[Row]:
+    def rows(self, environment: Environment) -> list[Row]:
         """As rows: times, errors, peaks, and the bound."""
         found = []
-        target = "interpreter" if place.kind == "interpreter" else ""
+        target = "interpreter" if environment.kind == "interpreter" else ""
 
         def add(provider: str, quantity: str, value: float, unit: str, kind: str = "measured", **statistics) -> None:
-            what = (kind, self.case.benchmark.name, self.case.mode, str(self.case.shape), place.dtype, provider)
+            what = (kind, self.case.benchmark.name, self.case.mode, str(self.case.shape), environment.dtype, provider)
             found.append(Row(*what, quantity, value, unit, target=target, **statistics))
 
-        for name, seconds in self.comparison.seconds.items():
-            low, high = self.comparison.quartiles(name)
-            add(name, "time", self.comparison.median(name), "s", low=low, high=high, samples=len(seconds))
+        for name, seconds in self.timings.seconds.items():
+            low, high = self.timings.quartiles(name)
+            add(name, "time", self.timings.median(name), "s", low=low, high=high, samples=len(seconds))
         for name, verdict in self.verdicts.items():
             add(name, "error", verdict.error, "1")
         for name, size in self.peaks.items():
@@ -63,25 +79,25 @@ class Measurement:
         return found
 
 
-def measure(case: Case, place: Place, seconds: float | None = None) -> Measurement:
+def measure(case: Case, environment: Environment, seconds: float | None = None) -> Measurement:
     """Runs a case.
 
     Args:
         case: what to run.
-        place: where.
+        environment: where.
         seconds: to spend; what the benchmark says if not given.
     """
     torch._dynamo.reset()  # what other shapes have compiled would count against this one's recompilations
     benchmark = case.benchmark
-    sides = _copies(case, place)
-    calls: dict[str, list[modes.Call]] = {}
-    left_out = {"compile": "compiled at a device's shapes only"} if place.kind == "interpreter" else {}
-    for copy in sides:
+    comparisons = _built(case, environment)
+    calls: dict[str, list[Call]] = {}
+    left_out = {"compile": "compiled at a device's shapes only"} if environment.kind == "interpreter" else {}
+    for comparison in comparisons:
         for name in benchmark.providers:
-            if name in copy.ways and name not in left_out:
-                calls.setdefault(name, []).append(modes.MODES[case.mode](copy.ways[name], copy.upstream))
-    verdicts, faults = _check(case, place, sides[0], {name: copies[0] for name, copies in calls.items()})
-    absent = {**sides[0].absent, **left_out, **faults}
+            if name in comparison.providers and name not in left_out:
+                calls.setdefault(name, []).append(MODES[case.mode](comparison.providers[name], comparison.upstream))
+    verdicts, faults = _check(case, environment, comparisons[0], {name: copies[0] for name, copies in calls.items()})
+    absent = {**comparisons[0].absent, **left_out, **faults}
     right = {
         name: copies
         for name, copies in calls.items()
@@ -89,49 +105,49 @@ def measure(case: Case, place: Place, seconds: float | None = None) -> Measureme
     }
     timed: dict[str, timing.Runs] = dict(right)
     peaks = {}
-    if place.kind == "cuda":
+    if environment.kind == "cuda":
         peaks = {name: _peak(runs) for name, runs in right.items()}
         if benchmark.calls == 1 and case.mode != "backward":  # whose forward pass ran on another stream than a graph's
-            timed, without = graphs.with_graphs(right)
+            timed, without = timing.with_graphs(right)
             absent |= without
     with torch._functorch.config.patch(donated_buffer=False):  # a graph that is kept is gone through more than once
-        comparison = timing.interleave(
+        timings = timing.interleave(
             timed,
             benchmark.seconds if seconds is None else seconds,
-            least=ROUNDS.get(place.kind, benchmark.rounds),
-            most=ROUNDS.get(place.kind, MOST_ROUNDS),
+            least=ROUNDS.get(environment.kind, benchmark.rounds),
+            most=ROUNDS.get(environment.kind, MOST_ROUNDS),
             calls=benchmark.calls,
-            clock=_clock(place, benchmark.calls),
+            clock=_clock(environment, benchmark.calls),
         )
-    least = sides[0].least
-    del sides, calls, right, timed
+    least = comparisons[0].least
+    del comparisons, comparison, calls, right, timed
     gc.collect()
-    if benchmark.resident and place.kind == "cpu":
-        peaks = {name: resident.peak(case, name) for name in comparison.seconds}
-    return Measurement(case, comparison, verdicts, absent, peaks, least)
+    if benchmark.resident and environment.kind == "cpu":
+        peaks = {name: resident_peak(case, name) for name in timings.seconds}
+    return Measurement(case, timings, verdicts, absent, peaks, least)
 
 
-def _copies(case: Case, place: Place) -> list[Sides]:
-    """The ways on as many copies of the data as are needed."""
-    before = torch.cuda.memory_allocated() if place.kind == "cuda" else 0
-    sides: list[Sides] = []
+def _built(case: Case, environment: Environment) -> list[Comparison]:
+    """The providers on as many copies of the data as are needed."""
+    before = torch.cuda.memory_allocated() if environment.kind == "cuda" else 0
+    copies: list[Comparison] = []
     for seed in range(COPIES):
         torch.manual_seed(seed)
-        sides.append(case.benchmark.build(case.shape, place, case.mode))
-        if place.kind != "cuda" or torch.cuda.memory_allocated() - before > UNCACHED:
+        copies.append(case.benchmark.build(case.shape, environment, case.mode))
+        if environment.kind != "cuda" or torch.cuda.memory_allocated() - before > UNCACHED:
             break
-    return sides
+    return copies
 
 
-def _clock(place: Place, calls: int) -> Callable[[timing.Runs], float]:
-    if place.kind != "cuda":
+def _clock(environment: Environment, calls: int) -> Callable[[timing.Runs], float]:
+    if environment.kind != "cuda":
         return timing.cpu_seconds
     return timing.cuda_seconds if calls == 1 else timing.cuda_wall_seconds
 
 
 def _check(
-    case: Case, place: Place, sides: Sides, calls: Mapping[str, modes.Call]
-) -> tuple[dict[str, checking.Verdict], dict[str, str]]:
+    case: Case, environment: Environment, comparison: Comparison, calls: Mapping[str, Call]
+) -> tuple[dict[str, Verdict], dict[str, str]]:
     """Verdicts on all that claim to do the same, and what went wrong with those that could not run at all."""
     results, faults = {}, {}
     with torch._functorch.config.patch(donated_buffer=False):
@@ -140,17 +156,19 @@ def _check(
                 results[name] = call()
             except Exception as fault:  # a compiler's, say: the others are measured nevertheless
                 faults[name] = f"does not run: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}"
-    judged = {name: results[name] for name in case.benchmark.providers if name in results.keys() - {*sides.unchecked}}
+    judged = {
+        name: results[name] for name in case.benchmark.providers if name in results.keys() - {*comparison.unchecked}
+    }
     if not judged:
-        raise RuntimeError(f"nothing that can be checked runs in {case.name}: {faults or dict(sides.absent)}")
+        raise RuntimeError(f"nothing that can be checked runs in {case.name}: {faults or dict(comparison.absent)}")
     baseline = next(iter(judged))
-    if sides.truth is not None:
-        truth: Sequence[torch.Tensor] = modes.MODES[case.mode](sides.truth, [t.double() for t in sides.upstream])()
-        least = checking.TOLERANCE[modes.has_backward(case.mode)] if place.dtype == "fp32" else 0.0
+    if comparison.truth is not None:
+        truth: Sequence[torch.Tensor] = MODES[case.mode](comparison.truth, [t.double() for t in comparison.upstream])()
+        least = TOLERANCE[has_backward(case.mode)] if environment.dtype == "fp32" else 0.0
     else:
-        truth, least = results[baseline], checking.MODEL_TOLERANCE[place.dtype]
-    least = least if sides.allowed is None else sides.allowed
-    return checking.check(judged, truth, baseline, least, checking.AT_MOST[place.dtype]), faults
+        truth, least = results[baseline], MODEL_TOLERANCE[environment.dtype]
+    least = least if comparison.allowed is None else comparison.allowed
+    return check(judged, truth, baseline, least, AT_MOST[environment.dtype]), faults
 
 
 def _peak(runs: timing.Runs) -> int:
@@ -160,3 +178,34 @@ def _peak(runs: timing.Runs) -> int:
     runs[0]()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def resident_peak(case: Case, provider: str) -> int:
+    """Peak resident bytes of a fresh process that makes one call of one provider and nothing else; Linux only."""
+    what = [case.benchmark.name, case.mode, str(case.shape), provider]
+    command = [sys.executable, "-m", "benchmarks.measuring", *what]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def resident_bytes() -> int:
+    """The most that this process has held so far; Linux only.
+
+    Not ``getrusage``: its figure starts from that of the parent process, which may be large.
+    """
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def main(name: str, mode: str, shape: str, provider: str) -> None:
+    """Prints the peak resident bytes of this process after a call."""
+    environment = here()
+    torch.set_num_threads(THREADS)
+    case = next(c for c in cases(environment, [name]) if c.mode == mode and str(c.shape) == shape)
+    comparison = case.benchmark.build(case.shape, environment, mode)
+    MODES[mode](comparison.providers[provider], comparison.upstream)()
+    print(json.dumps(resident_bytes()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -11,9 +11,9 @@ from functools import lru_cache
 import pytest
 import torch
 
+from benchmarks.cases import Case, cases
+from benchmarks.environment import THREADS, here
 from benchmarks.measuring import Measurement, measure
-from benchmarks.place import THREADS, here
-from benchmarks.registry import Case, cases
 
 _now = 0.0
 
@@ -25,10 +25,10 @@ def replayed() -> float:
 
 @lru_cache(maxsize=1)  # the tests of a case follow one another, and the next case needs the memory
 def _measured(case: Case, device: str) -> Measurement:
-    place = here(device)
-    if place.kind != "cuda":
+    environment = here(device)
+    if environment.kind != "cuda":
         torch.set_num_threads(THREADS)
-    return measure(case, place)
+    return measure(case, environment)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -42,15 +42,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_benchmark(case: Case, provider: str, benchmark, request) -> None:
     """A provider of a case: right, then timed."""
     measurement = _measured(case, request.config.getoption("--device"))
-    if provider not in measurement.comparison.seconds and provider not in measurement.verdicts:
+    if provider not in measurement.timings.seconds and provider not in measurement.verdicts:
         pytest.skip(measurement.absent.get(provider, "not part of this case"))
     verdict = measurement.verdicts.get(provider)
     assert verdict is None or verdict.green, f"its error is {verdict.error:.1e}, above {verdict.allowed:.1e}; not timed"
-    rounds = iter(measurement.comparison.seconds[provider])
+    rounds = iter(measurement.timings.seconds[provider])
 
     def one_round() -> None:
         global _now
         _now += next(rounds)
 
     benchmark.group = case.name
-    benchmark.pedantic(one_round, rounds=len(measurement.comparison.seconds[provider]))
+    benchmark.pedantic(one_round, rounds=len(measurement.timings.seconds[provider]))

@@ -1,4 +1,5 @@
-"""Timing two or more ways of doing one thing, fairly, on a machine that is not quiet."""
+"""Timing two or more providers of one thing fairly on a machine that is not quiet; CUDA graphs of the same calls; and
+what the machine can do at best."""
 
 from __future__ import annotations
 
@@ -10,12 +11,16 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.cases import Call, largest_error
+from benchmarks.environment import Environment
+from benchmarks.rows import Row
+
 Runs = Sequence[Callable[[], object]]
 """The same call on several copies of its data; a GPU takes them in turn, so that its cache holds none of them."""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Timings:
     """Seconds per run of each provider, round by round.
 
     Attributes:
@@ -68,7 +73,7 @@ def interleave(
     most: int = 60,
     calls: int = 1,
     clock: Callable[[Runs], float] = cpu_seconds,
-) -> Comparison:
+) -> Timings:
     """Runs every provider once per round, in turn, so that whatever else the machine does meets them alike.
 
     Every round begins with another one: what a provider leaves in the caches meets all the others alike, too.
@@ -97,4 +102,81 @@ def interleave(
             if rounds > least and calls == 1:  # such a short round is still warming up; the check was no round
                 found = {name: [] for name in providers}
                 rounds += 1
-    return Comparison(found)
+    return Timings(found)
+
+
+WARMUP = 3
+
+SAME = 1e-2
+"""Relative error between a call and its replay: a vendor's kernels may add up in another order, nothing more."""
+
+
+def captured(call: Call) -> Callable[[], None]:
+    """Replays the kernels of a call as a CUDA graph: what is left when launching costs the host nothing.
+
+    Raises:
+        RuntimeError: the call does something that a graph cannot hold, or its replay gives something else.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUP):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()  # computes nothing yet
+    graph.replay()
+    error = largest_error(results, call())
+    if not error <= SAME:
+        raise RuntimeError(f"its replay is wrong by {error:.1e}")
+
+    def replay() -> None:
+        assert results  # their memory is the graph's to write, as long as there is a graph
+        graph.replay()
+
+    return replay
+
+
+def with_graphs(providers: Mapping[str, Sequence[Call]]) -> tuple[dict[str, Runs], dict[str, str]]:
+    """The providers with ``"<name>, graph"`` for each that can be captured, and why the others cannot."""
+    both: dict[str, Runs] = dict(providers)
+    absent = {}
+    for name, runs in providers.items():
+        try:
+            both[f"{name}, graph"] = [captured(run) for run in runs]
+        except RuntimeError as fault:
+            absent[f"{name}, graph"] = f"cannot be captured: {str(fault).splitlines()[0]}"
+            torch.cuda.synchronize()
+    return both, absent
+
+
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
+"""Bytes: many times what any cache holds."""
+
+SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the matrices."""
+
+
+def ceilings(environment: Environment, seconds: float = 4.0) -> list[Row]:
+    """Bandwidth, every byte read and every byte written, and rate of a square GEMM, a multiply-add as two."""
+    source = environment.tensor(COPIED[environment.kind] // environment.tensor(0).element_size())
+    target = source.clone()
+    a, b = (
+        environment.tensor(SIDE[environment.kind], SIDE[environment.kind]),
+        environment.tensor(SIDE[environment.kind], SIDE[environment.kind]),
+    )
+    work = {
+        "copy": (2 * COPIED[environment.kind], "bandwidth", "B/s"),
+        "gemm": (2 * SIDE[environment.kind] ** 3, "rate", "FLOP/s"),
+    }
+    runs = {"copy": [lambda: target.copy_(source)], "gemm": [lambda: a @ b]}
+    clock = cuda_seconds if environment.kind == "cuda" else cpu_seconds
+    timings = interleave(runs, seconds, most=20, clock=clock)
+    rows = []
+    for name, (amount, quantity, unit) in work.items():
+        low, high = timings.quartiles(name)
+        what = ("measured", "ceiling", name, "large", environment.dtype, "torch", quantity)
+        median, samples = amount / timings.median(name), len(timings.seconds[name])
+        rows.append(Row(*what, median, unit, low=amount / high, high=amount / low, samples=samples))
+    return rows

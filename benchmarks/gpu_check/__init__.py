@@ -1,7 +1,5 @@
 """Is everything right on this GPU, and how fast? One command, eight minutes: ``python -m benchmarks.gpu_check``.
 
-- ``journal``: what is found, on disk as soon as it is. ``clock``: how much time is left.
-- ``machine``, ``correctness``, ``comparisons``, ``prediction``, ``tuning``: the phases, in order of worth.
-- ``warming``: kernels compiled beforehand, in several processes.
-- ``report``: a page that can be read, and sent, at any moment.
+``machine``, ``correctness`` and ``speed`` are the phases, in order of worth; ``session`` is what each of them gets: how
+much time is left, where findings go as soon as there are any, and the page that can be read, and sent, at any moment.
 """

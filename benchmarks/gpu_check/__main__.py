@@ -8,7 +8,6 @@ TRITON_INTERPRET=1 it is rehearsed on the CPU, at small sizes and without times 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -16,14 +15,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_check import comparisons, correctness, machine, prediction, report, tuning
-from benchmarks.gpu_check.clock import Clock
-from benchmarks.gpu_check.journal import FIGURE, SKIPPED, Finding, Journal
-from benchmarks.gpu_check.session import Session
-from benchmarks.gpu_check.warming import share_cache
-from benchmarks.place import here
+from benchmarks.environment import here
+from benchmarks.gpu_check import correctness, machine, speed
+from benchmarks.gpu_check.session import PAGE, Clock, Journal, Session, page_lines, write_page
 from hnkernels.triton.support import interpreting
-from hnkernels.triton.target import TARGETS, target_of
 
 SHARES = {"warming": 0.25, "right": 0.45, "fast": 0.55, "predicted": 0.5, "tuned": 1.0}
 """Of the time that is left when a phase begins."""
@@ -38,50 +33,32 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
         parser.error(f"--minutes must be positive, not {options.minutes:g}")
-    share_cache()
+    machine.share_cache()
     clock = Clock(60 * options.minutes)
     try:
-        place = here("cpu" if interpreting() else "cuda")
+        environment = here("cpu" if interpreting() else "cuda")
     except ValueError as fault:
         print(f"{fault}; or rehearse without a GPU: TRITON_INTERPRET=1", file=sys.stderr)
         return 2
     try:
-        journal = Journal(options.out, partial(report.write, folder=options.out, ended=False))
+        journal = Journal(options.out, partial(write_page, folder=options.out, ended=False))
     except OSError as fault:
         print(f"--out {options.out}: {fault.strerror}; give a folder that can be written to", file=sys.stderr)
         return 2
-    wait = torch.cuda.synchronize if place.kind == "cuda" else (lambda: None)
-    session = Session(place, clock, journal, wait)
+    wait = torch.cuda.synchronize if environment.kind == "cuda" else (lambda: None)
+    session = Session(environment, clock, journal, wait)
     if not session.rehearsed:
-        _warm(session)
-    session.run("machine", 1.0, machine.tasks())
+        machine.warm(session, SHARES["warming"] * clock.left())
+    session.run(machine.PHASE, 1.0, machine.tasks())
     if options.sanitize:
-        from benchmarks.gpu_check import sanitizing
-
-        session.run(sanitizing.PHASE, SHARES["right"], sanitizing.tasks())
-    session.run(correctness.PHASE, SHARES["right"], correctness.tasks(place))
-    session.run(comparisons.PHASE, SHARES["fast"], comparisons.tasks(place))
-    session.run(prediction.PHASE, SHARES["predicted"], prediction.tasks())
-    session.run(tuning.PHASE, SHARES["tuned"], tuning.tasks(place))
-    report.write(journal.findings, options.out, ended=True)
-    print(f"{report.lines(journal.findings, True)[2]} See {options.out / report.NAME}")
+        session.run(machine.SANITIZED, SHARES["right"], machine.sanitizing())
+    session.run(correctness.PHASE, SHARES["right"], correctness.tasks(environment))
+    session.run(speed.FAST, SHARES["fast"], speed.comparisons(environment))
+    session.run(speed.PREDICTED, SHARES["predicted"], speed.predictions())
+    session.run(speed.TUNED, SHARES["tuned"], speed.tunings(environment))
+    write_page(journal.findings, options.out, ended=True)
+    print(f"{page_lines(journal.findings, True)[2]} See {options.out / PAGE}")
     return int(bool(journal.wrong))
-
-
-def _warm(session: Session) -> None:
-    """Compiles beforehand, in other processes."""
-    target = target_of(session.place.device)
-    if target.name not in TARGETS:
-        session.journal.add(Finding("machine", "compiled beforehand", SKIPPED, note=f"{target.name} is unknown"))
-        return
-    seconds = SHARES["warming"] * session.clock.left()
-    command = [sys.executable, "-m", "benchmarks.gpu_check.warming", target.name, str(seconds)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
-        said = (done.stdout.strip() or done.stderr.strip()[-300:]).replace("\n", "; ")
-    except subprocess.TimeoutExpired:
-        said = "was not over in time"
-    session.journal.add(Finding("machine", "compiled beforehand", FIGURE, note=said))
 
 
 if __name__ == "__main__":

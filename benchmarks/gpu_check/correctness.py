@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 import hnkernels as hn
-from benchmarks.gpu_check.journal import RIGHT, SKIPPED, WRONG, Finding
-from benchmarks.gpu_check.session import Session, Task
-from benchmarks.graphs import captured
-from benchmarks.place import DTYPES, Place
+from benchmarks.environment import DTYPES, Environment
+from benchmarks.gpu_check.session import RIGHT, SKIPPED, WRONG, Finding, Session, Task
+from benchmarks.timing import captured
 from hnkernels.triton.target import forced_route
 from tests.accuracy import Call, check_fp32, check_half
 from tests.models import make_mlp, relative_error
@@ -40,9 +39,9 @@ class Layer(NamedTuple):
         words = ["LayerNorm" if k == "layer_norm" else str(v) for k, v in self.options.items()]
         return f"{self.width} x {self.rows} to {self.columns}, {', '.join(words)}"
 
-    def call(self, place: Place, dtype: str, training: bool = True) -> Call:
+    def call(self, environment: Environment, dtype: str, training: bool = True) -> Call:
         """Random tensors for it, where they are to be."""
-        with place.device:
+        with environment.device:
             return Call.make(
                 dim=self.width, shape=(self.rows,), n=(self.columns, self.columns), dtype=DTYPES[dtype],
                 std=self.width**-0.5, train=training, **self.options,
@@ -62,14 +61,18 @@ LAYERS = (
 """Every kind of network at the shapes of Stable Diffusion, and one size that no block fits."""
 
 
-def layers(place: Place) -> tuple[Layer, ...]:
-    """Those that are checked at a place: in the interpreter the same networks, small."""
-    return LAYERS if place.kind == "cuda" else tuple(layer._replace(width=16, rows=9, columns=12) for layer in LAYERS)
+def layers(environment: Environment) -> tuple[Layer, ...]:
+    """Those that are checked: in the interpreter the same networks, small."""
+    return (
+        LAYERS
+        if environment.kind == "cuda"
+        else tuple(layer._replace(width=16, rows=9, columns=12) for layer in LAYERS)
+    )
 
 
-def tasks(place: Place) -> Iterator[tuple[str, Task]]:
+def tasks(environment: Environment) -> Iterator[tuple[str, Task]]:
     """Most telling first: every kind of layer in fp16, then what surrounds them, then other dtypes and ways."""
-    everyone = layers(place)
+    everyone = layers(environment)
     plain, normed, *_ = everyone
     for layer in everyone:
         yield f"{layer}, fp16", partial(_layer, layer, "fp16")
@@ -93,13 +96,13 @@ def tasks(place: Place) -> Iterator[tuple[str, Task]]:
 def _layer(layer: Layer, dtype: str, session: Session) -> Iterator[Finding]:
     """Outputs, recorded and at inference, and all gradients; and the same bits twice."""
     what = f"{layer}, {dtype}"
-    yield _errors(what, partial(layer.call, session.place, dtype), dtype, session)
-    call = layer.call(session.place, dtype)
+    yield _errors(what, partial(layer.call, session.environment, dtype), dtype, session)
+    call = layer.call(session.environment, dtype)
     yield _same(f"{what}, the same bits twice", call.results(), call.results())
 
 
 def _errors(what: str, make: Any, dtype: str, session: Session) -> Finding:
-    with session.place.device:
+    with session.environment.device:
         if dtype == "fp32":
             errors = check_fp32(make, most=MOST_DRAWS)
             worst = max(errors.items(), key=lambda item: item[1].ours)
@@ -123,7 +126,7 @@ def _lowrank(session: Session) -> Iterator[Finding]:
     shape = {"samples": 4, "tokens": 9, "d": 16} if session.rehearsed else {"samples": 8, "tokens": 1024, "d": 320}
     slices = ((24, 21, 40), (4, 4, 4)) if session.rehearsed else ((320, 320, 320), (4, 4, 16))
     for dtype in ("fp16", "bf16"):
-        with session.place.device:
+        with session.environment.device:
             errors = check_half(
                 partial(test_lowrank.Call, **shape, slices=slices, dtype=DTYPES[dtype]),
                 lambda call, dtype=dtype: call.expected(DTYPES[dtype]),
@@ -138,7 +141,7 @@ def _graph(layer: Layer, session: Session) -> Iterator[Finding]:
     if session.rehearsed:
         yield Finding(PHASE, what, SKIPPED, note="needs a GPU")
         return
-    call = layer.call(session.place, "fp16", training=False)
+    call = layer.call(session.environment, "fp16", training=False)
     with torch.no_grad():
         results = list(call.ours())
         replay = captured(lambda: [a.copy_(b) for a, b in zip(results, call.ours(), strict=True)])
@@ -148,7 +151,7 @@ def _graph(layer: Layer, session: Session) -> Iterator[Finding]:
 
 
 def _compiled(layer: Layer, session: Session) -> Iterator[Finding]:
-    call = layer.call(session.place, "fp32")
+    call = layer.call(session.environment, "fp32")
     expected = call.results()
     torch._dynamo.reset()
     compiled = torch.compile(call.ours, backend="aot_eager" if session.rehearsed else "inductor", dynamic=False)
@@ -159,8 +162,8 @@ def _compiled(layer: Layer, session: Session) -> Iterator[Finding]:
 
 
 def _autocast(layer: Layer, session: Session) -> Iterator[Finding]:
-    call = layer.call(session.place, "fp32")
-    with torch.autocast(session.place.device.type, torch.bfloat16):
+    call = layer.call(session.environment, "fp32")
+    with torch.autocast(session.environment.device.type, torch.bfloat16):
         results = call.ours()
     yield _near("autocast", results, call.expected()[:2], 5e-2)
     dtypes = {t.dtype for t in results}
@@ -171,7 +174,7 @@ def _side_stream(layer: Layer, session: Session) -> Iterator[Finding]:
     if session.rehearsed:
         yield Finding(PHASE, "side stream", SKIPPED, note="needs a GPU")
         return
-    call, stream = layer.call(session.place, "fp16"), torch.cuda.Stream()
+    call, stream = layer.call(session.environment, "fp16"), torch.cuda.Stream()
     expected = call.results()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -183,7 +186,7 @@ def _side_stream(layer: Layer, session: Session) -> Iterator[Finding]:
 def _dropout(layer: Layer, session: Session) -> Iterator[Finding]:
     """Masks are drawn from a seed: what is computed again in the backward pass must find the same ones."""
     layer = layer._replace(options={"activation": "relu", "dropout_structure": (0, 0.3, 0)})
-    call = layer.call(session.place, "fp16")
+    call = layer.call(session.environment, "fp16")
     results = []
     for call.recompute in (False, True):
         torch.manual_seed(0)
@@ -193,7 +196,7 @@ def _dropout(layer: Layer, session: Session) -> Iterator[Finding]:
 
 def _route(way: str, layer: Layer, session: Session) -> Iterator[Finding]:
     with forced_route(way):
-        yield _errors(f"route {way}, {layer}", partial(layer.call, session.place, "fp16"), "fp16", session)
+        yield _errors(f"route {way}, {layer}", partial(layer.call, session.environment, "fp16"), "fp16", session)
 
 
 def _second_device(session: Session) -> Iterator[Finding]:
@@ -219,7 +222,7 @@ def _many_elements(session: Session) -> Iterator[Finding]:
         note = f"needs {needed / 1e9:.0f} GB of free memory" + ("" if session.rehearsed else f", not {free / 1e9:.0f}")
         yield Finding(PHASE, "more than 2^31 elements", SKIPPED, note=note)
         return
-    with session.place.device, torch.no_grad():
+    with session.environment.device, torch.no_grad():
         mlps = [make_mlp(320, activation="relu", std=320**-0.5).half() for _ in "kv"]
         w = [torch.randn(320, 320).half() / 18 for _ in "kv"]
         x = torch.randn(1, 1024, 320).half().repeat(1, -(-rows // 1024), 1)

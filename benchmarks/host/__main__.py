@@ -1,22 +1,143 @@
 """``python -m benchmarks host``: what calls cost the host, on a pretended device; about three minutes.
 
-The first run compiles the kernels, which takes longer. ``--counted`` leaves out all that is timed.
+The first run compiles the kernels, which takes longer. ``--counted`` leaves out all that is timed. ``operations.py``
+and ``unets.py`` build what is compared; here it is held to its targets.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-from benchmarks.host.lines import Line, counted, table, timed
-from benchmarks.host.sides import TARGET, host_alone
-from benchmarks.place import Place, today, versions
+import torch
+from tqdm import tqdm
+
+from benchmarks.environment import Environment, today, versions
+from benchmarks.host import operations, unets
+from benchmarks.host.operations import TARGET, compare, host_alone
 
 RESULTS = Path(__file__).parents[1] / "results"
-_PLACE = Place("cpu", "fp32")
+_HERE = Environment("cpu", "fp32")
+
+WIDTHS = (320, 16)
+"""Of one token. At 320 the modules' time is mostly their arithmetic, which ours leaves out; at 16 it is dispatch."""
+
+_CASES = [*product((False, True), (False, True))]
+"""Whether there is a query, and whether there is a LayerNorm."""
+
+_SECONDS = {"projection": 1.5, "launch": 3.0, "unet": 150.0}
+"""To spend on a comparison."""
+
+_MODULES = "the web UIs' way: modules"
+_BARE = "the UNet without one"
+_HOOKS = "what hooks add, the web UIs' way"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure.
+
+    Attributes:
+        text: what was done.
+        against: what it is compared with.
+        figure: in ``unit``; a ratio of medians, a difference of medians, or a number of calls.
+        unit: ``"x"``, ``"µs more"``, ``"calls"``, ``"calls more per layer"``.
+        at_most: the target, where there is one.
+    """
+
+    text: str
+    against: str
+    figure: float
+    unit: str
+    at_most: float | None = None
+
+    def __str__(self) -> str:
+        digits = {"x": 3, "µs more": 2, "calls": 0}.get(self.unit, 1)
+        target, met = "none", "–"
+        if self.at_most is not None:
+            target, met = f"≤ {self.at_most:g}", "yes" if self.figure <= self.at_most else "no"
+        return f"| {self.text} | {self.against} | {self.figure:.{digits}f} {self.unit} | {target} | {met} |"
+
+
+def table(lines: Sequence[Line]) -> list[str]:
+    """As lines of Markdown."""
+    return ["| host | against | figure | target | met |", "| --- | --- | --- | --- | --- |", *map(str, lines)]
+
+
+def counted() -> list[Line]:
+    """The calls of functions: exact, and the same on any machine with these versions. Within ``host_alone``."""
+    lines = []
+    with torch.no_grad():
+        for query, layer_norm in _CASES:
+            operation = operations.operation(WIDTHS[0], layer_norm, query)
+            operation.warm()
+            lines.append(Line(f"{_name(query, layer_norm)}, inference", "–", operation.calls(), "calls", 120))
+        model = unets.Model()
+        calls = {name: model.calls(put) for name, put in model.ours.items()}
+
+    def more(text: str, name: str, layers: int, at_most: float | None = None) -> Line:
+        return Line(text, _BARE, (calls[name] - calls["bare"]) / layers, "calls more per layer", at_most)
+
+    both = sum(unets.LAYERS.values())
+    return [
+        *lines,
+        more("UNet call, self-attention alone", "self-attention", unets.LAYERS["attn1"], 200),
+        more("UNet call, text alone, K and V kept", "kept", unets.LAYERS["attn2"], 15),
+        more("UNet call, affine network, fused", "fused", both, 15),
+        more("UNet call, all layers", "all", both),
+        more("UNet call, generated weights", "generated", both),
+    ]
+
+
+def timed() -> list[Line]:
+    """The ratios and differences of processor time. Within ``host_alone``."""
+    return list(tqdm(_timed(), unit="line", desc="host"))
+
+
+def _timed() -> Iterator[Line]:
+    for training, width, (query, layer_norm) in product((False, True), WIDTHS, _CASES):
+        build = operations.training if training else operations.inference
+        with torch.set_grad_enabled(training):
+            found = compare(build(width, layer_norm, query), _SECONDS["projection"])
+        mode = "forward + backward" if training else "inference"
+        ratio = found.median("ours") / found.median("modules")
+        yield Line(f"{_name(query, layer_norm)}, {width} wide, {mode}", _MODULES, ratio, "x", 0.7 if training else 0.4)
+
+    found = compare(operations.launch(), _SECONDS["launch"])
+    for text, name, at_most in (
+        ("a launch of a program", "bound", 2.0),
+        ("a program of one launch, as an operator runs it", "program", None),
+    ):
+        difference = found.median(name) - found.median("by hand")
+        yield Line(text, "the compiled kernel, called by hand", 1e6 * difference, "µs more", at_most)
+
+    with torch.no_grad():
+        times = unets.ratios(_SECONDS["unet"])
+    for text, name, at_most in (
+        ("UNet call, text alone, K and V kept", "kept", 1.01),
+        ("UNet call, affine network, fused", "fused", 1.01),
+        ("UNet call, all layers", "all", 1.1),
+        ("UNet call, generated weights", "generated", 1.2),
+        ("UNet call, all layers, the web UIs' hooks", "all, hooks", None),
+        ("UNet call without one: the noise", "bare again", None),
+    ):
+        yield Line(text, _BARE, times[name], "x", at_most)
+    for text, name, against, at_most in (
+        ("what self-attention adds", "self-attention", _HOOKS, 0.5),
+        ("what kept K and V add", "kept", _HOOKS, 0.05),
+        ("what a fused network adds", "fused", _HOOKS, 0.05),
+        ("what generated weights add", "generated", "what two einsums per linear add, by hooks", 0.5),
+    ):
+        yield Line(text, against, (times[name] - 1) / (times[f"{name}, hooks"] - 1), "x", at_most)
+
+
+def _name(query: bool, layer_norm: bool) -> str:
+    return f"`{'hyper_qkv' if query else 'hyper_kv'}`, relu{' + LayerNorm' if layer_norm else ''}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,21 +158,21 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         text = page([*timed(), *counted()])
     if options.write:
-        (RESULTS / _PLACE.name / "host.md").write_text(text, encoding="utf-8")
+        (RESULTS / _HERE.name / "host.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
 
 
 def page(lines: Sequence[Line]) -> str:
     """The page of a machine."""
-    machine = _PLACE.machine.rsplit(",", 1)[0]
+    machine = _HERE.machine.rsplit(",", 1)[0]
     parts = [
         "# What calls cost the host",
         "",
         f"Measured on {today()}: {machine}, one thread; {versions()}. Measured on a CPU with a pretended device "
         f"({TARGET}): host time only; no kernel has run. Ratios and differences of medians of processor time (of the "
-        "UNet medians of ratios), sides interleaved in one process, the garbage collector off. Calls of functions, in "
-        "Python and in C, are counted.",
+        "UNet medians of ratios), providers interleaved in one process, the garbage collector off. Calls of functions, "
+        "in Python and in C, are counted.",
         "",
         "The web UIs' way computes in earnest. With one token 320 wide that is most of its time, which flatters "
         "kernels that do nothing; 16 wide it is next to nothing, and dispatch is compared with dispatch. The UNet has "

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import hnkernels as hn
-from benchmarks.baseline import rewriter
-from benchmarks.host.sides import Side
+from benchmarks.baselines import rewriter
+from benchmarks.host.operations import HostProvider
 from hnkernels.adapter.layers import find_attention
 
 CONFIG: dict[str, Any] = {
@@ -86,9 +86,9 @@ class Model:
         off()
         return seconds
 
-    def _step(self) -> Side:
+    def _step(self) -> HostProvider:
         timesteps = cycle([torch.tensor(t) for t in _TIMESTEPS])
-        return Side(lambda: self._unet(timestep=next(timesteps), **self._call)[0])
+        return HostProvider(lambda: self._unet(timestep=next(timesteps), **self._call)[0])
 
 
 def ratios(seconds: float) -> dict[str, float]:

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.times import Times
 from benchmarks.rows import Row, select
+from benchmarks.shapes import FIRST_TEXTS, SAMPLES, SD15, SD15_TEXT, SDXL_TEXT, sd15
+
+CaseKey = tuple[str, str, str]
+"""Benchmark, mode, shape."""
+
+
+class Times:
+    """Median seconds of every case and provider, those of Triton's interpreter left out."""
+
+    def __init__(self, rows: Iterable[Row]):
+        self.cases: dict[CaseKey, dict[str, Row]] = {}
+        for row in rows:
+            if row.quantity == "time" and row.kind == "measured" and row.target != "interpreter":
+                self.cases.setdefault((row.benchmark, row.mode, row.shape), {})[row.provider] = row
+
+    def seconds(self, benchmark: str, mode: str, shape: str, provider: str) -> float:
+        """Raises ``KeyError`` where it was not timed."""
+        return self.cases[benchmark, mode, shape][provider].value
+
+    def ours(self, benchmark: str, mode: str, shape: str) -> str:
+        """hnkernels' provider: the kernels where they ran, else plain PyTorch."""
+        return "triton" if "triton" in self.cases[benchmark, mode, shape] else "portable"
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """The exponent p of ``y = c·xᵖ`` that fits best, by least squares of the logarithms; nan for fewer than two."""
+    logs = [(math.log(x), math.log(y)) for x, y in points if x > 0 and y > 0]
+    if len(logs) < 2:
+        return math.nan
+    mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
+    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / sum((x - mean_x) ** 2 for x, _ in logs)
 
 
 @dataclass(frozen=True)
@@ -40,7 +71,7 @@ class Claim:
 
 
 WEB_UI = "the web UIs' way, eager"
-_SD15 = "SD 1.5, 256 px"
+_STEP = str(sd15(256, rows=1))
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -87,7 +118,7 @@ def _cost(benchmark: str, mode: str, shape: str, provider: str | None = None):
 
 
 def _checkpointed(times: Times, rows: Sequence[Row]) -> float:
-    step = ("training step", "training step", _SD15)
+    step = ("training step", "training step", _STEP)
     return times.seconds(*step, "reference checkpointing") / times.seconds(*step, "checkpointing")
 
 
@@ -95,30 +126,29 @@ def _memory(provider: str, against: str = "reference"):
     """Gigabytes less than the peak of another provider."""
 
     def figure(times: Times, rows: Sequence[Row]) -> float:
-        peaks = {r.provider: r.value for r in select(rows, benchmark="training step", shape=_SD15, quantity="peak")}
+        peaks = {r.provider: r.value for r in select(rows, benchmark="training step", shape=_STEP, quantity="peak")}
         return (peaks[against] - peaks[provider]) / 1e9
 
     return figure
 
 
 def _claims() -> list[Claim]:
-    sd15, xl = "16 layers of SD 1.5", "70 layers of SDXL"
     claims = [
         Claim("16 cross-attention layers, forward", WEB_UI, "x",
-              _speedup("cross-attention", "new prompt", sd15), at_least=6),
+              _speedup("cross-attention", "new prompt", str(SD15_TEXT)), at_least=6),
         Claim("the same from the second denoising step on", WEB_UI, "x",
-              _speedup("cross-attention, kept", "same prompt", sd15), at_least=50),
+              _speedup("cross-attention, kept", "same prompt", str(SD15_TEXT)), at_least=50),
         Claim("16 cross-attention layers, forward + backward", WEB_UI, "x",
-              _speedup("cross-attention", "forward + backward", sd15), at_least=6),
+              _speedup("cross-attention", "forward + backward", str(SD15_TEXT)), at_least=6),
         Claim("70 cross-attention layers of SDXL, forward", WEB_UI, "x",
-              _speedup("cross-attention, SDXL", "new prompt", xl), at_least=10),
+              _speedup("cross-attention, SDXL", "new prompt", str(SDXL_TEXT)), at_least=10),
     ]  # fmt: skip
-    for shape in ("320 x 4096", "1280 x 256"):
+    for shape in (str(SD15[0]), str(SD15[2])):
         for mode in ("inference", "forward + backward"):
             claims.append(
                 Claim(f"self-attention {shape}, {mode}", WEB_UI, "x", _speedup("projection", mode, shape), at_least=1)
             )
-    for shape in ("320 x 1024, 8 of rank 4", "768 x 77, 8 of rank 4"):
+    for shape in map(str, SAMPLES):
         text = f"low-rank weights per sample, {shape}: what they add, forward + backward"
         what = ("lowrank", "forward + backward", shape)
         claims += [
@@ -126,7 +156,7 @@ def _claims() -> list[Claim]:
             Claim(text, "factors copied per token", "x its cost", _share(*what, "token"), at_most=0.2),
             Claim(text, "a loop over the samples", "x its cost", _share(*what, "loop")),
         ]
-    for shape in ("320 x 4096", "640 x 1024", "1280 x 256", "768 x 77"):
+    for shape in map(str, (*SD15, FIRST_TEXTS[0])):
         what = ("first linears", "inference", shape)
         claims.append(
             Claim(
@@ -134,7 +164,7 @@ def _claims() -> list[Claim]:
                 lambda times, rows, what=what: times.seconds(*what, "two") / times.seconds(*what, "one"),
             )
         )  # fmt: skip
-    small = "SD 1.5, 128 px"
+    small = str(sd15(128))
     steps, call = ("20 steps", "new prompt", small), ("UNet call, affine", "same prompt", small)
     claims += [
         Claim("20 steps, what a network costs", "what it costs the web UIs' way", "x its cost",
@@ -146,7 +176,7 @@ def _claims() -> list[Claim]:
     ]  # fmt: skip
     step, against = "training step of the UNet, batch 1", "the web UIs' way, base not frozen"
     claims += [
-        Claim(step, against, "x", _speedup("training step", "training step", _SD15), at_least=1.5),
+        Claim(step, against, "x", _speedup("training step", "training step", _STEP), at_least=1.5),
         Claim(f"{step}: peak memory saved", against, "GB", _memory("portable"), at_least=3.4),
         Claim(f"{step}, gradient checkpointing", against, "x", _checkpointed, at_least=1.5),
         Claim(f"{step}, gradient checkpointing: peak memory saved", against, "GB",

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.limits import choices
-from benchmarks.report import claims, counted, measured, plots
+from benchmarks import limits
+from benchmarks.report import claims, plots, tables
 from benchmarks.rows import Row, read
 
 ROOT = Path(__file__).parents[2]
@@ -18,18 +18,18 @@ ANY = "any"
 Table = Callable[[Sequence[Row]], list[str]]
 
 TABLES: Mapping[str, tuple[str, Table]] = {
-    "ceilings": ("Ceilings", measured.ceilings),
+    "ceilings": ("Ceilings", tables.ceilings),
     "targets": ("Targets", claims.table),
-    "speed": ("Speed", measured.speed),
-    "scaling": ("Scaling", measured.scaling),
-    "memory": ("Memory", measured.memory),
-    "errors": ("Errors", measured.errors),
-    "launches": ("Launches and bytes against the web UIs' way", counted.launches),
-    "account": ("Accounting", counted.account),
-    "summary": ("Limits in short", counted.summary),
-    "limits": ("Limits", counted.limits),
-    "tiles": ("Tiles", choices.table),
-    "code": ("Compiled code", counted.code),
+    "speed": ("Speed", tables.speed),
+    "scaling": ("Scaling", tables.scaling),
+    "memory": ("Memory", tables.memory),
+    "errors": ("Errors", tables.errors),
+    "launches": ("Launches and bytes against the web UIs' way", tables.launches),
+    "account": ("Accounting", tables.account),
+    "summary": ("Limits in short", tables.summary),
+    "limits": ("Limits", tables.predicted_times),
+    "tiles": ("Tiles", limits.tile_table),
+    "code": ("Compiled code", tables.code),
 }
 """Name → heading and table."""
 
@@ -118,4 +118,4 @@ def stale() -> list[str]:
 
 
 def _heading(folder: Path, rows: Sequence[Row]) -> str:
-    return counted.heading(rows) if folder.name == ANY else measured.heading(rows)
+    return tables.counted_heading(rows) if folder.name == ANY else tables.measured_heading(rows)

@@ -39,10 +39,10 @@ INSTRUCTIONS = {
     "mish": (1243, 1819),
 }  # fmt: skip
 """Of epilogues with an activation, and with its derivative and what the weight gradient needs besides: counted by
-``python -m benchmarks.compiled.epilogues``. Others are taken for gelu."""
+``python -m benchmarks.compiled --epilogues``. Others are taken for gelu."""
 
 LAUNCH = 0.9e-6
-"""What a launch costs besides; see ``benchmarks/limits/gpus.py``."""
+"""What a launch costs besides; see ``benchmarks/roofline.py``."""
 
 VENDOR = (
     (128, 256, 64, 8, 3, 1), (256, 128, 64, 8, 3, 1), (128, 128, 64, 8, 3, 2), (128, 64, 64, 4, 4, 3),

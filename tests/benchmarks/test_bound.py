@@ -7,33 +7,32 @@ import shutil
 import pytest
 import torch._inductor.config as inductor_config
 
-from benchmarks.accounting import bound, inductor
-from benchmarks.accounting.cases import TEXT, Case, LowRank, Network, Projections, cases
-from benchmarks.accounting.figures import count, markdown, quantities
-
-RELU = Network("relu")
-
-
-def small(network: Network = RELU, tokens: int = 48, outs: tuple[int, ...] = (24,)) -> Projections:
-    return Projections(f"projection, {network.name}", f"32 x {tokens}", network, 32, tokens, outs)
+from benchmarks import bound
+from benchmarks.accounting import COUNTED, count, markdown, named, quantities
+from benchmarks.counting import accounts, providers
+from benchmarks.shapes import AFFINE, RELU, SDXL_TEXT, Layers, Network, Samples, Shape
 
 
-SMALL: list[Case] = [
-    *(small(Network(a, norm), t) for a in ("relu", "silu") for norm in (False, True) for t in (48, TEXT)),
-    small(Network(None)),
+def small(network: Network = RELU, text: bool = False, outs: tuple[int, ...] = (24,)) -> Layers:
+    return Layers(32, 48, outs, network, text)
+
+
+SMALL: list[Shape] = [
+    *(small(Network(a, norm), text) for a in ("relu", "silu") for norm in (False, True) for text in (False, True)),
+    small(AFFINE),
     small(outs=(24, 40, 40)),
-    LowRank("32 x 16", 32, 16, (24, 32), samples=3, rank=2),
+    Samples(32, 16, (24, 32), samples=3, rank=2),
 ]
 
-QUICK = [case for case in cases() if case.shape != "70 layers, 2048 x 77"]
+QUICK = [shape for shape in COUNTED if shape != SDXL_TEXT]
 """The eager way of that one is thousands of operations, and takes seconds."""
 
 
-@pytest.mark.parametrize("case", [*SMALL, *QUICK], ids=lambda case: f"{case.benchmark}, {case.shape}")
-def test_nobody_goes_below_it(case):
-    bounds = case.bounds()
-    for provider in case.providers:
-        for mode, account in case.accounts(provider).items():
+@pytest.mark.parametrize("shape", [*SMALL, *QUICK], ids=lambda shape: ", ".join(named(shape)))
+def test_nobody_goes_below_it(shape):
+    bounds = bound.bounds(shape)
+    for provider in providers(shape):
+        for mode, account in accounts(shape, provider).items():
             least = quantities(bounds[mode], mode)
             for name, figure in quantities(account, mode).items():
                 assert figure >= least[name], (provider, mode, name)
@@ -70,21 +69,27 @@ def test_low_rank_weights_are_added_or_written_into_the_weight_whichever_is_less
 
 
 def test_counting_twice_gives_the_same_rows_and_a_table_of_them():
-    chosen = [small(), LowRank("32 x 16", 32, 16, (24,), samples=3, rank=2)]
+    chosen = [small(), Samples(32, 16, (24,), samples=3, rank=2)]
     rows = count(chosen, compiled=False)
     assert rows == count(chosen, compiled=False)
     text = "\n".join(markdown(rows))
     assert "not measured" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| 32 x 48 | inference | triton |")]
     assert line.split("|")[4].strip() == "2 (2.00)"
-    assert {row.provider for row in rows} == {"reference", "eager", "portable", "triton", "bound", *LowRank.providers}
+    assert {row.provider for row in rows} == {
+        "reference",
+        "eager",
+        "portable",
+        "triton",
+        "bound",
+        *providers(chosen[1]),
+    }
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.skipif(not hasattr(inductor_config, "_post_fusion_custom_pass"), reason="this inductor shows no launches")
 def test_the_compiled_reference_takes_fewer_launches_for_the_same_products():
-    case = small()
-    eager, compiled, bounds = case.accounts("reference"), inductor.accounts(case), case.bounds()
+    eager, compiled, bounds = accounts(small(), "reference"), accounts(small(), "compile"), bound.bounds(small())
     for mode, account in compiled.items():
         assert account.flops == eager[mode].flops
         assert len(account.launches) < len(eager[mode].launches)
@@ -95,4 +100,4 @@ def test_the_compiled_reference_takes_fewer_launches_for_the_same_products():
 def test_without_a_compiler_there_is_a_warning_and_no_figure(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.warns(UserWarning, match=r"g\+\+ is not installed"):
-        assert inductor.accounts(small()) == {}
+        assert accounts(small(), "compile") == {}

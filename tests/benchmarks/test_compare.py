@@ -6,10 +6,7 @@ import subprocess
 
 import pytest
 
-from benchmarks.compare.__main__ import main, table
-from benchmarks.compare.verdict import Pair, Verdict, judge
-from benchmarks.compare.versions import VersionError, side_by_side
-from benchmarks.compare.worker import Worker
+from benchmarks.compare import Pair, Verdict, VersionError, Worker, judge, main, side_by_side, table
 
 
 def pair(ratio: float, control: float = 1.0) -> Pair:

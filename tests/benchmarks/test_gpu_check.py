@@ -10,13 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_check import correctness, report, warming
+from benchmarks.environment import Environment
+from benchmarks.gpu_check import correctness, machine
 from benchmarks.gpu_check.__main__ import main
-from benchmarks.gpu_check.clock import Clock
-from benchmarks.gpu_check.journal import FIGURE, RIGHT, SKIPPED, WRONG, Finding, Journal, read
-from benchmarks.gpu_check.prediction import predicted
-from benchmarks.gpu_check.session import Session
-from benchmarks.place import Place
+from benchmarks.gpu_check.session import (
+    FIGURE,
+    PAGE,
+    RIGHT,
+    SKIPPED,
+    WRONG,
+    Clock,
+    Finding,
+    Journal,
+    Session,
+    page_lines,
+    read,
+)
+from benchmarks.gpu_check.speed import predicted
 from hnkernels import Hypernetwork, explain
 from hnkernels.triton.target import TARGETS
 from tests.marks import compiles_beforehand
@@ -42,7 +52,7 @@ def test_all_of_it_runs_in_the_interpreter_and_finds_nothing_wrong(tmp_path):
     assert {f.phase for f in findings} == {"machine", "sanitized", "right", "fast", "predicted", "tuned"}
     assert sum(f.outcome == RIGHT for f in findings) > 50
     assert all(f.note for f in findings if f.outcome == SKIPPED), "what is skipped says why"
-    page = (tmp_path / report.NAME).read_text()
+    page = (tmp_path / PAGE).read_text()
     assert "nothing wrong" in page
     assert "not over yet" not in page
 
@@ -55,7 +65,7 @@ def test_a_kill_leaves_what_was_found_until_then(tmp_path):
     running.kill()
     running.communicate()
     findings = read(file)
-    page = (tmp_path / report.NAME).read_text()
+    page = (tmp_path / PAGE).read_text()
     assert "the check was not over yet" in page
     assert findings[2].what in page
 
@@ -77,7 +87,7 @@ def test_a_page_says_what_is_wrong_first_and_holds_every_finding():
         Finding("right", "one", RIGHT, 1.02, "x eager's error"), Finding("right", "two", WRONG, note="a | b"),
         Finding("fast", "three", FIGURE, 2.5e-3, "s"), Finding("machine", "copy", FIGURE, 3.1e12, "B/s"),
     ]  # fmt: skip
-    page = "\n".join(report.lines(findings, ended=True))
+    page = "\n".join(page_lines(findings, ended=True))
     assert page.index("**1 wrong**, 1 right, 0 skipped.") < page.index("## Is it right?")
     assert "- wrong: right: two: a | b" in page
     assert "| three |  | 2.50 ms |  |" in page
@@ -87,7 +97,7 @@ def test_a_page_says_what_is_wrong_first_and_holds_every_finding():
 
 def test_time_is_shared_and_what_has_none_left_says_so(tmp_path):
     now = [0.0]
-    session = Session(Place("interpreter", "fp32"), Clock(100, lambda: now[0]), Journal(tmp_path))
+    session = Session(Environment("interpreter", "fp32"), Clock(100, lambda: now[0]), Journal(tmp_path))
 
     def slow(_):
         now[0] += 30
@@ -101,7 +111,7 @@ def test_time_is_shared_and_what_has_none_left_says_so(tmp_path):
 
 
 def test_a_task_that_fails_is_a_finding_and_not_the_end(tmp_path):
-    session = Session(Place("interpreter", "fp32"), Clock(100), Journal(tmp_path))
+    session = Session(Environment("interpreter", "fp32"), Clock(100), Journal(tmp_path))
 
     def broken(_):
         yield Finding("right", "half", RIGHT)
@@ -117,7 +127,7 @@ def test_after_a_fault_of_the_gpu_nothing_is_taken_for_wrong(tmp_path):
         if session.journal.findings:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    session = Session(Place("cuda", "fp16"), Clock(100), Journal(tmp_path), wait)
+    session = Session(Environment("cuda", "fp16"), Clock(100), Journal(tmp_path), wait)
     tasks = [(name, lambda _, name=name: [Finding("right", name, RIGHT)]) for name in ("first", "second")]
     session.run("right", 1.0, tasks)
     assert [f.outcome for f in session.journal.findings] == [RIGHT, WRONG, SKIPPED]
@@ -140,8 +150,8 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path, capsys, monkeypatch):
 
 
 def test_the_sizes_of_a_gpu_are_those_of_real_layers():
-    assert correctness.layers(Place("cuda", "fp16")) is correctness.LAYERS
-    assert {layer.width for layer in correctness.layers(Place("interpreter", "fp32"))} == {16}
+    assert correctness.layers(Environment("cuda", "fp16")) is correctness.LAYERS
+    assert {layer.width for layer in correctness.layers(Environment("interpreter", "fp32"))} == {16}
 
 
 def test_predictions_add_up_by_kernel():
@@ -155,7 +165,7 @@ def test_predictions_add_up_by_kernel():
 def test_kernels_compiled_beforehand_are_those_that_a_launch_asks_for(tmp_path):
     script = """
 import os, sys, torch, hnkernels as hn
-from benchmarks.compiled.compilation import compiled, distinct
+from benchmarks.compilation import compiled, distinct
 from hnkernels.triton.launch import capturing
 from hnkernels.triton.target import TARGETS
 from hnkernels.triton.testing import pretend_device
@@ -175,5 +185,5 @@ assert before and set(os.listdir(sys.argv[1])) == before, set(os.listdir(sys.arg
 
 
 def test_what_is_compiled_beforehand_is_what_is_checked():
-    kernels = {call.kernel.fn.__name__ for _, call in warming.calls("sm_80")}
+    kernels = {call.kernel.fn.__name__ for _, call in machine.calls("sm_80")}
     assert {"mlp_layer_forward_kernel", "weight_gradient_kernel", "linear_streams_kernel"} <= kernels

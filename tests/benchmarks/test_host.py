@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.host.lines import Line, table
-from benchmarks.host.sides import Side
+from benchmarks.host.__main__ import Line, table
+from benchmarks.host.operations import HostProvider
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def test_calls_are_counted_exactly():
         for _ in range(3):
             len([])
 
-    assert Side(run).calls() == 1 + 3
+    assert HostProvider(run).calls() == 1 + 3
 
 
 def test_a_line_says_whether_its_target_is_met():

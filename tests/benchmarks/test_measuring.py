@@ -9,20 +9,20 @@ import sys
 import pytest
 import torch
 
-from benchmarks.checking import check
+from benchmarks.cases import MODES, Benchmark, Case, Comparison, Provider, benchmark, cases, check, has_backward
+from benchmarks.environment import Environment, here
 from benchmarks.measuring import measure
-from benchmarks.modes import MODES, has_backward
-from benchmarks.place import Place, here
-from benchmarks.registry import Benchmark, Case, Sides, Way, benchmark, cases
 from hnkernels.triton.support import interpreting
 
-CPU = Place("cpu", "fp32")
-INTERPRETER = Place("interpreter", "fp32")
+CPU = Environment("cpu", "fp32")
+INTERPRETER = Environment("interpreter", "fp32")
 
 
-def case_of(ways: dict[str, Way], mode: str = "inference", **sides) -> Case:
+def case_of(providers: dict[str, Provider], mode: str = "inference", **options) -> Case:
     """A case that is not registered."""
-    made = Benchmark("test", lambda *_: Sides(ways, **sides), (mode,), tuple(ways), {"cpu": ("shape",)}, rounds=2)
+    made = Benchmark(
+        "test", lambda *_: Comparison(providers, **options), (mode,), tuple(providers), {"cpu": ("shape",)}, rounds=2
+    )
     return Case(made, mode, "shape")
 
 
@@ -32,9 +32,13 @@ def fails() -> torch.Tensor:
 
 def test_a_provider_that_is_wrong_is_not_timed():
     x = torch.ones(3)
-    ways = {"right": Way(lambda: 2 * x), "also right": Way(lambda: x + x), "wrong": Way(lambda: 2.001 * x)}
-    measurement = measure(case_of(ways, truth=Way(lambda: 2 * x.double())), CPU, seconds=0)
-    assert set(measurement.comparison.seconds) == {"right", "also right"}
+    providers = {
+        "right": Provider(lambda: 2 * x),
+        "also right": Provider(lambda: x + x),
+        "wrong": Provider(lambda: 2.001 * x),
+    }
+    measurement = measure(case_of(providers, truth=Provider(lambda: 2 * x.double())), CPU, seconds=0)
+    assert set(measurement.timings.seconds) == {"right", "also right"}
     assert not measurement.verdicts["wrong"].green
     quantities = {(row.provider, row.quantity) for row in measurement.rows(CPU)}
     assert ("wrong", "error") in quantities
@@ -61,30 +65,30 @@ def test_half_precision_is_held_to_the_baselines_own_error():
     assert [name for name, verdict in verdicts.items() if verdict.green] == ["base", "as good"]
 
 
-def test_a_way_that_does_something_else_is_timed_and_not_judged():
+def test_a_provider_that_does_something_else_is_timed_and_not_judged():
     x = torch.ones(3)
-    ways = {"reference": Way(lambda: 2 * x), "bare": Way(lambda: x)}
-    measurement = measure(case_of(ways), CPU, seconds=0)
-    assert set(measurement.comparison.seconds) == {"reference", "bare"}
+    providers = {"reference": Provider(lambda: 2 * x), "bare": Provider(lambda: x)}
+    measurement = measure(case_of(providers), CPU, seconds=0)
+    assert set(measurement.timings.seconds) == {"reference", "bare"}
     assert set(measurement.verdicts) == {"reference"}
 
 
-def test_a_way_that_cannot_run_says_why_and_the_others_are_timed():
-    ways = {"reference": Way(lambda: torch.ones(3)), "broken": Way(fails)}
-    measurement = measure(case_of(ways), CPU, seconds=0)
-    assert set(measurement.comparison.seconds) == {"reference"}
+def test_a_provider_that_cannot_run_says_why_and_the_others_are_timed():
+    providers = {"reference": Provider(lambda: torch.ones(3)), "broken": Provider(fails)}
+    measurement = measure(case_of(providers), CPU, seconds=0)
+    assert set(measurement.timings.seconds) == {"reference"}
     assert measurement.absent["broken"] == "does not run: RuntimeError: no kernel for this"
 
 
-def test_without_any_way_that_runs_the_case_is_an_error():
+def test_without_any_provider_that_runs_the_case_is_an_error():
     with pytest.raises(RuntimeError, match=r"test, inference, shape.*broken.*no kernel"):
-        measure(case_of({"broken": Way(fails)}), CPU, seconds=0)
+        measure(case_of({"broken": Provider(fails)}), CPU, seconds=0)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_results_or_gradients(mode):
     x = torch.randn(3, requires_grad=True)
-    call = MODES[mode](Way(lambda: x.square(), [x]), [torch.ones(3)])
+    call = MODES[mode](Provider(lambda: x.square(), [x]), [torch.ones(3)])
     (result,) = call()
     (again,) = call()
     torch.testing.assert_close(result, 2 * x if has_backward(mode) else x.square())
@@ -95,15 +99,15 @@ def test_every_mode_gives_results_or_gradients(mode):
 def test_a_name_is_registered_once_and_unknown_names_are_refused():
     cases(CPU)
     with pytest.raises(ValueError, match="'projection' already"):
-        benchmark("projection", modes=(), shapes={})(lambda *_: Sides({}))
+        benchmark("projection", modes=(), shapes={})(lambda *_: Comparison({}))
     with pytest.raises(ValueError, match=r"unknown: nonsense; the benchmarks are .*projection"):
         cases(CPU, ["nonsense"])
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "interpreter"])
 def test_every_benchmark_names_modes_and_providers_that_exist(kind):
-    place = Place(kind, "fp32")
-    found = cases(place)
+    environment = Environment(kind, "fp32")
+    found = cases(environment)
     assert len({case.name for case in found}) == len(found)
     assert {case.mode for case in found} <= set(MODES)
 
@@ -117,7 +121,7 @@ def test_all_providers_agree_at_the_smallest_shapes(name, monkeypatch):
         measurement = measure(small, CPU, seconds=0)
         assert not measurement.absent.keys() - {"triton", "compile"}
         assert all(verdict.green for verdict in measurement.verdicts.values()), measurement.verdicts
-        assert measurement.comparison.seconds.keys() >= {case.benchmark.providers[0], "portable"}
+        assert measurement.timings.seconds.keys() >= {case.benchmark.providers[0], "portable"}
 
 
 def test_the_command_refuses_what_it_does_not_know():

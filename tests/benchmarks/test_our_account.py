@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hnkernels as hn
-from benchmarks.accounting.ours import CountingKernels
+from benchmarks.counting import CountingKernels
 from hnkernels.accounting.eager import inference, training
 from hnkernels.ops.fused import project_pair
 from hnkernels.triton.target import TARGETS, planned_for

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from benchmarks import rows as results
-from benchmarks.report import claims, documents, measured, plots
-from benchmarks.report.times import Times, slope
+from benchmarks.report import claims, documents, plots, tables
+from benchmarks.report.claims import Times, slope
 from benchmarks.rows import Row
 
 
@@ -48,13 +48,13 @@ def test_a_row_of_unknown_kind_and_a_file_of_other_columns_are_refused(tmp_path)
 
 
 def test_speed_is_the_ratio_of_medians_and_the_interpreters_time_is_no_speed():
-    lines = "\n".join(measured.speed(ROWS))
+    lines = "\n".join(tables.speed(ROWS))
     assert "| projection, inference, 320 x 4096 | fp32 | 5 | 1.50 |" in lines
     assert "16 x 24" not in lines
 
 
 def test_exponents_are_fitted_and_stand_beside_the_expected_ones():
-    lines = measured.scaling(ROWS)
+    lines = tables.scaling(ROWS)
     assert "| tokens of a layer 320 wide | 64 | 1024 | reference | 1.00 | 1.00 |" in lines
     assert "| tokens of a layer 320 wide | 64 | 1024 | portable | 0.50 | 1.00 |" in lines
     assert "| cross-attention layers of 640 channels | 2 | 8 | reference | 1.00 | 1.00 |" in lines
@@ -76,10 +76,10 @@ def test_a_target_that_is_missed_says_so():
 
 
 def test_every_target_names_cases_that_are_run():
-    from benchmarks.place import Place
-    from benchmarks.registry import cases
+    from benchmarks.cases import cases
+    from benchmarks.environment import Environment
 
-    known = [(c.benchmark.name, c.mode, str(c.shape), c.benchmark.providers) for c in cases(Place("cpu", "fp32"))]
+    known = [(c.benchmark.name, c.mode, str(c.shape), c.benchmark.providers) for c in cases(Environment("cpu", "fp32"))]
     everything = [timing(*key, provider, 1.0 + i) for *key, providers in known for i, provider in enumerate(providers)]
     peaks = [Row("measured", "training step", "training step", "SD 1.5, 256 px", "fp32", p, "peak", 1.0, "B")
              for p in ("reference", "portable", "reference checkpointing", "checkpointing")]  # fmt: skip

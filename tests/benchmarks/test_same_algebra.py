@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import reference
-from benchmarks import same_algebra
+from benchmarks import baselines
 
 WIDTH, OUT = 12, 10
 NETWORKS = [(a, norm, out) for a in (None, "relu", "silu", "tanh", "gelu") for norm in (False, True) for out in (0, 1)]
@@ -34,7 +34,7 @@ def test_values_and_gradients_are_the_references(activation, layer_norm, activat
     x.requires_grad_()
     inputs = [x, *(p for mlp in mlps for p in mlp.parameters())]
     results = []
-    for kv in (same_algebra.hyper_kv(x, *mlps, w_k, w_v), reference.project_kv(x, mlps[:1], mlps[1:], w_k, w_v)):
+    for kv in (baselines.hyper_kv(x, *mlps, w_k, w_v), reference.project_kv(x, mlps[:1], mlps[1:], w_k, w_v)):
         results.append((kv, torch.autograd.grad(sum(t.square().sum() for t in kv), inputs)))
     torch.testing.assert_close(results[0], results[1])
 
@@ -44,20 +44,20 @@ def test_what_is_composed_once_changes_nothing(activation):
     mlps = [mlp.float().eval() for mlp in pair(activation, False)]
     x, w_k, w_v = (t.float() for t in data())
     with torch.no_grad():
-        composed = same_algebra.compose(mlps[0], w_k), same_algebra.compose(mlps[1], w_v)
-        ours = same_algebra.hyper_kv(x, *mlps, w_k, w_v, composed=composed)
+        composed = baselines.compose(mlps[0], w_k), baselines.compose(mlps[1], w_v)
+        ours = baselines.hyper_kv(x, *mlps, w_k, w_v, composed=composed)
         torch.testing.assert_close(ours, reference.project_kv(x, mlps[:1], mlps[1:], w_k, w_v))
 
 
 def test_an_affine_network_is_the_projection_alone():
     mlp = pair(None, False)[0].eval()
-    assert same_algebra.compose(mlp, data()[1]).g is None
+    assert baselines.compose(mlp, data()[1]).g is None
 
 
 def test_what_has_another_structure_is_refused():
     x, w_k, w_v = data()
     deep = reference.MLP(WIDTH, (1, 2, 2, 1), "relu").double()
     with pytest.raises(ValueError, match="two linears and no dropout"):
-        same_algebra.hyper_kv(x, deep, deep, w_k, w_v)
+        baselines.hyper_kv(x, deep, deep, w_k, w_v)
     with pytest.raises(ValueError, match="ends in a bare linear"):
-        same_algebra.compose(pair("relu", True)[0], w_k)
+        baselines.compose(pair("relu", True)[0], w_k)

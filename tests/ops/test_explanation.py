@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import reference
-from benchmarks.accounting import Counting, saved_bytes
 from hnkernels import Explanation, Hypernetwork, explain
+from hnkernels.accounting.eager import Counting, saved_bytes
 from hnkernels.triton._compat import QUERY_COMES_ALONG
 from hnkernels.triton.target import forced_route
 

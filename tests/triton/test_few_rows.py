@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.accounting.cases import Network, Projections
+from benchmarks.counting import accounts
+from benchmarks.shapes import PROMPT, Layers, Network
 from hnkernels.triton import mlps
 from hnkernels.triton.mlps import Layer, Parameters
 from tests.accuracy import Call, check_fp32, check_half
@@ -65,11 +66,11 @@ def test_the_layers_that_rows_are_too_few_for():
 
 @pytest.mark.parametrize(("width", "tokens", "n"), [(768, 77, 1280), (2048, 77, 1280), (1280, 256, 1280)])
 def test_no_weight_is_read_for_its_layer_norm(width, tokens, n):
-    accounts = Projections("projection", "few rows", Network("silu", True), width, tokens, (n,)).accounts("triton")
-    plain = Projections("projection", "few rows", Network("silu"), width, tokens, (n,)).accounts("triton")
-    step, without = accounts["forward + backward"], plain["forward + backward"]
+    layer = Layers(width, tokens, (n,), Network("silu"), text=tokens == PROMPT)
+    normed, plain = (accounts(layer.of(Network("silu", norm)), "triton") for norm in (True, False))
+    step, without = normed["forward + backward"], plain["forward + backward"]
     assert "norm_vectors_kernel" not in step.operations
     assert "normed_gradient_kernel" not in step.operations
     activations = 2 * tokens * 2 * 2 * width  # bytes of those of K and V between the two linears
     assert step.bytes_moved - without.bytes_moved <= 12 * activations
-    assert "norm_vectors_kernel" not in accounts["inference"].operations  # they are kept
+    assert "norm_vectors_kernel" not in normed["inference"].operations  # they are kept

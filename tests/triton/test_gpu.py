@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.environment import Environment
 from benchmarks.gpu_check import correctness
-from benchmarks.gpu_check.clock import Clock
-from benchmarks.gpu_check.journal import SKIPPED, WRONG, Journal
-from benchmarks.gpu_check.session import Session
-from benchmarks.place import Place
+from benchmarks.gpu_check.session import SKIPPED, WRONG, Clock, Journal, Session
 
 pytestmark = pytest.mark.on_device
 
-PLACE = Place("cuda", "fp16")
+HERE = Environment("cuda", "fp16")
 
 
-@pytest.mark.parametrize("task", [pytest.param(task, id=name) for name, task in correctness.tasks(PLACE)])
+@pytest.mark.parametrize("task", [pytest.param(task, id=name) for name, task in correctness.tasks(HERE)])
 def test_layers_of_real_size_graphs_streams_devices_and_many_elements(task, tmp_path):
-    findings = list(task(Session(PLACE, Clock(3600), Journal(tmp_path))))
+    findings = list(task(Session(HERE, Clock(3600), Journal(tmp_path))))
     assert findings
     assert not [f for f in findings if f.outcome == WRONG]
     if all(f.outcome == SKIPPED for f in findings):

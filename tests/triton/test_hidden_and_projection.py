@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.accounting.cases import Network, Projections
-from benchmarks.limits import stricter
-from benchmarks.limits.gpus import GPUS
+from benchmarks.counting import accounts
+from benchmarks.roofline import GPUS, launch_seconds
+from benchmarks.shapes import SD15
 from hnkernels import explain
 from hnkernels.triton import cost, mlps
 from hnkernels.triton.cost import Chain, Work, seconds_of_chain, seconds_of_processors
@@ -177,10 +177,9 @@ def test_explain_says_so(tokens, query):
 
 
 def test_the_account_has_one_launch_on_hopper():
-    case = Projections("projection", "320 x 4096", Network("relu"), 320, 4096, (320,))
-    assert case.accounts("triton", "sm_90")["inference"].operations == [KERNEL]
-    assert len(case.accounts("triton", "sm_80")["inference"].launches) == 2
-    training = case.accounts("triton", "sm_90")["forward + backward"].operations
+    assert accounts(SD15[0], "triton", "sm_90")["inference"].operations == [KERNEL]
+    assert len(accounts(SD15[0], "triton", "sm_80")["inference"].launches) == 2
+    training = accounts(SD15[0], "triton", "sm_90")["forward + backward"].operations
     assert KERNEL not in training
 
 
@@ -214,7 +213,7 @@ def test_one_launch_is_faster_by_the_stricter_model(tokens, gain, act, query):
         one, apart = launches_of(tokens, act, query, route)
         assert len(one) == 1
         assert route == "auto" or len(apart) == 2
-        times = [sum(gpu.launch_cost + stricter.launch_seconds(t, gpu) for t in each) for each in (one, apart)]
+        times = [sum(gpu.launch_cost + launch_seconds(t, gpu) for t in each) for each in (one, apart)]
         return times[1] / times[0]
 
     assert ratio("kernels") >= gain

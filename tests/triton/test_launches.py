@@ -10,7 +10,7 @@ import pytest
 import torch
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
-from benchmarks.compiled.cases import CASES, calls, lowrank_calls
+from benchmarks.forms import FORMS, calls, lowrank_calls
 from hnkernels import explain, hyper_kv, hyper_qkv
 from hnkernels.triton import target
 from hnkernels.triton._compat import DEPENDENT_LAUNCHES
@@ -191,7 +191,7 @@ def test_where_the_query_cannot_come_along_it_is_a_linear_of_its_own(monkeypatch
 
 @pytest.mark.parametrize("name", ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942"])
 def test_every_launch_may_be_set_up_early_where_kernels_wait(name):
-    made = [call for case in CASES for call in calls(case, 320, 77, torch.float16, target.TARGETS[name])]
+    made = [call for form in FORMS for call in calls(form, 320, 77, torch.float16, target.TARGETS[name])]
     made += lowrank_calls(320, 77, 4, torch.float16, target.TARGETS[name])
     early = DEPENDENT_LAUNCHES and name in ("sm_90", "sm_120")
     assert {call.arguments.get("launch_pdl", False) for call in made} == {early}

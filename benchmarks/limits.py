@@ -1,0 +1,231 @@
+"""``python -m benchmarks.limits``: what the accounts and the compiled code say of GPUs that none of this has run on.
+
+Writes benchmarks/results/any/modelled.csv, and prints three tables: predicted times by both models of ``roofline``; the
+tiles of Stable Diffusion's products, by rule of thumb and by the model, what the model says of both, and where it parts
+from the roofline; and what the machine code of the launches says (``readings``). Modelled and compiled, not measured.
+Takes about a minute, most of it for compiling the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeGuard
+
+import torch
+import triton
+
+from benchmarks import counting, readings, roofline
+from benchmarks.accounting import COUNTED, named
+from benchmarks.bound import bounds
+from benchmarks.roofline import GPUS, Gpu
+from benchmarks.rows import Row, select, stamped, write
+from benchmarks.shapes import NETWORKS, RELU, SD15, SD15_MIDDLE, SDXL, TEXTS, Layers, Network, Samples, Shape
+from hnkernels.triton.autotune import choose
+from hnkernels.triton.cost import FIRST_LOAD, LAUNCH
+from hnkernels.triton.route import by_library
+from hnkernels.triton.target import TARGETS
+from hnkernels.triton.tiling import KINDS, MOST_SPLITS, Tiles, heuristic, modelled
+
+FILE = Path(__file__).with_name("results") / "any" / "modelled.csv"
+
+MODES = ("inference", "forward + backward")
+
+MODELLED = (*SD15, *SDXL, TEXTS[0])
+"""The single layers that are modelled; beside them go all cross-attention layers together and low-rank weights."""
+
+TILES = "tiles"
+"""The benchmark of the rows of ``tile_rows``."""
+
+TILED = (SD15[0], SD15[1], SD15_MIDDLE, SD15[2], *SDXL, TEXTS[0], TEXTS[2])
+"""The layers whose products' tiles are compared."""
+
+_ELEMENT = 2
+
+
+def chosen() -> list[Shape]:
+    """The shapes that are modelled."""
+    networks = [network for network in NETWORKS if network != Network("silu")]
+    return [s for s in COUNTED if not _single(s) or (s.of(RELU) in MODELLED and s.network in networks)]
+
+
+def read_shapes() -> list[Shape]:
+    """Those whose machine code is read: that of other networks differs in its epilogues."""
+    return [s for s in chosen() if isinstance(s, Samples) or s.network in (RELU, Network("relu", True))]
+
+
+def _single(shape: Shape) -> TypeGuard[Layers]:
+    return isinstance(shape, Layers) and len(shape.outs) == 1
+
+
+def all_rows(compiled: bool = True) -> list[Row]:
+    """The rows of ``modelled.csv``; what is predicted of ``torch.compile`` only if wanted."""
+    times = [row for shape in chosen() for row in model(shape, compiled)]
+    read_from_code = [row for shape in read_shapes() for mode in MODES for row in read(shape, mode)[0]]
+    return [*times, *tile_rows(), *read_from_code]
+
+
+def model(shape: Shape, compiled: bool = True) -> list[Row]:
+    """Predicted times on every GPU, of all providers and of the bound; ``torch.compile``'s only if wanted."""
+    names = [name for name in counting.providers(shape) if name != "triton"]
+    names += ["compile"] if compiled and counting.compilable(shape) else []
+    everyone = {name: counting.accounts(shape, name) for name in names}
+    rows: list[Row] = []
+    for gpu in GPUS.values():
+        ours = counting.accounts(shape, "triton", gpu.target)
+        modes = [mode for mode in MODES if mode in ours]
+        accounts = {**everyone, "triton": ours, "bound": bounds(shape)}
+        rows += roofline.rows(shape, {who: {m: done[m] for m in modes} for who, done in accounts.items()}, gpu)
+    return rows
+
+
+def times(rows: Iterable[Row]) -> list[str]:
+    """A table per GPU: predicted times by both models, and what share of its time the floor is, by provider."""
+    found: dict[str, dict[tuple[str, str, str, str], dict[str, float]]] = {name: {} for name in GPUS}
+    for row in rows:
+        if row.benchmark == TILES:
+            continue
+        key = (row.benchmark, row.shape, row.mode, row.provider)
+        found[row.target].setdefault(key, {})[row.quantity] = row.value
+    lines: list[str] = []
+    for gpu in GPUS.values():
+        lines += [
+            "",
+            f"### {gpu.name}: predicted times, modelled, not measured",
+            "",
+            f"Matrix rate {gpu.matrix_rate / 1e12:.4g} TFLOP/s, bandwidth {gpu.bandwidth / 1e12:.4g} TB/s, "
+            f"{gpu.launch_cost * 1e6:.1f} µs a launch.",
+            "",
+            *(f"- {name.replace('_', ' ')}: {source}" for name, source in gpu.sources.items()),
+            "",
+            "| benchmark | shape | mode | provider | µs | in a graph, µs | share of the floor | stricter model, µs |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for (*case, provider), figures in found[gpu.name].items():
+            time, graph = figures["time"], figures.get("time in a graph")
+            floor = found[gpu.name][case[0], case[1], case[2], "bound"]["time"]
+            in_a_graph = "–" if graph is None else f"{graph * 1e6:.1f}"
+            what = " | ".join((*case, provider))
+            strict = f"{figures[roofline.STRICTER] * 1e6:.1f}" if roofline.STRICTER in figures else "–"
+            lines.append(f"| {what} | {time * 1e6:.1f} | {in_a_graph} | {floor / time:.0%} | {strict} |")
+    return lines
+
+
+def products(width: int, tokens: int, n: int) -> dict[str, tuple[str, int, int, int, int]]:
+    """Of a ``[1, 2, 1]`` network, by what they are called: kind of kernel, M, N, K, and the most splits."""
+    return {
+        "first linear": ("light layer", tokens, 2 * width, width, 1),
+        "last linear": ("light layer", tokens, width, 2 * width, 1),
+        "projection with the last linear": ("linear", tokens, n, 3 * width, MOST_SPLITS),
+        "hidden gradient": ("light backward", tokens, 2 * width, width, 1),
+        "input gradient": ("input gradient", tokens, width, 4 * width, MOST_SPLITS),
+        "weight gradient": ("gradient", tokens, 2 * width, width, 1),
+    }
+
+
+def tile_rows() -> list[Row]:
+    """Every product on every GPU, with the tiles by rule, with those chosen, by the library, by the roofline."""
+    return [
+        Row(
+            "modelled",
+            TILES,
+            name,
+            f"{shape.width} x {shape.tokens}",
+            "fp16",
+            who,
+            roofline.STRICTER,
+            seconds,
+            "s",
+            target=gpu.name,
+        )
+        for gpu in GPUS.values()
+        for shape in TILED
+        for name, product in products(shape.width, shape.tokens, shape.outs[0]).items()
+        for who, seconds in _tile_times(gpu, *product)
+    ]
+
+
+def tile_table(given: Sequence[Row]) -> list[str]:
+    """The rows as a table, a line per product."""
+    lines = [
+        "K and V in one launch, fp16, from one context; modelled, not measured. The library is the vendor's, with its "
+        "other launches, but without what has to follow them. The last column says how far the stricter model parts "
+        "from the roofline: 1.0 where memory or the matrix units are the limit, more where waves, the cache or waiting "
+        "are.",
+        "",
+        "| GPU | product | shape | by rule | µs | chosen | µs | library, µs | roofline, µs | chosen / roofline |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in select(given, benchmark=TILES):
+        found.setdefault((row.target, row.mode, row.shape), []).append(row)
+    for what, (rule, chosen, library, limit) in found.items():
+        names = [row.provider.split(": ")[1] for row in (rule, chosen)]
+        lines.append(
+            f"| {' | '.join(what)} | {names[0]} | {rule.value * 1e6:.1f} | {names[1]} | {chosen.value * 1e6:.1f} | "
+            f"{library.value * 1e6:.1f} | {limit.value * 1e6:.1f} | {chosen.value / limit.value:.1f} |"
+        )
+    return lines
+
+
+def _tile_times(gpu: Gpu, kind: str, m: int, n: int, k: int, splits: int) -> list[tuple[str, float]]:
+    target = TARGETS[gpu.target]
+    rule = heuristic(KINDS[kind][0], m, n, k, torch.float16, target)
+    chosen = choose(kind, m, n, k, torch.float16, target, splits=splits)
+    of_both = kind == "input gradient"  # in one sum, whose depth is that of K and of V
+    streams = 1 if of_both else 2
+    multiplied = (n, k, m) if KINDS[kind][0] == "gradient" else (m, n, k // 2 if of_both else k)
+    flops, bytes_moved = 2 * streams * m * n * k, _ELEMENT * streams * (m * k + n * k + m * n)
+    return [
+        (f"rule: {_name(rule)}", modelled(kind, rule, m, n, k, target)),
+        (f"chosen: {_name(chosen)}", modelled(kind, chosen, m, n, k, target)),
+        ("library", by_library([multiplied] * 2, target) - LAUNCH - FIRST_LOAD),
+        ("roofline", max(flops / gpu.matrix_rate, bytes_moved / gpu.bandwidth)),
+    ]
+
+
+def _name(tiles: Tiles) -> str:
+    parts = f", {tiles.splits} parts" if tiles.splits > 1 else ""
+    return f"{tiles.block_m}x{tiles.block_n}x{tiles.block_k} w{tiles.warps} s{tiles.stages}{parts}"
+
+
+def read(shape: Shape, mode: str) -> tuple[list[Row], list[str]]:
+    """What the machine code of a shape's launches says on every GPU: as rows, and as lines of a table."""
+    rows: list[Row] = []
+    lines: list[str] = []
+    what = ", ".join((*named(shape), mode))
+    for gpu in GPUS.values():
+        found = readings.readings(shape, mode, gpu)
+        rows += readings.rows(shape, mode, found, gpu)
+        lines += [f"| {gpu.name} | {what} | {_line(reading)} |" for reading in found]
+    return rows, lines
+
+
+def read_heading() -> Sequence[str]:
+    """What stands above the lines of ``read``."""
+    return (
+        "",
+        "### Machine code of the launches, compiled, not measured",
+        "",
+        "| GPU | case | kernel | form | tiles | programs | matrix share | occupancy | KiB in flight | covers, ns |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    )
+
+
+def _line(reading: readings.Reading) -> str:
+    what = f"{reading.kernel} | {reading.variant} | {reading.tiles} | {reading.programs}"
+    if not reading.found:
+        return f"{what} | not compiled | | | "
+    matrix = "–" if reading.matrix_share is None else f"{reading.matrix_share:.0%}"
+    if reading.in_flight is None or reading.covered is None:
+        return f"{what} | {matrix} | {reading.occupancy:.0%} | – | –"
+    flight = f"{reading.in_flight / 1024:.0f} | {reading.covered * 1e9:.0f}"
+    return f"{what} | {matrix} | {reading.occupancy:.0%} | {flight}"
+
+
+if __name__ == "__main__":
+    everything = all_rows()
+    write(stamped(everything, "any", f"torch {torch.__version__}, triton {triton.__version__}", ""), FILE)
+    read_lines = [line for shape in read_shapes() for mode in MODES for line in read(shape, mode)[1]]
+    predicted = select(everything, kind="modelled")
+    print("\n".join([*times(predicted), "", *tile_table(everything), *read_heading(), *read_lines]))
