@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test ui test-ui test-versions docs fuzz lint bench gpu-check gpu-report bench-compare counts compile-report report clean
+.PHONY: demo test ui test-ui test-versions docs fuzz lint bench gpu-check gpu-report bench-compare counts compile-report report check-figures clean
 
 demo: .venv/.train
 	$(BIN)/hnkernels demo
@@ -39,7 +39,7 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Runs every benchmark on the CPU, checked before it is timed; the figures go to benchmarks/results/ and the README.
+# Runs every benchmark on the CPU, checked before it is timed; the figures go to benchmarks/results/ and docs/.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
 
@@ -65,9 +65,13 @@ counts: .venv/.dev
 compile-report: .venv/.dev
 	$(BIN)/python -m benchmarks.compiled
 
-# Pages, pictures and the README's tables, from the figures in benchmarks/results/.
+# Pages, pictures and the tables of docs/, from the figures in benchmarks/results/.
 report: .venv/.dev
 	$(BIN)/python -m benchmarks.report
+
+# Is what is committed of counts, models, compiled kernels, pages and pictures what the tree gives now? Three minutes.
+check-figures: .venv/.dev
+	$(BIN)/python -m benchmarks.report --check
 
 clean:
 	rm -rf .venv build dist site *.egg-info
