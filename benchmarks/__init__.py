@@ -5,8 +5,8 @@
 - Measured: ``suites/`` are the benchmarks, ``cases.py`` says what one is and what makes its results right,
   ``measuring.py`` runs it: build, check, time in turn (``timing.py``), in an ``Environment``. ``baselines.py`` is what
   hnkernels is compared with.
-- Counted: ``counting.py`` says what every provider launches, computes, moves and keeps, ``bound.py`` the least that it
-  could; ``accounting.py`` is the command.
+- Counted: ``counting.py`` says what every provider launches, computes, moves and keeps; ``accounting.py`` is the
+  command, and has the least that it could be.
 - Compiled: ``forms.py`` are the kernels in all their forms, ``compilation.py`` makes machine code of them, which
   ``machine_code.py`` reads; ``compiled.py`` is the command.
 - Modelled: ``roofline.py`` turns counts into the time that a GPU would take at best, ``readings.py`` says what the

@@ -137,7 +137,7 @@ def compose(mlp: reference.MLP, w: Tensor) -> Composed:
     MLP ``W (I + m·W₂ W₁)`` and ``m·W (W₂ b₁ + b₂)``.
 
     Raises:
-        ValueError: something follows the MLP's last linear, so that it is no part of the projection.
+        ValueError: something follows the MLP's last linear, so that it is not part of the projection.
     """
     parts, m, wide = _parts(mlp), _multiplier(mlp), w.float()
     if parts.last_activation is not None or parts.last_norm is not None:

@@ -2,7 +2,7 @@
 
 Every kernel, in every form that the library launches, is compiled for every target, without a device; printed is what
 the machine code says. ``forms`` makes the launches on the meta device, ``compilation`` turns them into machine code,
-``machine_code`` reads that, and ``faults`` judges it. A full run writes benchmarks/results/compiled.csv and
+``machine_code`` reads and judges that. A full run writes benchmarks/results/compiled.csv and
 compiled.md, and to hnkernels/triton/proven.csv which tiles may be chosen. It exits with 1 if a kernel has a fault; one
 of tiles that are mere candidates is left out instead.
 
@@ -26,9 +26,9 @@ import torch
 
 from benchmarks.compilation import Configuration, compiled, configuration, distinct
 from benchmarks.forms import all_calls, sample
-from benchmarks.machine_code import MachineCode, outside_loops, read
+from benchmarks.machine_code import faults, outside_loops, read
 from hnkernels.network.activations import ACTIVATIONS
-from hnkernels.triton.cards import CARDS, occupancy, resident
+from hnkernels.triton.cards import occupancy, resident
 from hnkernels.triton.kernels.hidden_gradient import hidden_gradient
 from hnkernels.triton.kernels.layer_forward import layer_forward
 from hnkernels.triton.launch import Call, capturing
@@ -37,9 +37,6 @@ from hnkernels.triton.tiling import KINDS, PROVEN, Tiles, candidates, forced
 
 RESULTS = Path(__file__).with_name("results")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-LEAST_WGMMA_ROWS = 64
-WIDE_LOAD = 16
 
 EPILOGUES = ("value", "derivative", "both")
 """The kernels whose epilogues are counted."""
@@ -261,27 +258,6 @@ def _dtypes(rows: Sequence[Row]) -> list[str]:
 def _range(values: Iterable[int]) -> str:
     values = list(values)
     return str(min(values)) if min(values) == max(values) else f"{min(values)}–{max(values)}"
-
-
-def faults(config: Configuration, code: MachineCode) -> list[str]:
-    """What is wrong with a kernel; nothing, if it is fine."""
-    found = []
-    if code.stack or code.spills:
-        found.append(f"{code.stack} bytes of stack, {code.spills} spills")
-    limit = CARDS[config.target.name].shared
-    if code.shared > limit:
-        found.append(f"{code.shared} bytes of shared memory, {limit} are there")
-    if not config.is_product:
-        return found
-    if not code.matrix:
-        found.append("no matrix instructions")
-    elif not code.matrix_share:
-        found.append("no matrix instructions in a loop")
-    elif config.target.name == "sm_90" and config.product_rows >= LEAST_WGMMA_ROWS and "HGMMA" not in code.matrix:
-        found.append("no wgmma")
-    if code.load_bytes < WIDE_LOAD:
-        found.append(f"loads {code.load_bytes} bytes at a time in the loop")
-    return found
 
 
 def epilogue_instructions(act: str) -> tuple[int, int, int]:

@@ -130,9 +130,8 @@ EVERY_KERNEL = ("sm_80", "sm_90", "gfx942")
 ELSEWHERE = ("mlp_layer_forward_kernel", "hidden_gradient_kernel", "weight_gradient_kernel", "lowrank_forward_kernel")
 """What the others' has."""
 
-_WIDTH, _TOKENS = 640, 4096
-_NARROW, _MANY_TOKENS = 320, 16384
-"""Where a weight gradient has several parts on every target that gets every kernel."""
+_WIDE, _NARROW = (640, 4096), (320, 16384)
+"""Width and tokens; the narrow one's weight gradient has several parts on every target with every kernel."""
 
 _OPTIONAL = ("z_ptr", "dq_ptr", "vectors_ptr", "g_ptr", "u_ptr")
 
@@ -232,19 +231,14 @@ def sample() -> list[Configuration]:
     chosen = []
     for turn, (name, target) in enumerate(TARGETS.items()):
         dtype = (torch.float16, torch.bfloat16)[turn % 2]
-        captured = [(form.name, call) for form in FORMS for call in calls(form, _WIDTH, _TOKENS, dtype, target)]
+        captured = [(form.name, call) for form in FORMS for call in calls(form, *_WIDE, dtype, target)]
         with forced(replace(candidates("forward", target)[0], splits=2)):
-            captured += [(form.name, call) for form in SPLIT for call in calls(form, _WIDTH, _TOKENS, dtype, target)]
-        captured += [
-            (form.name, call)
-            for form in FORMS
-            if form.norm
-            for call in calls(form, _NARROW, _MANY_TOKENS, dtype, target)
-        ]
+            captured += [(form.name, call) for form in SPLIT for call in calls(form, *_WIDE, dtype, target)]
+        captured += [(form.name, call) for form in FORMS if form.norm for call in calls(form, *_NARROW, dtype, target)]
         captured += list(one_launch_calls(dtype, target))
-        captured += [("grouped", call) for call in grouped_calls(_WIDTH, _TOKENS, dtype, target)]
+        captured += [("grouped", call) for call in grouped_calls(*_WIDE, dtype, target)]
         for rank in RANKS:
-            captured += [(f"rank {rank}", call) for call in lowrank_calls(_WIDTH, _TOKENS, rank, dtype, target)]
+            captured += [(f"rank {rank}", call) for call in lowrank_calls(*_WIDE, rank, dtype, target)]
         forms: dict[tuple, list[Configuration]] = {}
         for config in distinct(captured, target):
             if name in EVERY_KERNEL or config.name in ELSEWHERE:

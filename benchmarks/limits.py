@@ -16,8 +16,7 @@ import torch
 import triton
 
 from benchmarks import counting, readings, roofline
-from benchmarks.accounting import COUNTED, named
-from benchmarks.bound import bounds
+from benchmarks.accounting import COUNTED, bounds, named
 from benchmarks.roofline import GPUS, Gpu
 from benchmarks.rows import Row, select, stamped, write
 from benchmarks.shapes import NETWORKS, RELU, SD15, SD15_MIDDLE, SDXL, TEXTS, Layers, Network, Samples, Shape

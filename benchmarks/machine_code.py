@@ -1,4 +1,4 @@
-"""What machine code says of itself: registers, spills, loops, matrix instructions, widths of loads.
+"""What machine code says of itself: registers, spills, loops, matrix instructions, widths of loads; and its faults.
 
 NVIDIA's is read by the disassembler that comes with Triton, AMD's from the assembly that the compiler leaves.
 """
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.compilation import Configuration
+from hnkernels.triton.cards import CARDS
+
 _TOOLS = Path("backends/nvidia/bin")  # in Triton's folder
 _SASS = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*?);")
 _SASS_MATRIX = re.compile(r"[HU]\w*MMA")
@@ -21,6 +24,9 @@ _SASS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _AMD_MATRIX = re.compile(r"v_(?:mfma|wmma)_\w+")
 _AMD_LOAD = re.compile(r"(?:global|buffer|flat)_load_(\w+)")
 _AMD_BYTES = {"dwordx4": 16, "b128": 16, "dwordx2": 8, "b64": 8, "dword": 4, "b32": 4}  # the longest name first
+
+LEAST_WGMMA_ROWS = 64
+WIDE_LOAD = 16
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,27 @@ def read(kernel: Any) -> MachineCode:
     """The figures of a kernel compiled by Triton."""
     shared = kernel.metadata.shared
     return _read_amd(kernel.asm["amdgcn"], shared) if "amdgcn" in kernel.asm else _read_nvidia(kernel, shared)
+
+
+def faults(config: Configuration, code: MachineCode) -> list[str]:
+    """What is wrong with a kernel; nothing, if it is fine."""
+    found = []
+    if code.stack or code.spills:
+        found.append(f"{code.stack} bytes of stack, {code.spills} spills")
+    limit = CARDS[config.target.name].shared
+    if code.shared > limit:
+        found.append(f"{code.shared} bytes of shared memory, {limit} are there")
+    if not config.is_product:
+        return found
+    if not code.matrix:
+        found.append("no matrix instructions")
+    elif not code.matrix_share:
+        found.append("no matrix instructions in a loop")
+    elif config.target.name == "sm_90" and config.product_rows >= LEAST_WGMMA_ROWS and "HGMMA" not in code.matrix:
+        found.append("no wgmma")
+    if code.load_bytes < WIDE_LOAD:
+        found.append(f"loads {code.load_bytes} bytes at a time in the loop")
+    return found
 
 
 def outside_loops(kernel: Any) -> int:

@@ -130,17 +130,6 @@ GPUS = {
 }  # fmt: skip
 
 
-def gpu_named(name: str) -> Gpu:
-    """The GPU of this name.
-
-    Raises:
-        ValueError: the table has none; names those that it has.
-    """
-    if name not in GPUS:
-        raise ValueError(f"GPU {name!r} is unknown; accepted are {', '.join(GPUS)}")
-    return GPUS[name]
-
-
 def seconds(account: Account, gpu: Gpu, launch_cost: float) -> float:
     """The predicted time, by the roofline, of an account whose products are in fp16 or bf16."""
     return sum(

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import hnkernels as hn
 import reference
 from benchmarks import baselines, shapes
-from benchmarks.bound import ELEMENT, bounds
+from benchmarks.accounting import ELEMENT, bounds
 from benchmarks.cases import Comparison, Provider, benchmark
 from benchmarks.environment import Environment
 from benchmarks.shapes import (

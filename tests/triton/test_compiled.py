@@ -19,9 +19,8 @@ import triton.language as tl
 
 from benchmarks import machine_code
 from benchmarks.compilation import Configuration, compiled, configuration
-from benchmarks.compiled import faults
 from benchmarks.forms import EVERY_KERNEL, sample
-from benchmarks.machine_code import MachineCode
+from benchmarks.machine_code import MachineCode, faults
 from hnkernels.triton._compat import DEPENDENT_LAUNCHES
 from hnkernels.triton.cards import occupancy
 from hnkernels.triton.compiling import xcds
