@@ -3,14 +3,14 @@
 ``shapes.py`` has the networks, layers, prompts and UNets of all of them, ``rows.py`` the one schema of their figures.
 
 - Measured: ``suites/`` are the benchmarks, ``cases.py`` says what one is and what makes its results right,
-  ``measuring.py`` runs it: build, check, time in turn (``timing.py``), in an ``Environment``. ``baselines.py`` is what
+  ``measuring.py`` runs it: build, check, time in turn, in an ``environment.py``. ``baselines.py`` is what
   hnkernels is compared with.
 - Counted: ``counting.py`` says what every provider launches, computes, moves and keeps; ``accounting.py`` is the
   command, and has the least that it could be.
 - Compiled: ``forms.py`` are the kernels in all their forms, ``compilation.py`` makes machine code of them, which
   ``machine_code.py`` reads; ``compiled.py`` is the command.
-- Modelled: ``roofline.py`` turns counts into the time that a GPU would take at best, ``readings.py`` says what the
-  compiled code adds to that; ``limits.py`` is the command.
+- Modelled: ``roofline.py`` turns counts into the time that a GPU would take at best; ``limits.py`` is the command,
+  and says what the compiled code adds to that.
 
 ``report/`` makes pages, pictures and the tables of docs/ of the rows in ``results/``, and says which are stale.
 ``gpu_check/`` finds out whether all is right on a GPU, ``compare.py`` holds one version against another, ``host/``

@@ -20,12 +20,11 @@ from tqdm import tqdm
 
 from benchmarks import rows as results
 from benchmarks.cases import Case, cases
-from benchmarks.environment import THREADS, Environment, here, today, versions
+from benchmarks.environment import THREADS, Environment, ceilings, here, today, versions
 from benchmarks.host.__main__ import main as host
 from benchmarks.loop import main as loop
 from benchmarks.measuring import measure
 from benchmarks.rows import Row
-from benchmarks.timing import ceilings
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,8 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         return host(arguments[1:])
     if arguments and arguments[0] == "loop":
         return loop(arguments[1:])
-    from benchmarks.report import documents  # it needs Triton, whose absence the host's benchmark tells by itself
-    from benchmarks.report.__main__ import main as write_reports
+    from benchmarks.report import __main__ as report  # it needs Triton, whose absence the host's benchmark tells itself
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help="benchmarks to run; all if none is given")
@@ -63,9 +61,9 @@ def main(arguments: Sequence[str]) -> int:
         found += _interpreted()
     found = results.stamped(found, environment.machine, versions(), today())
     if full and environment.kind != "interpreter":
-        results.write(found, documents.RESULTS / environment.name / "results.csv")
-        write_reports([])
-    print(*documents.pages(documents.RESULTS / environment.name, found).values())
+        results.write(found, report.RESULTS / environment.name / "results.csv")
+        report.main([])
+    print(*report.pages(report.RESULTS / environment.name, found).values())
     return int(wrong)
 
 

@@ -27,9 +27,8 @@ import torch
 from tqdm import tqdm
 
 import hnkernels
-from benchmarks import timing
 from benchmarks.cases import MODEL_TOLERANCE, MODES, Call, cases, check
-from benchmarks.environment import THREADS, here
+from benchmarks.environment import THREADS, cpu_seconds, cuda_seconds, here
 
 NAMES = ("projection", "recompute", "affine", "cross-attention", "cross-attention, kept", "lowrank")
 """Compared if no others are named: the operations, which are soon done."""
@@ -288,7 +287,7 @@ def work(device: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may write there
     where = here(device)
     torch.set_num_threads(THREADS)
-    clock = timing.cuda_seconds if where.kind == "cuda" else timing.cpu_seconds
+    clock = cuda_seconds if where.kind == "cuda" else cpu_seconds
     known = {case.name: case for case in cases(where)}
     calls: dict[str, Call] = {}
 

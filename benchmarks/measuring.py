@@ -1,4 +1,4 @@
-"""A case from its providers to its rows: build, check, time what is right, side by side."""
+"""A case from its providers to its rows: build, check, time what is right, in turn; on a GPU as CUDA graphs too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import timing
 from benchmarks.cases import (
     AT_MOST,
     MODEL_TOLERANCE,
@@ -25,8 +24,19 @@ from benchmarks.cases import (
     cases,
     check,
     has_backward,
+    largest_error,
 )
-from benchmarks.environment import THREADS, Environment, here
+from benchmarks.environment import (
+    THREADS,
+    Environment,
+    Runs,
+    Timings,
+    cpu_seconds,
+    cuda_seconds,
+    cuda_wall_seconds,
+    here,
+    interleave,
+)
 from benchmarks.rows import Row
 
 COPIES, UNCACHED = 4, 1 << 28
@@ -34,6 +44,11 @@ COPIES, UNCACHED = 4, 1 << 28
 
 ROUNDS, MOST_ROUNDS = {"cuda": 5, "interpreter": 1}, 60
 """On a GPU each is a median already; in the interpreter nothing is learnt from times."""
+
+WARMUP = 3
+
+SAME = 1e-2
+"""Relative error between a call and its replay: a vendor's kernels may add up in another order, nothing more."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class Measurement:
     """
 
     case: Case
-    timings: timing.Timings
+    timings: Timings
     verdicts: Mapping[str, Verdict]
     absent: Mapping[str, str]
     peaks: Mapping[str, int]
@@ -103,15 +118,15 @@ def measure(case: Case, environment: Environment, seconds: float | None = None) 
         for name, copies in calls.items()
         if name not in faults and (name not in verdicts or verdicts[name].green)
     }
-    timed: dict[str, timing.Runs] = dict(right)
+    timed: dict[str, Runs] = dict(right)
     peaks = {}
     if environment.kind == "cuda":
         peaks = {name: _peak(runs) for name, runs in right.items()}
         if benchmark.calls == 1 and case.mode != "backward":  # whose forward pass ran on another stream than a graph's
-            timed, without = timing.with_graphs(right)
+            timed, without = with_graphs(right)
             absent |= without
     with torch._functorch.config.patch(donated_buffer=False):  # a graph that is kept is gone through more than once
-        timings = timing.interleave(
+        timings = interleave(
             timed,
             benchmark.seconds if seconds is None else seconds,
             least=ROUNDS.get(environment.kind, benchmark.rounds),
@@ -139,10 +154,10 @@ def _built(case: Case, environment: Environment) -> list[Comparison]:
     return copies
 
 
-def _clock(environment: Environment, calls: int) -> Callable[[timing.Runs], float]:
+def _clock(environment: Environment, calls: int) -> Callable[[Runs], float]:
     if environment.kind != "cuda":
-        return timing.cpu_seconds
-    return timing.cuda_seconds if calls == 1 else timing.cuda_wall_seconds
+        return cpu_seconds
+    return cuda_seconds if calls == 1 else cuda_wall_seconds
 
 
 def _check(
@@ -171,7 +186,47 @@ def _check(
     return check(judged, truth, baseline, least, AT_MOST[environment.dtype]), faults
 
 
-def _peak(runs: timing.Runs) -> int:
+def captured(call: Call) -> Callable[[], None]:
+    """Replays the kernels of a call as a CUDA graph: what is left when launching costs the host nothing.
+
+    Raises:
+        RuntimeError: the call does something that a graph cannot hold, or its replay gives something else.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUP):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()  # computes nothing yet
+    graph.replay()
+    error = largest_error(results, call())
+    if not error <= SAME:
+        raise RuntimeError(f"its replay is wrong by {error:.1e}")
+
+    def replay() -> None:
+        assert results  # their memory is the graph's to write, as long as there is a graph
+        graph.replay()
+
+    return replay
+
+
+def with_graphs(providers: Mapping[str, Sequence[Call]]) -> tuple[dict[str, Runs], dict[str, str]]:
+    """The providers with ``"<name>, graph"`` for each that can be captured, and why the others cannot."""
+    both: dict[str, Runs] = dict(providers)
+    absent = {}
+    for name, runs in providers.items():
+        try:
+            both[f"{name}, graph"] = [captured(run) for run in runs]
+        except RuntimeError as fault:
+            absent[f"{name}, graph"] = f"cannot be captured: {str(fault).splitlines()[0]}"
+            torch.cuda.synchronize()
+    return both, absent
+
+
+def _peak(runs: Runs) -> int:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

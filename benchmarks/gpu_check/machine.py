@@ -21,10 +21,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.compilation import Configuration, compiled, distinct
-from benchmarks.environment import DTYPES, versions
+from benchmarks.environment import DTYPES, ceilings, versions
 from benchmarks.gpu_check.correctness import LAYERS
 from benchmarks.gpu_check.session import FIGURE, RIGHT, SKIPPED, WRONG, Finding, Session, Task
-from benchmarks.timing import ceilings
 from hnkernels import Hypernetwork, explain
 from hnkernels.triton.cards import CARDS
 from hnkernels.triton.direct import route

@@ -19,12 +19,11 @@ from unittest import mock
 import torch
 
 from benchmarks.cases import Case, cases
-from benchmarks.environment import Environment
+from benchmarks.environment import Environment, cpu_seconds
 from benchmarks.gpu_check.session import FIGURE, RIGHT, SKIPPED, WRONG, Finding, Session, Task
 from benchmarks.measuring import measure
 from benchmarks.roofline import Gpu, launch_seconds
 from benchmarks.shapes import FIRST_TEXTS, PAIR, SAMPLES_ON_GPU, SD15, SD15_TEXT, SDXL, TEXTS, Layers, Network, sd15
-from benchmarks.timing import cpu_seconds
 from hnkernels import explain, hyper_kv
 from hnkernels.triton import autotune, vendor
 from hnkernels.triton.cards import CARDS

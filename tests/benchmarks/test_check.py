@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import check
-from benchmarks.report.__main__ import main
-from benchmarks.report.check import Stale
+from benchmarks.report import __main__ as report
+from benchmarks.report.__main__ import Stale, main
 from benchmarks.rows import Row, read, write
 
 ROW = Row("counted", "projection, relu", "inference", "320 x 4096", "fp16", "triton", "launches", 2.0, "1")
@@ -20,11 +19,11 @@ def figures(monkeypatch, tmp_path) -> Path:
     """One file of counted rows, which are what the tree counts; everything else is as it should be."""
     file = tmp_path / "counted.csv"
     write([ROW], file)
-    monkeypatch.setattr(check.documents, "ROOT", tmp_path)
-    monkeypatch.setattr(check.documents, "stale", list)
-    monkeypatch.setattr(check, "other_versions", list)
-    monkeypatch.setattr(check, "_COUNTED", {file: lambda: [ROW]})
-    monkeypatch.setattr(check, "_stale_compiled", list)
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "_stale_documents", list)
+    monkeypatch.setattr(report, "other_versions", list)
+    monkeypatch.setattr(report, "_COUNTED", {file: lambda: [ROW]})
+    monkeypatch.setattr(report, "_stale_compiled", list)
     return file
 
 
@@ -42,17 +41,17 @@ def test_a_figure_that_the_tree_would_not_give_is_named_with_the_command_that_re
 
 def test_versions_and_what_torch_compile_makes_are_not_compared(figures):
     write([replace(ROW, versions="torch 1"), replace(ROW, provider="compile", value=9.0)], figures)
-    assert list(check.stale()) == []
+    assert list(report.stale()) == []
 
 
 def test_pages_and_what_was_compiled_have_commands_of_their_own(figures, monkeypatch):
-    monkeypatch.setattr(check.documents, "stale", lambda: ["docs/page.md"])
-    monkeypatch.setattr(check, "_stale_compiled", lambda: [figures.with_name("proven.csv")])
-    assert list(check.stale()) == [Stale("docs/page.md", "make report"), Stale("proven.csv", "make compile-report")]
+    monkeypatch.setattr(report, "_stale_documents", lambda: ["docs/page.md"])
+    monkeypatch.setattr(report, "_stale_compiled", lambda: [figures.with_name("proven.csv")])
+    assert list(report.stale()) == [Stale("docs/page.md", "make report"), Stale("proven.csv", "make compile-report")]
 
 
 def test_with_other_versions_nothing_is_said_to_be_stale(figures, monkeypatch, capsys):
-    monkeypatch.setattr(check, "other_versions", lambda: ["torch 3.0 is installed"])
+    monkeypatch.setattr(report, "other_versions", lambda: ["torch 3.0 is installed"])
     assert main(["--check"]) == 2
     said = capsys.readouterr()
     assert said.out == ""

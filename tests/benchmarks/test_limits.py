@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import readings
+from benchmarks import limits
 from benchmarks.counting import accounts
-from benchmarks.limits import TILED, chosen, model, read, tile_rows, tile_table, times
+from benchmarks.limits import TILED, chosen, model, read, readings, tile_rows, tile_table, times
 from benchmarks.roofline import (
     GPUS,
     STRICTER,
@@ -100,10 +100,10 @@ def test_every_figure_of_a_gpu_has_a_source(gpu):
 @compiles_beforehand
 def test_the_reading_of_a_launch_is_what_was_compiled(monkeypatch):
     line = {"registers": "128", "shared_bytes": "49152", "matrix_percent": "30"}
-    monkeypatch.setattr(readings, "compiled_lines", lambda: _Everything([line, {**line, "matrix_percent": "20"}]))
+    monkeypatch.setattr(limits, "compiled_lines", lambda: _Everything([line, {**line, "matrix_percent": "20"}]))
     gpu = GPUS["A100"]
     with forced(Tiles(128, 128, 64, 8, 3)):
-        first, second = readings.readings(SD15[0], "inference", gpu)
+        first, second = readings(SD15[0], "inference", gpu)
     assert (first.kernel, second.kernel) == ("mlp_layer_forward", "linear_streams")
     # 49 KiB of 164 leave room for three programs, but 128 registers a thread in eight warps for two; the launch has
     # 320 programs on 108 multiprocessors.
@@ -113,7 +113,7 @@ def test_the_reading_of_a_launch_is_what_was_compiled(monkeypatch):
     assert first.in_flight == 2 * 2 * (128 + 128) * 64 * 2
     assert first.covered == first.in_flight * 108 / gpu.bandwidth
     with forced(Tiles(16, 64, 64, 4, 4)):
-        (few, _) = readings.readings(layer(64), "inference", gpu)
+        (few, _) = readings(layer(64), "inference", gpu)
     assert few.programs < 108
     assert few.tiles == "16x64x64 w4 s4"
     assert few.in_flight == 1 * 3 * (16 + 64) * 64 * 2
@@ -122,9 +122,9 @@ def test_the_reading_of_a_launch_is_what_was_compiled(monkeypatch):
 @compiles_beforehand
 def test_a_gradients_tiles_are_those_that_its_steps_load(monkeypatch):
     line = {"registers": "255", "shared_bytes": "98304", "matrix_percent": "30"}
-    monkeypatch.setattr(readings, "compiled_lines", lambda: _Everything([line]))
+    monkeypatch.setattr(limits, "compiled_lines", lambda: _Everything([line]))
     with forced(Tiles(64, 64, 64, 4, 4)), forced_route("kernels"):
-        found = readings.readings(SD15[0], "forward + backward", GPUS["A100"])
+        found = readings(SD15[0], "forward + backward", GPUS["A100"])
     (gradient, _) = [reading for reading in found if reading.kernel == "weight_gradient"]
     assert gradient.tiles == "64x64x64 w4 s4"
     assert gradient.in_flight == 3 * 64 * (64 + 64) * 2
@@ -206,7 +206,7 @@ def test_the_kernels_never_lose(network, width, tokens, n):
 
 @compiles_beforehand
 def test_what_has_not_been_compiled_is_said_so_and_never_guessed(monkeypatch):
-    monkeypatch.setattr(readings, "compiled_lines", dict)
+    monkeypatch.setattr(limits, "compiled_lines", dict)
     rows, lines = read(SD15[0], "inference")
     assert rows == []
     assert len(lines) == 2 * len(GPUS) - 1  # on an H100 it is one launch
@@ -216,7 +216,7 @@ def test_what_has_not_been_compiled_is_said_so_and_never_guessed(monkeypatch):
 @compiles_beforehand
 def test_what_is_read_are_shares_and_bytes_of_launches_on_every_gpu(monkeypatch):
     line = {"registers": "128", "shared_bytes": "49152", "matrix_percent": "30"}
-    monkeypatch.setattr(readings, "compiled_lines", lambda: _Everything([line]))
+    monkeypatch.setattr(limits, "compiled_lines", lambda: _Everything([line]))
     rows, lines = read(SD15[0], "inference")
     assert {row.target for row in rows} == set(GPUS)
     assert {row.kind for row in rows} == {"compiled"}

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from benchmarks import rows as results
-from benchmarks.report import claims, documents, plots, tables
+from benchmarks.report import __main__ as report
+from benchmarks.report import claims, plots, tables
 from benchmarks.report.claims import Times, slope
 from benchmarks.rows import Row
 
@@ -96,9 +97,9 @@ def test_pictures_carry_a_digest_of_their_rows(tmp_path):
 
 
 def test_every_table_says_where_when_and_how_it_is_known():
-    for folder in documents.folders():
-        for text in documents.pages(folder, documents.rows_of(folder)).values():
-            if folder.name == documents.ANY:
+    for folder in report.folders():
+        for text in report.pages(folder, report.rows_of(folder)).values():
+            if folder.name == report.ANY:
                 assert "not measured" in text
             else:
                 assert re.search(r"Measured on \d{4}-\d\d-\d\d: .+; hnkernels .+, torch .+, triton .+", text)
@@ -106,11 +107,11 @@ def test_every_table_says_where_when_and_how_it_is_known():
 
 def test_a_mark_without_a_table_is_an_error():
     with pytest.raises(ValueError, match="any/nonsense, and there is none"):
-        documents.filled("<!-- table: any/nonsense -->\n<!-- /table -->")
+        report.filled("<!-- table: any/nonsense -->\n<!-- /table -->")
 
 
 def test_times_on_pages_are_ratios():
-    assert documents.texts()
-    text = "".join(file.read_text(encoding="utf-8") for file in documents.texts())
+    assert report.texts()
+    text = "".join(file.read_text(encoding="utf-8") for file in report.texts())
     tables = "".join(re.findall(r"<!-- table: .*?<!-- /table -->", text, flags=re.DOTALL))
     assert not re.search(r"\d (?:s|ms|µs|us)\b", tables.replace("modelled", ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.timing import Timings, interleave
+from benchmarks.environment import Timings, interleave
 
 
 def watched(names: str, **options) -> tuple[list[str], Timings]:
