@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cases import cases
 from benchmarks.environment import Environment
 from benchmarks.gpu_check import correctness, machine
 from benchmarks.gpu_check.__main__ import main
@@ -26,7 +27,7 @@ from benchmarks.gpu_check.session import (
     page_lines,
     read,
 )
-from benchmarks.gpu_check.speed import predicted
+from benchmarks.gpu_check.speed import HEADLINES, predicted
 from hnkernels import Hypernetwork, explain
 from hnkernels.triton.target import TARGETS
 from tests.marks import compiles_beforehand
@@ -152,6 +153,13 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path, capsys, monkeypatch):
 def test_the_sizes_of_a_gpu_are_those_of_real_layers():
     assert correctness.layers(Environment("cuda", "fp16")) is correctness.LAYERS
     assert {layer.width for layer in correctness.layers(Environment("interpreter", "fp32"))} == {16}
+
+
+def test_every_headline_is_one_case_on_a_gpu_that_has_a_provider_to_compare_with():
+    known = [(c.benchmark.name, c.shape, c.mode) for c in cases(Environment("cuda", "fp16"))]
+    for name, shape, mode, providers in HEADLINES:
+        assert known.count((name, shape, mode)) == 1, (name, str(shape), mode)
+        assert {"triton"} < set(providers)
 
 
 def test_predictions_add_up_by_kernel():
