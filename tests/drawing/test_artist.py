@@ -138,7 +138,7 @@ def test_what_cannot_be_drawn_is_refused_before_the_model_is_loaded(unloaded, as
         (NetworkUse(broken, "broken"), CheckpointError, "broken.safetensors"),
         (NetworkUse(tmp_path / "none.pt", "none"), CheckpointError, "does not exist"),
         (NetworkUse(styles, "styles", styles={"ink": 1.0}), ValueError, "there is no style 'ink'"),
-        (NetworkUse(ink, "ink", styles={"oil": 1.0}), ValueError, "style is for weight hypernetworks, and ink is none"),
+        (NetworkUse(ink, "ink", styles={"oil": 1.0}), ValueError, "for weight hypernetworks, and ink is not one"),
         (NetworkUse(ink, "ink", parts={"sideways": 1.0}), ValueError, "the key 'sideways', which fits no attention"),
     ):
         with pytest.raises(fault, match=r"^") as refused:
