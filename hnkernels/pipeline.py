@@ -61,8 +61,12 @@ def load_pipeline(folder: Path, device: Any = None, dtype: str = "fp32") -> Any:
 
 
 def offload_by_groups(pipeline: Any) -> None:
-    """Keeps the denoiser's weights in CPU memory and moves a block at a time to where the pipeline is."""
-    _denoiser(pipeline).enable_group_offload(pipeline.device, offload_type="block_level", num_blocks_per_group=1)
+    """Keeps the denoiser's weights in CPU memory and moves a block at a time to where the pipeline is.
+
+    On the CPU they are where they are needed, and nothing is done: diffusers before 0.38 fails where there is no GPU.
+    """
+    if pipeline.device.type != "cpu":
+        _denoiser(pipeline).enable_group_offload(pipeline.device, offload_type="block_level", num_blocks_per_group=1)
 
 
 def _denoiser(pipeline: Any) -> Any:

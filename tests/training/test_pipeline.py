@@ -8,7 +8,7 @@ from PIL import Image
 
 import hnkernels as hn
 from hnkernels.assets import TINY_SD
-from hnkernels.pipeline import load_pipeline
+from hnkernels.pipeline import load_pipeline, offload_by_groups
 from hnkernels.training import Example
 from hnkernels.training.config import TrainingConfig
 from hnkernels.training.data.pipeline_data import PipelineData
@@ -51,6 +51,14 @@ def generators(seed=0, count=3):
 
 def embedded(pipeline, captions):
     return TextEncoder(family_of(pipeline))(captions)["encoder_hidden_states"]
+
+
+@pytest.mark.parametrize(("device", "offloaded_to"), [("cpu", []), ("cuda", [torch.device("cuda")])])
+def test_blocks_move_to_a_gpu_and_stay_where_they_are_on_the_cpu(device, offloaded_to):
+    moved = []
+    unet = SimpleNamespace(enable_group_offload=lambda onload, **options: moved.append(onload))
+    offload_by_groups(SimpleNamespace(device=torch.device(device), unet=unet))
+    assert moved == offloaded_to
 
 
 def test_images_are_encoded_once_and_captions_too(pipeline, monkeypatch, tmp_path):
