@@ -29,7 +29,8 @@ def doctor(
     else:
         table = Table("what", "version", "", show_header=False, box=None)
         for name, version in report.versions.items():
-            table.add_row(name, version or "not installed", "" if version else f"for {PACKAGES.get(name, '')}")
+            purpose = "" if version else f"for {printable(PACKAGES[name])}"
+            table.add_row(name, version or "not installed", purpose)
         for name, value in report.variables.items():
             table.add_row(name, printable(value), "set in the environment")
         for name, folder in report.caches.items():
