@@ -1,5 +1,7 @@
 """What every test of training starts from."""
 
+import signal
+
 import pytest
 
 from hnkernels.training.progress import reporter
@@ -15,3 +17,11 @@ def _without_report(request, monkeypatch):
     """Runs write no report, which takes matplotlib longer than all their steps; tests that look at it ask for it."""
     if "with_report" not in request.fixturenames:
         monkeypatch.setattr(reporter, "write_report", lambda folder: folder)
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where a shell started the tests in the background, which then ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)

@@ -102,6 +102,7 @@ def test_a_folder_that_vanishes_is_made_again_for_what_comes(tmp_path, whole):
     assert {"hypernetwork.pt", "checkpoints"} <= set(os.listdir(tmp_path / "run"))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_stops_at_once_and_the_last_checkpoint_is_whole(tmp_path, whole):
     def twice(step, metrics):
         if step == 3:

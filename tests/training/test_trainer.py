@@ -101,6 +101,7 @@ def test_a_clip_schedule_that_has_ended_stays_at_its_last_limit(tmp_path):
     assert same(whole, short)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupting_saves_and_detaches(tmp_path):
     job = trainer(tmp_path, callback=lambda step, metrics: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
