@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,18 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 def check_pipeline(folder: Path) -> None:
     """Raises ``ValueError`` if there is not a pipeline in the folder."""
-    if not (folder / "model_index.json").is_file():
-        raise InputError(f"{folder} is not a diffusers pipeline: there is no model_index.json in it")
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise InputError(
+            f"{folder} is not a diffusers pipeline: there is no model_index.json in it; give a folder that "
+            "save_pretrained has written, or tiny-sd"
+        )
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or "_class_name" not in content:
+        raise InputError(f"{index} does not name the class of a pipeline; write the folder again with save_pretrained")
 
 
 MODEL_DTYPES = ("fp32", "fp16", "bf16", "fp8")

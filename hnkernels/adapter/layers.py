@@ -186,7 +186,7 @@ def check_reach(model: str, layers: Sequence[AttentionLayer], widths: Collection
     if not there & set(widths):
         raise AdapterError(
             f"{model} has attention contexts of the widths {sorted(there) or 'none'} in {', '.join(targets)}, "
-            f"the hypernetwork is for {sorted(widths)}: it is for another model"
+            f"and the hypernetwork is for {sorted(widths)}: it is for another model"
         )
     nowhere = set(widths) - {layer.width for layer in layers if layer.kind != TEMPORAL}
     if nowhere:

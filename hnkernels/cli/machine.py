@@ -82,7 +82,12 @@ def explain(
         raise InputError(f"--dtype must be one of {', '.join(dtypes)}, not {dtype!r}")
     card = gpu_named(gpu)
     what = MODELS.get(model, model)
-    shapes = KNOWN[what] if model in MODELS else layers_of(model_folder(model))
+    if model in MODELS:
+        shapes = KNOWN[what]
+    elif (folder := model_folder(model)).exists():
+        shapes = layers_of(folder)
+    else:
+        raise InputError(f"--model must be {', '.join(MODELS)}, tiny-sd or a diffusers folder, not {model!r}")
     if file is None:
         with torch.device("meta"):
             widths = sorted({shape.width for shape in shapes})

@@ -9,13 +9,20 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from hnkernels.cli.arguments import Model, check_target, one_each, print_json
+from hnkernels.cli.arguments import Model, check_target, model_folder, one_each, print_json
 from hnkernels.cli.terminal import console
 from hnkernels.errors import InputError
 
 
 def merge(
-    model: Annotated[Path, typer.Argument(help="Folder of a diffusers pipeline, or a .safetensors or .ckpt file.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            parser=model_folder,
+            metavar="MODEL",
+            help="Folder of a diffusers pipeline, or a .safetensors or .ckpt file; tiny-sd is the embedded pipeline.",
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="The folder or file to write.")],
     hypernetwork: Annotated[list[Path], typer.Option(help="An affine hypernetwork; several chain in order.")],
     strength: Annotated[list[float] | None, typer.Option(help="Strength, one per hypernetwork.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +125,8 @@ def demo(
     if data is not None:
         from hnkernels.demo.sample_pictures import write_sample_pictures
 
+        if data.exists():
+            raise InputError(f"--data {data} exists already; name a new folder")
         check_target(data, force=False)
         write_sample_pictures(data)
         console.print(f"wrote {data}")
@@ -166,8 +169,14 @@ def read_config(path: Path | None) -> dict[str, dict[str, Any]]:
     from hnkernels.training.data.text_files import parse_json, read_text
     from hnkernels.wording import shown
 
+    if not path.is_file():
+        raise InputError(f"cannot read the config {path}: there is no such file; check the path")
     try:
         settings = parse_json(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f'cannot read the config {path}: it is not JSON ({error}); write {{"training": {{…}}, "network": {{…}}}}'
+        ) from error
     except ValueError as error:
         raise InputError(f"cannot read the config {path}: {error}") from error
     if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):

@@ -160,4 +160,7 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
 
 def _check_extension(path: str | os.PathLike[str]) -> None:
     if Path(path).suffix.lower() != _EXTENSION:
-        raise CheckpointError(f"{os.fspath(path)}: the extension is not accepted; use {_EXTENSION}")
+        raise CheckpointError(
+            f"{os.fspath(path)}: the extension is not accepted; use {_EXTENSION}, the only format of weight "
+            "hypernetworks and of what they generate"
+        )

@@ -191,5 +191,5 @@ class HypernetworkTrainer:
             self.folder.check_resumable()
             return latest_checkpoint(self.folder.checkpoints, self.net)
         if not Path(resume).is_dir():
-            raise InputError(f"there is no checkpoint to resume in {resume}")
+            raise InputError(f"there is no checkpoint to resume in {resume}; give the folder of one, or resume=True")
         return read_checkpoint(Path(resume), self.net)

@@ -161,7 +161,7 @@ def test_merge_writes_a_pipeline_that_needs_no_hypernetwork(cli, affine, tmp_pat
     a, b = affine
     out = tmp_path / "merged"
     words = ("--hypernetwork", a, "--strength", "0.7", "--hypernetwork", b, "--strength", "0.3")
-    code, printed, err = cli("merge", TINY_SD, out, *words)
+    code, printed, err = cli("merge", "tiny-sd", out, *words)
     assert code == 0, err
     assert f"wrote {out}" in printed.replace("\n", "")
     unet = StableDiffusionPipeline.from_pretrained(out, local_files_only=True).unet
@@ -268,7 +268,16 @@ def test_a_tag_in_the_prompt_sets_the_strength(cli, style, tmp_path):
         (["train", "{images}", "{images}"], "is not a diffusers pipeline"),
         (["train", "{model}", "none"], "is not a folder"),
         (["train", "{model}", "{images}", "--config", "{bad}"], "did you mean 'batch_size'"),
-        (["train", "{model}", "{images}", "--config", "none.json"], "cannot read the config"),
+        (["train", "{model}", "{images}", "--config", "none.json"], "none.json: there is no such file"),
+        (["train", "{model}", "{images}", "--config", "{style}"], "style.pt is not UTF-8 text"),
+        (["train", "{model}", "{images}", "--config", "{empty}"], "it is not JSON (Expecting value"),
+        (["train", "{model}", "{images}", "--resume"], "start a run without resume (--resume)"),
+        (["demo", "--data", "{images}"], "exists already; name a new folder"),
+        (["generate", "{style}", "lora.safetensors", "--style", "ink"], "the only format of weight hypernetworks"),
+        (
+            ["sample", "{nameless}", "x"],
+            "model_index.json does not name the class of a pipeline; write the folder again",
+        ),
         (["train", "{model}", "{images}", "--recipe", "stile"], "no recipe 'stile'; did you mean 'style'"),
         (["study", "--questions", "rates"], "the study has no question 'rates'; did you mean 'rate'"),
         (["study", "--minutes", "0"], "minutes must be a number above 0, not 0.0"),
@@ -299,7 +308,18 @@ def test_a_mistake_ends_in_one_clear_line(cli, style, images, tmp_path, words, m
     bad.write_text('{"training": {"batchsize": 2}}')
     foreign = tmp_path / "foreign.pt"
     hn.save_hypernetwork(hn.Hypernetwork((768,), layer_structure=(1, 0.01, 1)), foreign)
-    names = {"style": style, "images": images, "model": TINY_SD, "bad": bad, "foreign": foreign}
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "nameless").mkdir()
+    (tmp_path / "nameless" / "model_index.json").write_text("{}")
+    names = {
+        "style": style,
+        "images": images,
+        "model": TINY_SD,
+        "bad": bad,
+        "foreign": foreign,
+        "empty": tmp_path / "empty.json",
+        "nameless": tmp_path / "nameless",
+    }
     code, _, err = cli(*(word.format(**names) for word in words))
     assert code == 1
     assert message in err

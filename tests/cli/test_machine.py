@@ -24,6 +24,16 @@ def test_doctor_says_what_there_is_and_that_it_is_right(cli):
     assert out.count("right") == 6
 
 
+def test_doctor_says_how_to_get_what_is_missing(cli, monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    out = cli("doctor")[1]
+    assert "for the page: pip install 'hnkernels[ui]'" in out
+    assert "for training: pip install 'hnkernels[train]'" in out
+
+
 def test_doctor_prints_json(cli):
     code, out, _ = cli("doctor", "--json")
     found = json.loads(out)
@@ -112,7 +122,7 @@ def test_explain_shows_a_table_and_the_launches_of_a_layer(cli, style):
         (["--layer", "9"], "--layer must be from 1 to 7, the rows of the table, not 9"),
         (["--layer", "0"], "--layer must be from 1 to 7"),
         (["--pictures", "0"], "pictures must be an integer >= 1, not 0"),
-        (["--model", "nowhere"], "nowhere is not a diffusers model"),
+        (["--model", "nowhere"], "--model must be sd15, sdxl, tiny-sd or a diffusers folder, not 'nowhere'"),
         (["--activation", "sulu"], "activation 'sulu' is unknown"),
         (["missing.pt"], "missing.pt: does not exist"),
     ],

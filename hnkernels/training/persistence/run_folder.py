@@ -113,7 +113,10 @@ class RunFolder:
     def check_resumable(self) -> None:
         """Raises ``ValueError`` if there are no checkpoints."""
         if not checkpoints_in(self.checkpoints):
-            raise InputError(f"there is no checkpoint to resume in {self.checkpoints}")
+            raise InputError(
+                f"there is no checkpoint to resume in {self.checkpoints}; start a run without resume (--resume), or "
+                "name the output_dir of one that was interrupted"
+            )
 
 
 def _lock_later(descriptor: int) -> bool:

@@ -97,13 +97,18 @@ class Progress:
 
     def _shown(self) -> list[str]:
         """What the metrics say."""
+        metrics = self._metrics
         values = {
-            "loss": (self._metrics.get("mean_loss", self._metrics.get("loss", math.nan)), ".4f"),
-            "lr": (self._metrics.get("learning_rate", math.nan), ".1e"),
-            "validation": (self._metrics.get("validation_loss", math.nan), ".4f"),
+            "loss": (metrics.get("mean_loss", metrics.get("loss")), ".4f"),
+            "lr": (metrics.get("learning_rate", math.nan), ".1e"),
+            "validation": (metrics.get("validation_loss", math.nan), ".4f"),
         }
-        # A loss that is not a number is shown: it is news. The others are not there yet.
-        return [f"{name} {value:{form}}" for name, (value, form) in values.items() if name == "loss" or value == value]
+        # A loss that is not a number is shown: it is news. What is None, or NaN elsewhere, is not there yet.
+        return [
+            f"{name} {value:{form}}"
+            for name, (value, form) in values.items()
+            if value is not None and (name == "loss" or value == value)
+        ]
 
     def _is_terminal(self) -> bool:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or no real stream

@@ -78,6 +78,14 @@ def test_the_step_may_be_given():
     assert stream.getvalue() == "step 20/1000, 2.00 step/s, loss nan\n"
 
 
+def test_before_the_first_step_there_is_no_loss_to_show():
+    stream, clock = io.StringIO(), Clock()
+    with Progress(1000, stream=stream, clock=clock) as progress:
+        clock.now += 10
+        progress.update({"step": 0, "validation_loss": 0.5})
+    assert stream.getvalue() == "step 0/1000, 0.00 step/s, validation 0.5000\n"
+
+
 def test_the_last_validation_stays_in_view():
     stream, clock = io.StringIO(), Clock()
     with Progress(1000, stream=stream, clock=clock) as progress:
