@@ -169,7 +169,7 @@ def read_config(path: Path | None) -> dict[str, dict[str, Any]]:
     from hnkernels.training.data.text_files import parse_json, read_text
     from hnkernels.wording import shown
 
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise InputError(f"cannot read the config {path}: there is no such file; check the path")
     try:
         settings = parse_json(read_text(path))
