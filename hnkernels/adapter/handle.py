@@ -176,6 +176,8 @@ class Handle(ABC):
                 0.0 at the first step to 1.0 at the last.
         """
         if not callable(strengths):
+            if not isinstance(strengths, Sequence):
+                raise InputError(f"strengths must be a list or a function of the progress, not {strengths!r}")
             strengths = list(strengths)
             if not strengths:
                 raise InputError("strengths must have at least one entry")

@@ -63,6 +63,11 @@ class HypernetworkTrainer:
         loss: Loss = denoising,
         accelerator: Any = None,
     ):
+        if not isinstance(net, Hypernetwork | WeightHypernetwork):
+            raise InputError(
+                f"net must be a Hypernetwork or WeightHypernetwork, not {type(net).__name__}; load one with "
+                "load_hypernetwork(path)"
+            )
         self.net, self.model, self.callback, self.loss = net, model, callback, loss
         self.config = TrainingConfig.of(config)
         self._data = data

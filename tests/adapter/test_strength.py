@@ -328,7 +328,7 @@ def test_a_schedule_follows_the_steps_and_begins_again(unet, net):
 
 def test_a_schedule_with_a_mistake_is_refused_at_once(unet, net):
     adapter = hn.attach(unet, net, 0.3)
-    for wrong in ([], [1.0, "x"], [1.0, {"dwon": 1}]):
+    for wrong in ([], [1.0, "x"], [1.0, {"dwon": 1}], 0.5):
         with pytest.raises(ValueError):
             adapter.schedule(wrong)
     assert adapter.strength == 0.3

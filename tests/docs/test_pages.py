@@ -36,7 +36,9 @@ def test_the_python_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
     (tmp_path / "my_images").mkdir()
     for index in range(4):
         Image.new("RGB", (32, 32), (60 * index, 0, 0)).save(tmp_path / "my_images" / f"digit {index}.png")
-    hn.save_hypernetwork(hn.Hypernetwork((48, 80, 96), name="ink"), "ink.safetensors")
+    (tmp_path / "ink").mkdir()
+    for file in ("ink.safetensors", "ink/ink.pt"):
+        hn.save_hypernetwork(hn.Hypernetwork((48, 80, 96), name="ink"), file)
     namespace: dict = {}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), namespace)

@@ -185,6 +185,11 @@ def test_resuming_with_another_network_is_refused(tmp_path):
         trainer(tmp_path, make_net(layer_structure=(1, 3, 1))).train(resume=True)
 
 
+def test_a_path_in_the_place_of_the_network_is_refused():
+    with pytest.raises(ValueError, match=r"not str; load one with load_hypernetwork\(path\)"):
+        hn.HypernetworkTrainer("style.pt", None)
+
+
 def test_only_the_targets_act(tmp_path):
     net = make_net()
     before = [p.clone() for p in net[8][0].parameters()]
