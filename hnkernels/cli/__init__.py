@@ -45,8 +45,8 @@ def main() -> None:
         errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except ImportError as error:
-        errors.print(
-            f"[red]error:[/red] {escape(str(error))}; install what this needs with: pip install 'hnkernels\\[train]'",
-            soft_wrap=True,
-        )
+        said = str(error)
+        if "pip install" not in said:
+            said += "; install what this needs with: pip install 'hnkernels[train]'"
+        errors.print(f"[red]error:[/red] {escape(said)}", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -92,7 +92,8 @@ def train(
             folder.check_resumable() if resume else folder.check_unused(net)
         if unnamed:
             console.print(
-                f"settings of the recipe {recipe} where the config says nothing; --recipe none for plain ones"
+                f"settings that the config leaves out come from the recipe {recipe}; --recipe none takes the defaults",
+                soft_wrap=True,
             )
     processes.wait()
     examples = examples_of(contents, training.progress and processes.main)

@@ -50,8 +50,8 @@ def check_model(process: Process, config: TrainingConfig) -> None:
     process.objective.check(process.noising)
     if config.gradient_checkpointing and family.casts_layerwise():
         raise InputError(
-            "gradient_checkpointing does not go with layerwise casting, whose weights have another dtype when they are "
-            "used once more; leave out one of the two"
+            "gradient_checkpointing does not work with layerwise casting, whose weights have another dtype when they "
+            "are used once more; leave out one of the two"
         )
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -207,7 +209,7 @@ def test_train_then_sample(cli, images, tmp_path):
     code, printed, err = cli("train", TINY_SD, images, "--config", config, "--output-dir", out, "--name", "red")
     assert code == 0, err
     assert "2 steps" in printed
-    assert "settings of the recipe style where the config says nothing" in printed
+    assert "settings that the config leaves out come from the recipe style" in printed
     net = hn.load_hypernetwork(out / "red.pt")
     assert (net.sizes, net.config.activation, net.provenance.step) == ((48, 80), "silu", 2)  # of self-attention
     picture = tmp_path / "a" / "b.png"
@@ -325,6 +327,21 @@ def test_a_mistake_ends_in_one_clear_line(cli, style, images, tmp_path, words, m
     assert message in err
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "tiny-sd", "{images}"], ["info", "--model", "tiny-sd"]], ids=lambda words: words[0]
+)
+def test_a_package_that_is_missing_is_one_line_with_one_remedy(images, words):
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('diffusers', 'tqdm')); sys.argv[0] = 'hnkernels'; "
+        "from hnkernels.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, *(word.format(images=images) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.count("pip install 'hnkernels[train]'") == 1
 
 
 @pytest.fixture

@@ -265,5 +265,5 @@ def test_weights_that_lie_in_eight_bits_have_the_gradients_of_the_same_weights_i
 
 
 def test_layerwise_casting_and_gradient_checkpointing_are_refused_together(tmp_path):
-    with pytest.raises(ValueError, match="gradient_checkpointing does not go with layerwise casting"):
+    with pytest.raises(ValueError, match="gradient_checkpointing does not work with layerwise casting"):
         trainer(tmp_path, unet=in_eight_bits(), gradient_checkpointing=True)
