@@ -90,6 +90,8 @@ def test_the_table_of_versions_is_what_is_written_down():
 
 def test_the_oldest_versions_are_those_that_are_accepted():
     assert {"torch==2.6", "triton==3.2", "safetensors==0.4.5", "diffusers==0.36"} <= set(versions.oldest())
+    names = {requirement.partition("==")[0] for requirement in versions.oldest()}
+    assert names.isdisjoint({"gradio", "playwright", "mkdocs-material", "ruff"})
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=named)
