@@ -1,6 +1,7 @@
 """An event's number comes later than the news that the stream of events is closed."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -24,5 +25,7 @@ def test_only_the_answer_to_a_beginning_event_waits(monkeypatch, path, waits):
         await send({"type": "http.response.body"})
 
     monkeypatch.setattr(joining.asyncio, "sleep", sleep)
-    asyncio.run(joining.LateJoining(app)({"type": "http", "path": path}, None, send))
+    answering = joining.LateJoining(app)({"type": "http", "path": path}, None, send)
+    with ThreadPoolExecutor() as other:  # this thread may have a loop already, that of a browser
+        other.submit(asyncio.run, answering).result()
     assert happened == ["waited"] * waits + ["http.response.start", "http.response.body"]

@@ -73,7 +73,7 @@ def test_curves_of_a_finished_run(runs, home, page_at):
     page = page_at(home, "/watch?run=style")
     expect(facts(page)).to_contain_text("style Finished, at step 60 of 60.")
     curves = page.locator("#curves")
-    expect(curves.locator("svg")).to_have_count(6)
+    expect(curves.locator("svg")).to_have_count(7)
     for title in ("Loss", "Loss on pictures that were held out", "Learning rate", "Norm of the gradient"):
         expect(curves.locator("figcaption").get_by_text(title, exact=True)).to_be_visible()
     held_out = curves.locator("svg").nth(1)
@@ -89,7 +89,7 @@ def test_a_run_grows_while_one_looks(runs, home, page_at):
     expect(facts(page)).to_contain_text("Trains: step 10 of 100. 22 s left, at 4 steps per second.")
     expect(facts(page)).to_contain_text("of memory")
     with (folder / "log.csv").open("a") as file:
-        file.write("11,0,0.5,0.21,0.001,1,4\n")
+        file.write("11,0,0.5,0.21,0.001,1,4,1.5\n")
     expect(facts(page)).to_contain_text("step 11 of 100")
     expect(page.locator("#curves svg").first).to_have_attribute("aria-label", re.compile("0.5 at step 11"))
 

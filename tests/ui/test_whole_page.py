@@ -22,7 +22,7 @@ def settled(page):
     expect(page.locator(".generating, .pending")).to_have_count(0)
 
 
-def test_from_a_click_on_start_to_a_picture_that_is_taken_for_handwriting(started_home, page_at):
+def test_from_a_click_on_start_to_pictures_that_are_taken_for_handwriting(started_home, page_at):
     page = page_at(started_home, "/")
     page.locator("#start").click()
     page.wait_for_url("**/watch?run=my-style", wait_until="commit")
@@ -37,13 +37,18 @@ def test_from_a_click_on_start_to_a_picture_that_is_taken_for_handwriting(starte
     page.get_by_role("link", name="Try", exact=True).click()
     page.click("#network-1 input")
     page.get_by_role("option", name="my-style", exact=True).click()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("number input for Pictures").fill("8")
+    page.get_by_label("number input for Pictures").press("Tab")
+    page.wait_for_timeout(500)  # a person takes a moment before the next click
     page.click("#draw")
     expect(page.locator("#try-said")).to_contain_text("saved as")
-    (picture,) = started_home.pictures.glob("*.png")
-    with Image.open(picture) as image:
-        pixels = np.asarray(image.convert("RGB"))[None]
+    pictures = sorted(started_home.pictures.glob("*.png"))
+    assert len(pictures) == 8
+    pixels = np.stack([np.asarray(Image.open(picture).convert("RGB")) for picture in pictures])
     judges = train_judges(load_pipeline(TINY_SD).vae)
-    assert judges.style_score(pixels, HANDWRITING) == 1
+    # The study's share after such a run is 0.89, and 0.01 without: of eight pictures, half are never reached by chance.
+    assert judges.style_score(pixels, HANDWRITING) >= 0.5
     assert all(run.state not in ALIVE for run in runs.all())
 
 
