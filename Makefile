@@ -17,9 +17,10 @@ test: .venv/.dev
 ui: .venv/.ui
 	$(BIN)/hnkernels ui
 
-# The page in a real browser: Chromium is installed where it is missing, which takes an administrator.
+# The page in a real browser: Chromium is installed where it is missing, which takes an administrator. A test that has
+# failed is run again, twice at most: on a busy machine a browser answers late.
 test-ui: .venv/.test-ui .venv/.chromium
-	$(BIN)/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile tests/ui
+	$(BIN)/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile --reruns 2 tests/ui
 
 # The tests with the oldest and the newest Python, PyTorch, Triton and diffusers: an environment each, a few gigabytes.
 # ENVIRONMENTS="oldest bare" chooses.
