@@ -53,6 +53,8 @@ def average(nets: Sequence[Hypernetwork], weights: Sequence[float] | None = None
     Raises:
         ValueError: as ``interpolate``; or there are no networks, not as many weights, or their sum is 0.
     """
+    if isinstance(nets, torch.nn.Module):
+        raise InputError(f"nets must be a list of Hypernetworks, not one {type(nets).__name__}")
     nets = list(nets)
     weights = [1.0] * len(nets) if weights is None else list(weights)
     if not nets or len(weights) != len(nets):

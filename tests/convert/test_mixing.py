@@ -115,6 +115,7 @@ def test_other_sizes_are_a_difference():
         ((lambda: [network(), network()], [1, -1]), r"the weights \(1, -1\) add up to 0"),
         ((lambda: [network()], [float("inf")]), "a weight must be a finite number, not inf"),
         ((lambda: [network(), "b.pt"], None), "only a Hypernetwork can be mixed, not str"),
+        ((lambda: network(), None), "nets must be a list of Hypernetworks, not one Hypernetwork"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
