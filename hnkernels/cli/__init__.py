@@ -14,6 +14,7 @@ from hnkernels.cli.models import export_lora, merge
 from hnkernels.cli.networks import convert, generate, info, interpolate
 from hnkernels.cli.terminal import errors
 from hnkernels.cli.training import demo, study, train
+from hnkernels.cli.training import read_config as _read_config  # noqa: F401  scripts know it by this name
 from hnkernels.errors import HNKernelsError
 
 app = typer.Typer(

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from hnkernels.home.runs.output import OUTPUT
 from hnkernels.home.runs.process import Phase, RunProcess
 from hnkernels.home.runs.request import RunRequest
-from hnkernels.home.runs.run import ALIVE, OUTPUT
+from hnkernels.home.runs.run import ALIVE
 from hnkernels.home.runs.runs import Runs
 from hnkernels.home.runs.waiting import TURN
 from hnkernels.training.progress.history import write_run

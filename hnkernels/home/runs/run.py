@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 
+from hnkernels.home.runs.output import OUTPUT, last_lines
 from hnkernels.home.runs.process import Phase, RunProcess
 from hnkernels.home.runs.request import RunRequest
 from hnkernels.training.persistence.run_folder import in_use
@@ -16,16 +15,10 @@ from hnkernels.training.persistence.state import checkpoints_in
 from hnkernels.training.progress.history import LOG, RUN, read_run
 from hnkernels.training.progress.log import last_rows
 
-OUTPUT = "output.log"
-"""What the process has written to its terminal, if it had one."""
-
 QUEUED, PREPARING, TRAINING, STOPPING = "queued", "preparing", "training", "stopping"
 FINISHED, STOPPED, DIED = "finished", "stopped", "died"
 ALIVE = (QUEUED, PREPARING, TRAINING, STOPPING)
 """States of a run whose process runs."""
-
-_TAIL = 8192  # bytes
-_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of colours
 
 
 @dataclass(frozen=True)
@@ -130,14 +123,7 @@ class Run:
 
     def last_lines(self, count: int = 8) -> list[str]:
         """The last lines that its process has written; none if it wrote nothing."""
-        try:
-            with (self.folder / OUTPUT).open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-                text = file.read().decode("utf-8", "replace")
-        except OSError:
-            return []
-        lines = [_CODES.sub("", line).rpartition("\r")[2].rstrip() for line in text.splitlines()]
-        return [line for line in lines if line][-count:]
+        return last_lines(self.folder / OUTPUT, count)
 
     def sentence(self) -> str:
         """The state in a sentence."""

@@ -19,9 +19,10 @@ from hnkernels.errors import InputError
 from hnkernels.home.folder import Home
 from hnkernels.home.names import check_name, child, free_name
 from hnkernels.home.recycling import Bin, Deleted
+from hnkernels.home.runs.output import OUTPUT
 from hnkernels.home.runs.process import Phase, RunProcess
 from hnkernels.home.runs.request import RunRequest
-from hnkernels.home.runs.run import ALIVE, OUTPUT, QUEUED, Run
+from hnkernels.home.runs.run import ALIVE, QUEUED, Run
 from hnkernels.training.persistence.run_folder import in_use
 from hnkernels.training.progress.history import LOG
 from hnkernels.training.progress.history import RUN as RECORD

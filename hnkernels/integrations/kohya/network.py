@@ -25,7 +25,7 @@ _REENTRANT = "USE_REENTRANT"
 
 
 class KohyaNetwork(nn.Module):
-    """A hypernetwork behind the interface that kohya's trainers ask of a network.
+    """A hypernetwork with the interface that kohya's trainers expect of a network.
 
     Args:
         net: a hypernetwork of either kind.

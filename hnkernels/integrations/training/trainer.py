@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,11 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hnkernels.errors import InputError
+from hnkernels.home.runs.output import OUTPUT, last_lines
 from hnkernels.integrations.training.wish import Wish
-
-_OUTPUT = "output.log"
-_TAIL = 8192  # bytes
-_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of colours
 
 
 class Trainer:
@@ -76,7 +71,7 @@ class Trainer:
         """The last lines that the run has written, and whether it goes on."""
         if self.folder is None:
             return "No run has been started."
-        lines = _last_lines(self.folder / _OUTPUT, count)
+        lines = last_lines(self.folder / OUTPUT, count)
         state = "Running" if self.running else "Ended"
         return "\n".join([*lines, f"{state}: {self.folder}"])
 
@@ -124,7 +119,7 @@ class Trainer:
         for command in commands:
             if self._stopped:
                 return
-            with (folder / _OUTPUT).open("ab") as output:
+            with (folder / OUTPUT).open("ab") as output:
                 try:
                     process = self._process = subprocess.Popen(
                         command,
@@ -148,14 +143,3 @@ def _new_folder(runs: Path, name: str) -> Path:
         folder = runs / f"{name}-{number}"
     folder.mkdir(parents=True)
     return folder
-
-
-def _last_lines(path: Path, count: int) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    lines = [_CODES.sub("", line).rpartition("\r")[2].rstrip() for line in text.splitlines()]
-    return [line for line in lines if line][-count:]
