@@ -46,17 +46,20 @@ def test_a_folder_called_tiny_sd_is_taken_at_its_word(cli, tmp_path, monkeypatch
     assert "tiny-sd is not a diffusers model" in err
 
 
-def test_exit_codes(style, tmp_path):
-    assert shell("info", style).returncode == 0
-    assert shell("info", tmp_path / "missing.pt").returncode == 1
+def test_exit_codes(cli, style, tmp_path):
+    assert cli("info", style)[0] == 0
+    assert cli("info", tmp_path / "missing.pt")[0] == 1
+    assert cli("nonsense")[0] == 2
+    assert cli("info", "--nonsense")[0] == 2
     assert shell("nonsense").returncode == 2
-    assert shell("info", "--nonsense").returncode == 2
 
 
-def test_without_a_terminal_there_are_no_control_characters(style, tmp_path):
-    for words in (("info", style), ("info", tmp_path / "missing.pt"), ("--help",)):
-        done = shell(*words)
-        assert "\x1b" not in done.stdout + done.stderr
+@pytest.mark.parametrize("words", [("info", "style.pt"), ("info", "missing.pt"), ("--help",)], ids=" ".join)
+def test_without_a_terminal_there_are_no_control_characters(cli, style, words, monkeypatch):
+    monkeypatch.chdir(style.parent)
+    _, out, err = cli(*words)
+    assert out + err
+    assert "\x1b" not in out + err
 
 
 def test_no_color_is_obeyed_where_colour_is_forced(tmp_path):
