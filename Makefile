@@ -8,10 +8,10 @@ demo: .venv/.train
 	$(BIN)/hnkernels demo
 
 # The second run takes the CPU tensors through the Triton kernels, in Triton's interpreter. A file stays in one process,
-# so that what its tests share is made once.
+# so that what its tests share is made once; tests/conftest.py puts the long ones first.
 test: .venv/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/triton tests/ops
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests/triton tests/ops
 
 # The page in a browser, on the embedded model and the folder hnkernels-home, which it makes.
 ui: .venv/.ui

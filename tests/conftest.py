@@ -6,6 +6,7 @@ Tests that are marked ``on_device`` make their tensors on the default device. ``
 ``HNKERNELS_TEST_DEVICE=cuda``, makes that a GPU and runs them alone: all others have their tensors on the CPU.
 """
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -33,6 +34,13 @@ OPTIONAL = (
 )
 """Packages that tests import and that need not be there."""
 
+LONG = (
+    *("triton/test_compiled.py", "adapter/test_compile.py", "benchmarks/test_gpu_check.py", "runs/test_runs.py"),
+    *("demo/test_tiny_sd.py", "benchmarks/test_measuring.py", "adapter/test_random_walk.py", "adapter/test_leaks.py"),
+    *("triton/test_values.py", "triton/test_tiles.py", "ops/test_hyper.py", "triton/test_gradcheck.py"),
+)
+"""Files that take half a minute or more, the first four of them some minutes."""
+
 _TRITON = Path(__file__).parent / "triton"
 _COMPILED, _GPU = _TRITON / "test_compiled.py", _TRITON / "test_gpu.py"
 
@@ -40,6 +48,17 @@ _COMPILED, _GPU = _TRITON / "test_compiled.py", _TRITON / "test_gpu.py"
 def pytest_addoption(parser):
     default = os.environ.get("HNKERNELS_TEST_DEVICE", "cpu")
     parser.addoption("--device", default=default, help="cpu (the default), or cuda: the tests of a device, on a GPU")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: a process that gets one of them last works on while the others have nothing to do."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
+def pytest_collection_finish():
+    """What is there now stays, so that the garbage collector need not walk through all of PyTorch again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config):

@@ -102,30 +102,19 @@ def compilations_without(compiled, grad):
     return backend.count
 
 
-def test_prompts_and_timesteps_compile_nothing_more(unet, compiled):
-    with torch.no_grad():
-        pure, backend, net = copy.deepcopy(unet), Compilations(), make_net()
-        hn.attach(unet, net)
-        model = compiled(unet, backend)
-        for t in (10, 9, 8):
-            x, text = noise(), prompt()
-            expected = denoise(by_hand(pure, net), x, text, t)
-            assert relative_error(denoise(model, x, text, t), expected) < UNET_TOLERANCE
-        assert backend.count == compilations_without(compiled, False) > 0
-
-
 @pytest.mark.parametrize("grad", [False, True])
-def test_strengths_compile_nothing_more(unet, x, text, compiled, grad):
+def test_prompts_timesteps_and_strengths_compile_nothing_more(unet, compiled, grad):
     with torch.set_grad_enabled(grad):
         pure, backend, net = copy.deepcopy(unet), Compilations(), make_net()
         adapter = hn.attach(unet, net)
         model = compiled(unet, backend)
-        for strength in STRENGTHS[:-1] if grad else STRENGTHS:  # at 0 nothing is recorded, which is another graph
+        for t, strength in enumerate(STRENGTHS[:-1] if grad else STRENGTHS):  # at 0 nothing is recorded: another graph
             adapter.strength = strength
+            x, text = noise(), prompt()
             net.set_multiplier(strength)
-            expected = denoise(by_hand(pure, net), x, text)
+            expected = denoise(by_hand(pure, net), x, text, t)
             net.set_multiplier(1.0)
-            assert relative_error(denoise(model, x, text), expected) < UNET_TOLERANCE
+            assert relative_error(denoise(model, x, text, t), expected) < UNET_TOLERANCE
         assert backend.count == compilations_without(compiled, grad) > 0
 
 
@@ -251,10 +240,10 @@ def test_a_lora_loaded_into_compiled_blocks_counts_at_once(unet, compiled, x, te
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("compiled", [by_blocks], indirect=True)
-def test_a_copy_after_a_training_step_with_compiled_blocks(unet, compiled, x, text):
+def test_a_copy_after_a_training_step_with_compiled_blocks(x, text):
+    unet = small_unet(whole)
     hn.attach(unet, make_net())
-    compiled(unet, "aot_eager")
+    by_blocks(unet, "aot_eager")
     loss = denoise(unet, x, text).square().sum()
     loss.backward()
     twin = copy.deepcopy(unet)
@@ -262,15 +251,14 @@ def test_a_copy_after_a_training_step_with_compiled_blocks(unet, compiled, x, te
         assert relative_error(denoise(twin, x, text), denoise(unet, x, text)) <= UNET_TOLERANCE
 
 
-@pytest.mark.parametrize("compiled", [by_blocks], indirect=True)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_with_blocks_compiled_by_themselves(unet, compiled, x, text, checkpointing):
-    net = make_net(activation="silu").train()
+def test_training_with_blocks_compiled_by_themselves(x, text, checkpointing):
+    unet, net = small_unet(whole), make_net((8, TEXT_WIDTH), activation="silu").train()
     hn.attach(unet, net)
     if checkpointing:
         unet.enable_gradient_checkpointing()
     grads = []
-    for model in (unet, compiled(unet, "aot_eager")):
+    for model in (unet, by_blocks(unet, "aot_eager")):
         loss = denoise(model.train(), x, text).square().sum()
         grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]))
     assert relative_error(grads[1], grads[0]) <= 1e-5

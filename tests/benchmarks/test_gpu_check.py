@@ -33,14 +33,17 @@ from hnkernels.triton.target import TARGETS
 from tests.marks import compiles_beforehand
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "benchmarks.gpu_check"]
+REHEARSED = (
+    "import sys; from tests import fast_interpreter; from benchmarks.gpu_check.__main__ import main; "
+    "fast_interpreter.install(); sys.exit(main(sys.argv[1:]))"
+)
 
 
 def rehearsal(folder: Path, minutes: float) -> subprocess.Popen[str]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*COMMAND, "--minutes", str(minutes), "--out", str(folder), "--sanitize"], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-c", REHEARSED, "--minutes", str(minutes), "--out", str(folder), "--sanitize"],
+        cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The bin: everything that goes there comes back."""
 
+import errno
 import os
 
 import pytest
@@ -19,6 +20,10 @@ def put(parts, *names):
     for file in files:
         file.write_text(file.name)
     return Bin(parts / "bin", parts), files
+
+
+def refusing(*_):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_what_is_deleted_comes_back(parts):
@@ -82,9 +87,19 @@ def test_strange_folders_in_the_bin_are_passed_over(parts):
     (parts / "bin" / "own" / "deleted.json").write_text("[")
     trash.put("a", files)
     assert [one.name for one in trash.all()] == ["a"]
-    trash.empty()
+    assert trash.empty("runs") == []
+    assert [one.name for one in trash.empty("networks")] == ["a"]
     assert trash.all() == []
     assert (parts / "bin" / "own").is_dir()
+
+
+def test_a_bin_that_cannot_be_emptied_says_so(parts, monkeypatch):
+    trash, files = put(parts, "a.pt")
+    trash.put("a", files)
+    monkeypatch.setattr("shutil.rmtree", refusing)
+    with pytest.raises(ValueError, match="a cannot be removed: Read-only file system"):
+        trash.empty("networks")
+    assert [one.name for one in trash.all()] == ["a"]
 
 
 def test_nothing_is_deleted_that_is_gone(parts):

@@ -11,6 +11,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 import hnkernels as hn
+from hnkernels.assets import TINY_SD
+from hnkernels.convert.model_files import read_unet
+from hnkernels.home.library import Library
 
 WIDTHS = (48, 80, 96)  # of the embedded model
 
@@ -199,6 +202,29 @@ def test_deleting_asks_first_and_has_a_way_back(library, add, home):
     expect(opened.page.locator("#networks tbody tr")).to_have_count(1)
 
 
+def test_the_bin_is_emptied_of_networks_after_a_question(library, add, home):
+    add("style")
+    (home.runs / "first").mkdir()
+    Library(home).bin.put("first", [home.runs / "first"])
+    opened = library()
+    opened.page.get_by_text("Bin", exact=True).click()
+    opened.press("Empty the bin …")
+    opened.press("Remove for good")
+    opened.says("There is nothing in the bin", fault=True)
+    opened.choose("style")
+    opened.tab("Delete")
+    opened.press("Delete …")
+    opened.press("Move to the bin")
+    opened.says("Moved style to the bin")
+    opened.press("Empty the bin …")
+    opened.press("Keep them")
+    expect(opened.page.get_by_role("button", name="Remove for good")).to_be_hidden()
+    opened.press("Empty the bin …")
+    opened.press("Remove for good")
+    opened.says("Removed style for good.")
+    assert [one.name for one in Library(home).bin.all()] == ["first"]
+
+
 def test_converting_and_mixing(library, add, home):
     for name in ("a", "b", "c"):
         add(name)
@@ -230,6 +256,7 @@ def test_converting_and_mixing(library, add, home):
 
 def test_merging_and_exporting_a_lora(library, add, home):
     add("style")
+    add("tint")
     add("curved", activation="relu")
     opened = library()
     opened.choose("style")
@@ -240,6 +267,19 @@ def test_merging_and_exporting_a_lora(library, add, home):
     opened.press("Merge")
     opened.says("Made the model merged: embedded with style in its weights.")
     assert "merged" in home.models()
+    opened.pick("After it", "tint")
+    opened.fill("Strengths", "1")
+    opened.fill("Name of the new model", "both")
+    opened.press("Merge")
+    opened.says("1 strengths are given for 2 networks; give one each, or none", fault=True)
+    opened.fill("Strengths", "1, 0.5")
+    opened.press("Merge")
+    opened.says("Made the model both: embedded with style and tint in its weights, in this order.")
+    nets = [hn.load_hypernetwork(home.networks / f"{name}.safetensors") for name in ("style", "tint")]
+    expected = read_unet(TINY_SD)
+    hn.merge(expected, nets, [1.0, 0.5])
+    made = read_unet(home.models()["both"]).state_dict()
+    assert all(torch.equal(made[key], value) for key, value in expected.state_dict().items())
     opened.tab("LoRA")
     opened.pick("For the model", "merged")
     opened.fill("Rank", 4)

@@ -134,11 +134,20 @@ def test_a_run_is_stopped_resumed_deleted_and_brought_back(runs, turn, home, pag
     assert [run.name for run in runs.all()] == ["style"]
     page.locator("#delete").click()
     expect(page.locator("#runs")).to_contain_text("There is no run yet.")
-    page.locator("button.label-wrap", has_text="Deleted runs").click()
+    page.get_by_role("button", name="Bin", exact=True).click()
     page.locator("#restore").click()
     expect(page.locator("#watch-said")).to_contain_text("Brought back style.")
     expect(page.locator("#runs")).to_contain_text("style")
     assert [run.name for run in runs.all()] == ["style"]
+    expect(page.locator("#delete")).to_have_text("Delete")
+    page.locator("#delete").click()
+    expect(page.locator("#delete")).to_have_text("Click once more to delete")
+    page.locator("#delete").click()
+    expect(page.locator("#runs")).to_contain_text("There is no run yet.")
+    page.get_by_role("button", name="Empty the bin …").click()
+    page.get_by_role("button", name="Remove for good").click()
+    expect(page.locator("#watch-said")).to_contain_text("Removed style for good.")
+    assert runs.bin.all() == []
 
 
 def test_previews_are_looked_through(runs, home, page_at):
