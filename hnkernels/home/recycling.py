@@ -112,10 +112,22 @@ class Bin:
         shutil.rmtree(folder)
         return targets
 
-    def empty(self) -> None:
-        """Removes everything in the bin for good."""
-        for deleted in self.all():
-            shutil.rmtree(child(self.path, deleted.key))
+    def empty(self, part: str) -> list[Deleted]:
+        """Removes what was deleted from a part of the home for good.
+
+        Returns:
+            What is gone.
+
+        Raises:
+            ValueError: something cannot be removed; it can be tried again.
+        """
+        removed = [deleted for deleted in self.all() if deleted.part == part]
+        for deleted in removed:
+            try:
+                shutil.rmtree(child(self.path, deleted.key))
+            except OSError as error:
+                raise InputError(f"{deleted.name} cannot be removed: {error.strerror or error}") from error
+        return removed
 
 
 def _move_all(moves: list[tuple[Path, Path]]) -> None:

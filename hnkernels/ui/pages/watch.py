@@ -19,6 +19,7 @@ from hnkernels.home.runs.figures import RunFigures
 from hnkernels.home.runs.run import ALIVE, QUEUED, Run
 from hnkernels.home.runs.runs import Runs
 from hnkernels.training.progress.report import write_report
+from hnkernels.ui.bin import BinPanel
 from hnkernels.ui.charts import Series, chart
 from hnkernels.ui.downloads import offered
 from hnkernels.ui.events import PRIVATE, refused, said
@@ -57,9 +58,7 @@ class _Page:
             self.at = gr.Slider(1, 2, value=1, step=1, label="Preview", elem_id="preview-at")
             self.preview = gr.HTML(elem_id="preview", padding=True)
             self.all_previews = gr.HTML(elem_id="all-previews", padding=True)
-        with gr.Accordion("Deleted runs", open=False):
-            self.deleted = gr.Dropdown([], label="Deleted run")
-            self.restore = gr.Button("Bring it back", size="sm", elem_id="restore")
+        self.bin = BinPanel(self.runs.bin, "runs")
         self.seen, self.asked, self.timer = gr.State(), gr.State(0.0), gr.Timer(_SECONDS)
         self._connect()
 
@@ -69,7 +68,7 @@ class _Page:
         looking: dict[str, Any] = {"inputs": [self.chosen, self.seen], "outputs": shown, **PRIVATE}
         hidden = {**PRIVATE, "show_progress": "hidden"}
         page: Any = gr.context.Context.root_block
-        page.load(self._opened, outputs=[self.chosen, self.deleted], **PRIVATE).then(self._anew, **looking)
+        page.load(self._opened, outputs=[self.chosen, self.bin.deleted], **PRIVATE).then(self._anew, **looking)
         self.chosen.change(self._anew, **looking)
         self.timer.tick(self._look, **{**looking, **hidden})
         self.at.input(self._one_preview, inputs=[self.chosen, self.at], outputs=self.preview, **hidden)
@@ -77,30 +76,30 @@ class _Page:
             button.click(act, inputs=self.chosen, outputs=self.said, **PRIVATE).then(self._anew, **looking)
         self.delete.click(
             self._delete, inputs=[self.chosen, self.asked], outputs=[self.said, self.delete, self.asked], **PRIVATE
-        ).then(self._listed, inputs=self.chosen, outputs=[self.chosen, self.deleted], **PRIVATE).then(
+        ).then(self._listed, inputs=self.chosen, outputs=[self.chosen, self.bin.deleted], **PRIVATE).then(
             self._anew, **looking
         )
-        self.restore.click(self._restore, inputs=self.deleted, outputs=self.said, **PRIVATE).then(
-            self._listed, inputs=self.chosen, outputs=[self.chosen, self.deleted], **PRIVATE
-        ).then(self._anew, **looking)
+        for button, act, inputs in (
+            (self.bin.restore, self.bin.bring_back, self.bin.deleted),
+            (self.bin.confirm, self.bin.empty, None),
+        ):
+            button.click(said(act), inputs=inputs, outputs=self.said, **PRIVATE).then(
+                self._listed, inputs=self.chosen, outputs=[self.chosen, self.bin.deleted], **PRIVATE
+            ).then(self._anew, **looking)
         self.report.click(self._report, inputs=self.chosen, outputs=[self.said, self.file], **PRIVATE)
 
     def _opened(self, request: gr.Request) -> tuple[Any, Any]:
         """The runs, with those of the address chosen, or the latest."""
         names = [run.name for run in self.runs.all()]
         asked = [name for name in request.query_params.getlist("run") if name in names]
-        return self._choices(names, asked or names[:1]), self._bin()
+        return self._choices(names, asked or names[:1]), self.bin.listing()
 
     def _listed(self, chosen: Sequence[str]) -> tuple[Any, Any]:
         names = [run.name for run in self.runs.all()]
-        return self._choices(names, [name for name in chosen if name in names] or names[:1]), self._bin()
+        return self._choices(names, [name for name in chosen if name in names] or names[:1]), self.bin.listing()
 
     def _choices(self, names: list[str], chosen: list[str]) -> Any:
         return gr.Dropdown(names, value=chosen)
-
-    def _bin(self) -> Any:
-        deleted = [(f"{one.name}, {_date(one.time)}", one.key) for one in self.runs.bin.all() if one.part == "runs"]
-        return gr.Dropdown(deleted, value=deleted[0][1] if deleted else None)
 
     def _anew(self, chosen: Sequence[str], seen: Any) -> list[Any]:
         return self._look(chosen, None)
@@ -167,13 +166,7 @@ class _Page:
     @said
     def _deleted(self, chosen: Sequence[str]) -> str:
         names = [self.runs.delete(name).name for name in _some(chosen)]
-        return f"Deleted {', '.join(names)}; below, they can be brought back."
-
-    @said
-    def _restore(self, key: str | None) -> str:
-        if not key:
-            raise InputError("no run is deleted")
-        return f"Brought back {self.runs.bin.restore(key)[0].name}."
+        return f"Deleted {', '.join(names)}; the bin below brings them back."
 
     def _report(self, chosen: Sequence[str]) -> tuple[str, Any]:
         try:
