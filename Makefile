@@ -20,7 +20,8 @@ ui: .venv/.ui
 # The page in a real browser: Chromium is installed where it is missing, which takes an administrator. A test that has
 # failed is run again, twice at most: on a busy machine a browser answers late.
 test-ui: .venv/.test-ui .venv/.chromium
-	$(BIN)/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile --reruns 2 tests/ui
+	$(BIN)/python -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile --no-loadscope-reorder \
+		--reruns 2 tests/ui
 
 # The tests with the oldest and the newest Python, PyTorch, Triton and diffusers: an environment each, a few gigabytes.
 # ENVIRONMENTS="oldest bare" chooses.

@@ -120,7 +120,8 @@ class TrainingConfig:
             v-prediction.
         optimizer: a class of ``torch.optim`` in lower or its own case (``"adamw"``, ``"Adafactor"`` …), one of
             ``"adamw8bit"``, ``"lion"``, ``"prodigy"`` if the package that has it is installed, or any class by its
-            dotted path.
+            dotted path. Prodigy finds the rate by itself: give it a ``learning_rate`` of 1. Lion's are about a tenth of
+            AdamW's.
         optimizer_args: further arguments of it.
         lr_scheduler: a scheduler of diffusers by its name (``"cosine"``, ``"linear"``, ``"polynomial"`` …), which
             ``learning_rate`` is then multiplied by.

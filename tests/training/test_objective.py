@@ -109,7 +109,7 @@ def test_a_shift_by_size_is_the_models_own():
         ({"timestep_sampling": "shifted"}, "'shifted' is for flow matching"),
         ({"zero_terminal_snr": True}, "zero_terminal_snr is for models that predict the velocity"),
         ({"optimizer": "adamx"}, "optimizer 'adamx' is not known; did you mean 'adam"),
-        ({"optimizer": "Prodigy"}, "optimizer 'Prodigy' is not installed .*; pip install prodigyopt"),
+        ({"optimizer": "AdamW8bit"}, "optimizer 'AdamW8bit' is not installed .*; pip install bitsandbytes"),
         ({"optimizer": "no.such.Optimizer"}, "'no.such.Optimizer' is not installed .*pip install no"),
         ({"optimizer": "torch.nn.Linear"}, "is not an optimiser"),
         ({"optimizer": "torch.optim.Nothing"}, "torch.optim has no Nothing"),

@@ -34,14 +34,23 @@ def test_an_optimizer_goes_by_its_name(name, expected, tmp_path):
     assert any((a != b).any() for a, b in zip(net.parameters(), make_net().parameters(), strict=True))
 
 
-def test_a_run_with_any_optimizer_is_resumed_bit_for_bit(tmp_path):
-    config = {"optimizer": "sgd", "optimizer_args": {"momentum": 0.9, "nesterov": True}, "lr_scheduler": "cosine"}
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"optimizer": "sgd", "optimizer_args": {"momentum": 0.9, "nesterov": True}, "lr_scheduler": "cosine"},
+        {"optimizer": "lion", "learning_rate": 1e-3},
+        {"optimizer": "prodigy", "learning_rate": 1.0, "optimizer_args": {"safeguard_warmup": True}},
+    ],
+    ids=lambda config: config["optimizer"],
+)
+def test_a_run_with_any_optimizer_is_resumed_bit_for_bit(tmp_path, config):
     whole = train(tmp_path / "whole", max_steps=6, checkpoint_every=3, **config)
     folder = tmp_path / "whole" / "checkpoints" / "step-000003"
     net, out = make_net(), tmp_path / "rest"
     settings = {"output_dir": str(out), "progress": False, "learning_rate": 1e-2, "batch_size": 2, "max_steps": 6}
     hn.HypernetworkTrainer(net, make_unet(), {**settings, **config}, make_rows()).train(resume=folder)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), net.parameters(), strict=True))
+    assert any((a != b).any() for a, b in zip(whole.parameters(), make_net().parameters(), strict=True))
 
 
 def test_another_optimizer_starts_anew_when_a_run_goes_on_with_it(tmp_path):

@@ -115,8 +115,10 @@ class Trackers:
 
 
 def _started(name: str, folder: Path, settings: dict[str, Any], first_step: int) -> Any:
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    PartialState()  # the trackers log what they do through accelerate, which refuses that until it knows the processes
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:
         directory = folder.resolve() / _FOLDER

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from accelerate import tracking
+from accelerate import PartialState, tracking
 from PIL import Image
 
 from hnkernels.training.progress.trackers import Trackers, check_trackers
@@ -40,6 +40,7 @@ class Fake(tracking.GeneralTracker):
         self._do("finish")
 
     def _do(self, *call):
+        tracking.logger.debug("as accelerate's own do")
         self.calls.append(call)
         if call[0] in self.fails:
             raise ConnectionError("no route to host")
@@ -52,7 +53,8 @@ class WithImages(Fake):
 
 @pytest.fixture
 def install(monkeypatch):
-    """Installs a fake under the names of trackers."""
+    """Installs a fake under the names of trackers; accelerate knows nothing of the process yet."""
+    PartialState._reset_state()
 
     def install(kind, *names, **attributes):
         kind = type(kind.__name__, (kind,), {"made": [], **attributes})
