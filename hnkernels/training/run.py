@@ -162,16 +162,13 @@ class Run:
 
     def to_the_end(self) -> TrainingResult:
         stopped = "finished"
-        reporter = Reporter()
-        if self.processes.main:
-            name = self.net.provenance.name
-            reporter = RunReporter(self.folder.path, self.config, name, self.state.step, self.plan.end)
         waiting: _Waiting | None = None
 
         def alone(interrupted: Event) -> bool:
             return self.processes.count == 1 and interrupted.is_set()
 
-        with reporter, deferred_interrupt() as interrupted:
+        # Who sees the reporter's log takes the run for one that training has begun in: Ctrl-C leaves a checkpoint then.
+        with deferred_interrupt() as interrupted, self._reporter() as reporter:
             if self.state.step == 0:
                 self._begin(reporter)
             while self.state.step < self.plan.end:
@@ -206,6 +203,12 @@ class Run:
         return TrainingResult(
             self.state.step, self.state.mean_loss, self.losses, _median(self.rates), stopped, self.files.finished
         )
+
+    def _reporter(self) -> Reporter:
+        if not self.processes.main:
+            return Reporter()
+        name = self.net.provenance.name
+        return RunReporter(self.folder.path, self.config, name, self.state.step, self.plan.end)
 
     def _one_step(self, rate: float, interrupted: bool) -> _Waiting:
         started = time.perf_counter()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hnkernels as hn
-from hnkernels.training import DivergenceError
+from hnkernels.training import DivergenceError, run
 from tests.training.nets import make_net, make_rows, make_unet, taken
 
 
@@ -98,6 +98,19 @@ def test_a_clip_schedule_that_has_ended_stays_at_its_last_limit(tmp_path):
     trainer(tmp_path / "whole", whole, gradient_clip="1e-3", gradient_clip_mode="value").train()
     trainer(tmp_path / "short", short, gradient_clip="1e-3:2", gradient_clip_mode="value").train()
     assert same(whole, short)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_as_soon_as_the_log_is_there_leaves_a_checkpoint(tmp_path, monkeypatch):
+    class Interrupted(run.RunReporter):
+        def __init__(self, *args):
+            super().__init__(*args)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run, "RunReporter", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path).train()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
 
 
 @pytest.mark.usefixtures("interruptible")
