@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 from benchmarks import rows as results
 from benchmarks.cases import Case, cases
-from benchmarks.environment import THREADS, Environment, ceilings, here, today, versions
 from benchmarks.host.__main__ import main as host
 from benchmarks.loop import main as loop
-from benchmarks.measuring import measure
-from benchmarks.rows import Row
+from benchmarks.measuring import ceilings, measure
+from benchmarks.rows import THREADS, Environment, Row, here, today, versions
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 A benchmark is a function from a shape, an environment and a mode to a ``Comparison``: the providers that do the same
 thing, each in its own manner. A ``Case`` is one mode of it at one shape. ``MODES`` makes a timed call of a provider,
-``check`` compares its results with the truth; ``measuring.py`` does both, and times the providers in turn.
+``verdicts`` compares its results with the truth; ``measuring.py`` does both, and times the providers in turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.environment import Environment
+from benchmarks.rows import Environment
 
 PROVIDERS = {
     "bare": "the model or the linear without a hypernetwork",
@@ -50,7 +50,7 @@ class Comparison:
         upstream: the gradients of the results, where there is a backward pass.
         unchecked: providers that are to give something else, such as the model without a hypernetwork.
         absent: name of a provider → why it cannot run here.
-        allowed: relative error, in place of what ``check`` is otherwise given.
+        allowed: relative error, in place of what ``verdicts`` takes otherwise.
         least: FLOPs and bytes that no provider can do without, where they are known.
     """
 
@@ -138,7 +138,7 @@ def cases(environment: Environment, names: Sequence[str] = ()) -> list[Case]:
     Raises:
         ValueError: a name is unknown.
     """
-    import benchmarks.suites  # noqa: F401  registers them
+    from benchmarks import layers, unets  # noqa: F401  they register themselves
 
     unknown = sorted(set(names) - set(BENCHMARKS))
     if unknown:
@@ -244,6 +244,32 @@ def check(
     errors = {name: largest_error(found, truth) for name, found in results.items()}
     allowed = max(least, min(AGAINST_EAGER * errors[baseline], most))
     return {name: Verdict(error, allowed) for name, error in errors.items()}
+
+
+def verdicts(
+    case: Case, environment: Environment, comparison: Comparison, calls: Mapping[str, Call]
+) -> tuple[dict[str, Verdict], dict[str, str]]:
+    """Verdicts on all that claim to do the same, and what went wrong with those that could not run at all."""
+    results, faults = {}, {}
+    with torch._functorch.config.patch(donated_buffer=False):
+        for name, call in calls.items():
+            try:
+                results[name] = call()
+            except Exception as fault:  # a compiler's, say: the others are measured nevertheless
+                faults[name] = f"does not run: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}"
+    judged = {
+        name: results[name] for name in case.benchmark.providers if name in results.keys() - {*comparison.unchecked}
+    }
+    if not judged:
+        raise RuntimeError(f"nothing that can be checked runs in {case.name}: {faults or dict(comparison.absent)}")
+    baseline = next(iter(judged))
+    if comparison.truth is not None:
+        truth: Sequence[Tensor] = MODES[case.mode](comparison.truth, [t.double() for t in comparison.upstream])()
+        least = TOLERANCE[has_backward(case.mode)] if environment.dtype == "fp32" else 0.0
+    else:
+        truth, least = results[baseline], MODEL_TOLERANCE[environment.dtype]
+    least = least if comparison.allowed is None else comparison.allowed
+    return check(judged, truth, baseline, least, AT_MOST[environment.dtype]), faults
 
 
 def largest_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 import hnkernels
 from benchmarks.cases import MODEL_TOLERANCE, MODES, Call, cases, check
-from benchmarks.environment import THREADS, cpu_seconds, cuda_seconds, here
+from benchmarks.measuring import clock
+from benchmarks.rows import THREADS, here
 
 NAMES = ("projection", "recompute", "affine", "cross-attention", "cross-attention, kept", "lowrank")
 """Compared if no others are named: the operations, which are soon done."""
@@ -287,7 +288,7 @@ def work(device: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may write there
     where = here(device)
     torch.set_num_threads(THREADS)
-    clock = cuda_seconds if where.kind == "cuda" else cpu_seconds
+    seconds = clock(where)
     known = {case.name: case for case in cases(where)}
     calls: dict[str, Call] = {}
 
@@ -314,7 +315,7 @@ def work(device: str) -> None:
     print(json.dumps(str(Path(hnkernels.__file__).resolve().parents[1])), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        answer = build(request["build"]) if "build" in request else clock([calls[request["time"]]])
+        answer = build(request["build"]) if "build" in request else seconds([calls[request["time"]]])
         print(json.dumps(answer), file=answers, flush=True)
 
 

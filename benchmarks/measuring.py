@@ -1,43 +1,24 @@
-"""A case from its providers to its rows: build, check, time what is right, in turn; on a GPU as CUDA graphs too."""
+"""A case from its providers to its rows: build, check, time what is right; on a GPU as CUDA graphs too.
+
+Providers of one thing are timed fairly on a machine that is not quiet: in turn (``interleave``).
+"""
 
 from __future__ import annotations
 
 import gc
-import json
+import itertools
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.cases import (
-    AT_MOST,
-    MODEL_TOLERANCE,
-    MODES,
-    TOLERANCE,
-    Call,
-    Case,
-    Comparison,
-    Verdict,
-    cases,
-    check,
-    has_backward,
-    largest_error,
-)
-from benchmarks.environment import (
-    THREADS,
-    Environment,
-    Runs,
-    Timings,
-    cpu_seconds,
-    cuda_seconds,
-    cuda_wall_seconds,
-    here,
-    interleave,
-)
-from benchmarks.rows import Row
+from benchmarks.cases import MODES, Call, Case, Comparison, Verdict, cases, largest_error, verdicts
+from benchmarks.rows import THREADS, Environment, Row, here
 
 COPIES, UNCACHED = 4, 1 << 28
 """Of the data on a GPU, used in turn, as its cache may hold one; unless one has more bytes than any cache."""
@@ -45,10 +26,126 @@ COPIES, UNCACHED = 4, 1 << 28
 ROUNDS, MOST_ROUNDS = {"cuda": 5, "interpreter": 1}, 60
 """On a GPU each is a median already; in the interpreter nothing is learnt from times."""
 
+COPIED, SIDE = {"cpu": 1 << 28, "cuda": 1 << 30}, {"cpu": 2048, "cuda": 8192}
+"""What the ceilings are measured on: bytes, many times what any cache holds; the side of the matrices."""
+
 WARMUP = 3
 
 SAME = 1e-2
 """Relative error between a call and its replay: a vendor's kernels may add up in another order, nothing more."""
+
+Runs = Sequence[Callable[[], object]]
+"""The same call on several copies of its data; a GPU takes them in turn, so that its cache holds none of them."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds per run of each provider, round by round.
+
+    Attributes:
+        seconds: provider → one figure per round; the rounds of all providers alternate.
+    """
+
+    seconds: Mapping[str, list[float]]
+
+    def median(self, provider: str) -> float:
+        """Median seconds of a provider."""
+        return statistics.median(self.seconds[provider])
+
+    def quartiles(self, provider: str) -> tuple[float, float]:
+        """The first and the third; of a single round that one."""
+        seconds = self.seconds[provider]
+        if len(seconds) < 2:
+            return seconds[0], seconds[0]
+        first, _, third = statistics.quantiles(seconds, n=4, method="inclusive")
+        return first, third
+
+
+def cpu_seconds(runs: Runs) -> float:
+    """Wall-clock seconds of one call."""
+    started = time.perf_counter()
+    runs[0]()
+    return time.perf_counter() - started
+
+
+def cuda_seconds(runs: Runs) -> float:
+    """Median seconds of a call on the GPU, by events, with the cache emptied before each."""
+    from triton.testing import do_bench
+
+    turns = itertools.cycle(runs)
+    return do_bench(lambda: next(turns)(), return_mode="median") / 1000
+
+
+def cuda_wall_seconds(runs: Runs) -> float:
+    """Wall-clock seconds of one call and of all that it has launched."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    runs[0]()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def clock(environment: Environment, calls: int = 1) -> Callable[[Runs], float]:
+    """What takes the time of a call there, of which so many make up a figure."""
+    if environment.kind != "cuda":
+        return cpu_seconds
+    return cuda_seconds if calls == 1 else cuda_wall_seconds
+
+
+def interleave(
+    providers: Mapping[str, Runs],
+    seconds: float,
+    least: int = 5,
+    most: int = 60,
+    calls: int = 1,
+    clock: Callable[[Runs], float] = cpu_seconds,
+) -> Timings:
+    """Runs every provider once per round, in turn, so that whatever else the machine does meets them alike.
+
+    Every round begins with another one: what a provider leaves in the caches meets all the others alike, too.
+
+    Args:
+        providers: name → what is timed.
+        seconds: to spend, about: as many rounds as fit, between ``least`` and ``most``.
+        calls: calls of every provider in a round, in turn as well; the figure is their sum.
+        clock: seconds of one call.
+    """
+    found: dict[str, list[float]] = {name: [] for name in providers}
+    names = list(providers)
+    rounds, index = most, 0
+    while names and index < rounds:
+        started = time.perf_counter()
+        totals = dict.fromkeys(names, 0.0)
+        for call in range(calls):
+            first = (index + call) % len(names)
+            for name in names[first:] + names[:first]:
+                totals[name] += clock(providers[name])
+        for name in names:
+            found[name].append(totals[name])
+        index += 1
+        if index == 1:
+            rounds = min(max(int(seconds / (time.perf_counter() - started)), least), most)
+            if rounds > least and calls == 1:  # such a short round is still warming up; the check was no round
+                found = {name: [] for name in providers}
+                rounds += 1
+    return Timings(found)
+
+
+def ceilings(environment: Environment, seconds: float = 4.0) -> list[Row]:
+    """Bandwidth, every byte read and every byte written, and rate of a square GEMM, a multiply-add as two."""
+    size, side = COPIED[environment.kind], SIDE[environment.kind]
+    source = environment.tensor(size // environment.tensor(0).element_size())
+    target, a, b = source.clone(), environment.tensor(side, side), environment.tensor(side, side)
+    work = {"copy": (2 * size, "bandwidth", "B/s"), "gemm": (2 * side**3, "rate", "FLOP/s")}
+    runs = {"copy": [lambda: target.copy_(source)], "gemm": [lambda: a @ b]}
+    timings = interleave(runs, seconds, most=20, clock=clock(environment))
+    rows = []
+    for name, (amount, quantity, unit) in work.items():
+        low, high = timings.quartiles(name)
+        what = ("measured", "ceiling", name, "large", environment.dtype, "torch", quantity)
+        median, samples = amount / timings.median(name), len(timings.seconds[name])
+        rows.append(Row(*what, median, unit, low=amount / high, high=amount / low, samples=samples))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -107,16 +204,18 @@ def measure(case: Case, environment: Environment, seconds: float | None = None) 
     comparisons = _built(case, environment)
     calls: dict[str, list[Call]] = {}
     left_out = {"compile": "compiled at a device's shapes only"} if environment.kind == "interpreter" else {}
+    if environment.library != "triton" and "triton" in benchmark.providers:
+        left_out["triton"] = "needs a GPU, or TRITON_INTERPRET=1"
     for comparison in comparisons:
         for name in benchmark.providers:
             if name in comparison.providers and name not in left_out:
                 calls.setdefault(name, []).append(MODES[case.mode](comparison.providers[name], comparison.upstream))
-    verdicts, faults = _check(case, environment, comparisons[0], {name: copies[0] for name, copies in calls.items()})
+    judged, faults = verdicts(case, environment, comparisons[0], {name: copies[0] for name, copies in calls.items()})
     absent = {**comparisons[0].absent, **left_out, **faults}
     right = {
         name: copies
         for name, copies in calls.items()
-        if name not in faults and (name not in verdicts or verdicts[name].green)
+        if name not in faults and (name not in judged or judged[name].green)
     }
     timed: dict[str, Runs] = dict(right)
     peaks = {}
@@ -132,14 +231,15 @@ def measure(case: Case, environment: Environment, seconds: float | None = None) 
             least=ROUNDS.get(environment.kind, benchmark.rounds),
             most=ROUNDS.get(environment.kind, MOST_ROUNDS),
             calls=benchmark.calls,
-            clock=_clock(environment, benchmark.calls),
+            clock=clock(environment, benchmark.calls),
         )
     least = comparisons[0].least
     del comparisons, comparison, calls, right, timed
     gc.collect()
     if benchmark.resident and environment.kind == "cpu":
-        peaks = {name: resident_peak(case, name) for name in timings.seconds}
-    return Measurement(case, timings, verdicts, absent, peaks, least)
+        what = ("benchmarks.measuring", benchmark.name, case.mode, str(case.shape))
+        peaks = {name: resident_peak(*what, name) for name in timings.seconds}
+    return Measurement(case, timings, judged, absent, peaks, least)
 
 
 def _built(case: Case, environment: Environment) -> list[Comparison]:
@@ -152,38 +252,6 @@ def _built(case: Case, environment: Environment) -> list[Comparison]:
         if environment.kind != "cuda" or torch.cuda.memory_allocated() - before > UNCACHED:
             break
     return copies
-
-
-def _clock(environment: Environment, calls: int) -> Callable[[Runs], float]:
-    if environment.kind != "cuda":
-        return cpu_seconds
-    return cuda_seconds if calls == 1 else cuda_wall_seconds
-
-
-def _check(
-    case: Case, environment: Environment, comparison: Comparison, calls: Mapping[str, Call]
-) -> tuple[dict[str, Verdict], dict[str, str]]:
-    """Verdicts on all that claim to do the same, and what went wrong with those that could not run at all."""
-    results, faults = {}, {}
-    with torch._functorch.config.patch(donated_buffer=False):
-        for name, call in calls.items():
-            try:
-                results[name] = call()
-            except Exception as fault:  # a compiler's, say: the others are measured nevertheless
-                faults[name] = f"does not run: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}"
-    judged = {
-        name: results[name] for name in case.benchmark.providers if name in results.keys() - {*comparison.unchecked}
-    }
-    if not judged:
-        raise RuntimeError(f"nothing that can be checked runs in {case.name}: {faults or dict(comparison.absent)}")
-    baseline = next(iter(judged))
-    if comparison.truth is not None:
-        truth: Sequence[torch.Tensor] = MODES[case.mode](comparison.truth, [t.double() for t in comparison.upstream])()
-        least = TOLERANCE[has_backward(case.mode)] if environment.dtype == "fp32" else 0.0
-    else:
-        truth, least = results[baseline], MODEL_TOLERANCE[environment.dtype]
-    least = least if comparison.allowed is None else comparison.allowed
-    return check(judged, truth, baseline, least, AT_MOST[environment.dtype]), faults
 
 
 def captured(call: Call) -> Callable[[], None]:
@@ -235,12 +303,11 @@ def _peak(runs: Runs) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def resident_peak(case: Case, provider: str) -> int:
-    """Peak resident bytes of a fresh process that makes one call of one provider and nothing else; Linux only."""
-    what = [case.benchmark.name, case.mode, str(case.shape), provider]
-    command = [sys.executable, "-m", "benchmarks.measuring", *what]
+def resident_peak(module: str, *arguments: str) -> int:
+    """Peak resident bytes of a fresh process that runs a module, which prints them last."""
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    return int(json.loads(done.stdout.splitlines()[-1]))
+    return int(done.stdout.splitlines()[-1])
 
 
 def resident_bytes() -> int:
@@ -253,13 +320,13 @@ def resident_bytes() -> int:
 
 
 def main(name: str, mode: str, shape: str, provider: str) -> None:
-    """Prints the peak resident bytes of this process after a call."""
+    """Prints the peak resident bytes of this process after one call of one provider and nothing else; Linux only."""
     environment = here()
     torch.set_num_threads(THREADS)
     case = next(c for c in cases(environment, [name]) if c.mode == mode and str(c.shape) == shape)
     comparison = case.benchmark.build(case.shape, environment, mode)
     MODES[mode](comparison.providers[provider], comparison.upstream)()
-    print(json.dumps(resident_bytes()))
+    print(resident_bytes())
 
 
 if __name__ == "__main__":

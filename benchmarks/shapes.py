@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import hnkernels as hn
 import reference
-from benchmarks.environment import DTYPES, Environment
+from benchmarks.rows import DTYPES, Environment
 
 PROMPT = 77
 """Tokens of a prompt."""

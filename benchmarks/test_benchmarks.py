@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmarks.cases import Case, cases
-from benchmarks.environment import THREADS, here
 from benchmarks.measuring import Measurement, measure
+from benchmarks.rows import THREADS, here
 
 _now = 0.0
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import here
 from benchmarks.gpu_check import correctness, machine, speed
 from benchmarks.gpu_check.session import PAGE, Clock, Journal, Session, page_lines, write_page
+from benchmarks.rows import here
 from hnkernels.triton.support import interpreting
 
 SHARES = {"warming": 0.25, "right": 0.45, "fast": 0.55, "predicted": 0.5, "tuned": 1.0}

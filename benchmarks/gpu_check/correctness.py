@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import hnkernels as hn
-from benchmarks.environment import DTYPES, Environment
 from benchmarks.gpu_check.session import RIGHT, SKIPPED, WRONG, Finding, Session, Task
 from benchmarks.measuring import captured
+from benchmarks.rows import DTYPES, Environment
 from hnkernels.triton.target import forced_route
 from tests.accuracy import Call, check_fp32, check_half
 from tests.models import make_mlp, relative_error

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.compilation import Configuration, compiled, distinct
-from benchmarks.environment import DTYPES, ceilings, versions
 from benchmarks.gpu_check.correctness import LAYERS
 from benchmarks.gpu_check.session import FIGURE, RIGHT, SKIPPED, WRONG, Finding, Session, Task
+from benchmarks.measuring import ceilings
+from benchmarks.rows import DTYPES, versions
 from hnkernels import Hypernetwork, explain
 from hnkernels.triton.cards import CARDS
 from hnkernels.triton.direct import route

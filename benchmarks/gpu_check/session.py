@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import Environment
+from benchmarks.rows import Environment
 
 RIGHT, WRONG, SKIPPED, FIGURE = "right", "wrong", "skipped", "figure"
 

@@ -1,7 +1,8 @@
 """How fast it is: against eager PyTorch, ``torch.compile`` and CUDA graphs of each; whether the model was right; and
 whether the tiles and the route that it chooses are the fastest here.
 
-The comparisons are those of ``benchmarks/suites``, which check what they time. In a rehearsal the smallest shapes run.
+The comparisons are the benchmarks of this folder, which are checked before they are timed. In a rehearsal the smallest
+shapes run.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from unittest import mock
 import torch
 
 from benchmarks.cases import Case, cases
-from benchmarks.environment import Environment, cpu_seconds
 from benchmarks.gpu_check.session import FIGURE, RIGHT, SKIPPED, WRONG, Finding, Session, Task
-from benchmarks.measuring import measure
+from benchmarks.measuring import cpu_seconds, measure
 from benchmarks.roofline import Gpu, launch_seconds
+from benchmarks.rows import Environment
 from benchmarks.shapes import FIRST_TEXTS, PAIR, SAMPLES_ON_GPU, SD15, SD15_TEXT, SDXL, TEXTS, Layers, Network, sd15
 from hnkernels import explain, hyper_kv
 from hnkernels.triton import autotune, vendor

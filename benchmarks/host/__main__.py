@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.environment import Environment, today, versions
 from benchmarks.host import operations, unets
 from benchmarks.host.operations import TARGET, compare, host_alone
+from benchmarks.rows import Environment, today, versions
 
 RESULTS = Path(__file__).parents[1] / "results"
 _HERE = Environment("cpu", "fp32")

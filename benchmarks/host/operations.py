@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import hnkernels as hn
-from benchmarks.environment import Timings
+from benchmarks.measuring import Timings
 from hnkernels.triton.testing import pretend_device
 
 TARGET = "sm_90"

@@ -12,13 +12,13 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from benchmarks.layers import AXES
 from benchmarks.limits import MODES
 from benchmarks.report import tables
 from benchmarks.report.claims import Times
 from benchmarks.report.tables import OF_NETWORKS, SHAPE, SUMMARISED
 from benchmarks.roofline import GPUS
 from benchmarks.rows import Row, select
-from benchmarks.suites.layers import AXES
 
 Picture = Callable[[Sequence[Row], Any], Any]
 """From rows and matplotlib to a figure, or to ``None`` where the rows have nothing of it."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from benchmarks import accounting, limits
 from benchmarks.accounting import named
 from benchmarks.cases import PROVIDERS
+from benchmarks.layers import AXES
 from benchmarks.report.claims import Times, slope
 from benchmarks.roofline import GPUS, STRICTER
 from benchmarks.rows import Row, select
 from benchmarks.shapes import PAIR, SAMPLES, SD15, SD15_TEXT, TEXTS, Network
-from benchmarks.suites.layers import AXES
 
 SHAPE = named(PAIR)[1]
 """K and V of one attention layer of Stable Diffusion 1.x, two pictures of 512 pixels at once."""

@@ -3,7 +3,7 @@
 What it saves over running the modules one by one: activations overwrite their input where autograd allows it, the
 residual is added in place, a zero multiplier costs nothing, and CPU inference runs on oneDNN with activation and
 residual inside the GEMM and frozen weights prepacked. Both first linears as one GEMM is not among it: on the CPU it
-does not win (``first_linears`` in ``benchmarks/suites/layers.py``).
+does not win (``first_linears`` in ``benchmarks/layers.py``).
 """
 
 from __future__ import annotations

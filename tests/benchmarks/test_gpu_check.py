@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cases import cases
-from benchmarks.environment import Environment
 from benchmarks.gpu_check import correctness, machine
 from benchmarks.gpu_check.__main__ import main
 from benchmarks.gpu_check.session import (
@@ -28,6 +27,7 @@ from benchmarks.gpu_check.session import (
     read,
 )
 from benchmarks.gpu_check.speed import HEADLINES, predicted
+from benchmarks.rows import Environment
 from hnkernels import Hypernetwork, explain
 from hnkernels.triton.target import TARGETS
 from tests.marks import compiles_beforehand

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.cases import MODES, Benchmark, Case, Comparison, Provider, benchmark, cases, check, has_backward
-from benchmarks.environment import Environment, here
 from benchmarks.measuring import measure
+from benchmarks.rows import Environment, here
 from hnkernels.triton.support import interpreting
 
 CPU = Environment("cpu", "fp32")

@@ -78,7 +78,7 @@ def test_a_target_that_is_missed_says_so():
 
 def test_every_target_names_cases_that_are_run():
     from benchmarks.cases import cases
-    from benchmarks.environment import Environment
+    from benchmarks.rows import Environment
 
     known = [(c.benchmark.name, c.mode, str(c.shape), c.benchmark.providers) for c in cases(Environment("cpu", "fp32"))]
     everything = [timing(*key, provider, 1.0 + i) for *key, providers in known for i, provider in enumerate(providers)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.environment import Timings, interleave
+from benchmarks.measuring import Timings, interleave
 
 
 def watched(names: str, **options) -> tuple[list[str], Timings]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.environment import Environment
 from benchmarks.gpu_check import correctness
 from benchmarks.gpu_check.session import SKIPPED, WRONG, Clock, Journal, Session
+from benchmarks.rows import Environment
 
 pytestmark = pytest.mark.on_device
 

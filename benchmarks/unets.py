@@ -16,7 +16,7 @@ import hnkernels as hn
 from benchmarks import shapes
 from benchmarks.baselines import patch, reference_net
 from benchmarks.cases import AT_MOST, Comparison, Provider, benchmark
-from benchmarks.environment import Environment
+from benchmarks.rows import Environment
 from benchmarks.shapes import SD15_TEXT, SD21_TEXT, SDXL_TEXT, TINY_TEXT, Layers, UNet, sd15, sd21, sdxl
 
 STEPS = 20
@@ -115,8 +115,7 @@ def over_one_text(shape: Layers, environment: Environment, mode: str, compiled: 
         run = torch.compile(theirs("compile"), dynamic=False)
         providers["compile"] = Provider(lambda: run(fresh()), leaves(chains["compile"]))
     upstream = [environment.tensor(*prompt.shape[:2], c) for c in shape.outs for _ in "kv"] if training else []
-    absent = {} if environment.library == "triton" else {"triton": "needs a GPU, or TRITON_INTERPRET=1"}
-    return Comparison(providers, upstream=upstream, absent=absent)
+    return Comparison(providers, upstream=upstream)
 
 
 def _wide(model: CrossAttentions, chain: nn.ModuleList) -> Callable[[Callable[[], Tensor]], list[Tensor]]:

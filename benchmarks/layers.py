@@ -18,8 +18,8 @@ import hnkernels as hn
 import reference
 from benchmarks import baselines, shapes
 from benchmarks.accounting import ELEMENT, bounds
-from benchmarks.cases import Comparison, Provider, benchmark
-from benchmarks.environment import Environment
+from benchmarks.cases import Build, Comparison, Provider, benchmark
+from benchmarks.rows import Environment
 from benchmarks.shapes import (
     AFFINE,
     FIRST_TEXTS,
@@ -33,7 +33,7 @@ from benchmarks.shapes import (
     Samples,
     image,
 )
-from benchmarks.suites.unets import over_one_text
+from benchmarks.unets import over_one_text
 
 KV = tuple[Tensor, Tensor]
 NORMED = SD15[0].of(Network("silu", True))
@@ -92,18 +92,15 @@ def projected(shape: Layers, environment: Environment, mode: str) -> Comparison:
         "portable": provider(ours("portable"), *mlps),
         "bare": provider(lambda x: (x @ w_k.mT, x @ w_v.mT), x=x.detach(), repeats=False),
     }
-    absent = {}
     if environment.library == "triton":
         providers["triton"] = provider(ours("triton", recompute=again), *mlps, repeats=False)
-    else:
-        absent["triton"] = "needs a GPU, or TRITON_INTERPRET=1"
     exact = _copies(net, shape.width, x.double())
     truth_x = x.detach().double().requires_grad_(x.requires_grad)
     truth = provider(theirs(exact, w_k.double(), w_v.double()), *exact, x=truth_x, repeats=False)
     upstream = [torch.randn_like(x[:, :1].expand(-1, n).detach()) for _ in "kv"] if training else []
     bound = bounds(shape)[mode]
     least = (bound.flops, bound.bytes_moved * x.element_size() // ELEMENT)
-    return Comparison(providers, truth, upstream, absent=absent, least=least)
+    return Comparison(providers, truth, upstream, least=least)
 
 
 @benchmark("first linears", modes=("inference",), providers=("two", "one"), seconds=2,
@@ -147,17 +144,14 @@ def lowrank(shape: Samples, environment: Environment, mode: str) -> Comparison:
         "compile": torch.compile(reference.by_einsum, dynamic=False),
         "portable": partial(hn.lowrank_linear, backend="portable"),
     }
-    absent = {}
     if environment.library == "triton":
         functions["triton"] = partial(hn.lowrank_linear, backend="triton")
-    else:
-        absent["triton"] = "needs a GPU, or TRITON_INTERPRET=1"
     providers = {name: Provider(partial(function, *given), leaves) for name, function in functions.items()}
     providers["bare"] = Provider(lambda: F.linear(x, weight), (x,))
     exact = [t.detach().double().requires_grad_(t.requires_grad) for t in given]
     truth = Provider(partial(reference.lowrank_linear, *exact), [exact[i] for i in (0, 2, 3)])
     upstream = [environment.tensor(shape.samples, shape.tokens, n)] if training else []
-    return Comparison(providers, truth, upstream, absent=absent)
+    return Comparison(providers, truth, upstream)
 
 
 def _copies(net: hn.Hypernetwork, width: int, like: Tensor) -> tuple[nn.Module, nn.Module]:
@@ -182,14 +176,14 @@ class Axis:
     Attributes:
         what: how it reads.
         values: on a CPU and on a GPU.
-        build: from a value and an environment to the comparison.
+        build: from a value, an environment and the mode to the comparison.
         work: ``"reference"``, ``"ours"`` → from a value to the arithmetic, in any unit: the cost should grow like it.
         mode: what is timed.
     """
 
     what: str
     values: Mapping[str, tuple[int, ...]]
-    build: Callable[[int, Environment], Comparison]
+    build: Build
     work: Mapping[str, Callable[[int], float]]
     mode: str = "new prompt"
 
@@ -197,13 +191,9 @@ class Axis:
 TOKENS = (64, 256, 1024, 4096, 16384)
 
 
-def _layer(tokens: int, width: int, environment: Environment) -> Comparison:
-    return projected(image(width, tokens), environment, "inference")
-
-
-def _layers(environment: Environment, **changes: Any) -> Comparison:
+def _layers(environment: Environment, mode: str, **changes: Any) -> Comparison:
     """Cross-attention layers over one text: the 16 of SD 1.5, where their number is not varied."""
-    return over_one_text(replace(SD15_TEXT, **changes), environment, "new prompt", compiled=False)
+    return over_one_text(replace(SD15_TEXT, **changes), environment, mode, compiled=False)
 
 
 def _work(layers: int, channels: int, networks: int, evaluations: int) -> float:
@@ -216,37 +206,33 @@ _CHANNELS = 640
 
 AXES = {
     "tokens": Axis(
-        "tokens of a layer 320 wide", {"cpu": TOKENS, "cuda": TOKENS}, lambda n, there: _layer(n, 320, there),
+        "tokens of a layer 320 wide", {"cpu": TOKENS, "cuda": TOKENS},
+        lambda n, there, mode: projected(image(320, n), there, mode),
         {"reference": float, "ours": float}, mode="inference",
     ),
     "width": Axis(
         "width of a layer of 256 tokens (GPU: 4096)", {"cpu": WIDTHS, "cuda": WIDTHS},
-        lambda n, there: _layer(256 if there.kind == "cpu" else 4096, n, there),
+        lambda n, there, mode: projected(image(n, 256 if there.kind == "cpu" else 4096), there, mode),
         {"reference": lambda n: n**2, "ours": lambda n: n**2}, mode="inference",
     ),
     "rows": Axis(
         "rows of a batch, 16 cross-attention layers", {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8, 16)},
-        lambda n, there: _layers(there, rows=n), {"reference": float, "ours": float},
+        lambda n, there, mode: _layers(there, mode, rows=n), {"reference": float, "ours": float},
     ),
     "networks": Axis(
         "networks on 16 cross-attention layers", {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8)},
-        lambda n, there: _layers(there, networks=n),
+        lambda n, there, mode: _layers(there, mode, networks=n),
         {"reference": lambda n: _work(16, _MEAN, n, 16), "ours": lambda n: _work(16, _MEAN, n, 1)},
     ),
     "layers": Axis(
         "cross-attention layers of 640 channels", {"cpu": (2, 4, 8, 16, 32), "cuda": (4, 8, 16, 32, 64)},
-        lambda n, there: _layers(there, outs=(_CHANNELS,) * n),
+        lambda n, there, mode: _layers(there, mode, outs=(_CHANNELS,) * n),
         {"reference": lambda n: _work(n, _CHANNELS, 1, n), "ours": lambda n: _work(n, _CHANNELS, 1, 1)},
     ),
 }  # fmt: skip
 
-
-def _register(name: str, axis: Axis) -> None:
-    @benchmark(f"scaling: {name}", modes=(axis.mode,), providers=("reference", "portable", "triton", "bare"),
-               shapes=axis.values, seconds=1)  # fmt: skip
-    def scaling(value: int, environment: Environment, mode: str) -> Comparison:
-        return axis.build(value, environment)
-
-
 for _name, _axis in AXES.items():
-    _register(_name, _axis)
+    benchmark(
+        f"scaling: {_name}", modes=(_axis.mode,), providers=("reference", "portable", "triton", "bare"),
+        shapes=_axis.values, seconds=1,
+    )(_axis.build)  # fmt: skip
