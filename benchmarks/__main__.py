@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         return host(arguments[1:])
     if arguments and arguments[0] == "loop":
         return loop(arguments[1:])
-    from benchmarks.report import __main__ as report  # it needs Triton, whose absence the host's benchmark tells itself
+    from benchmarks import report  # it needs Triton, whose absence the host's benchmark tells itself
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help="benchmarks to run; all if none is given")
@@ -60,9 +60,9 @@ def main(arguments: Sequence[str]) -> int:
         found += _interpreted()
     found = results.stamped(found, environment.machine, versions(), today())
     if full and environment.kind != "interpreter":
-        results.write(found, report.RESULTS / environment.name / "results.csv")
+        results.write(found, results.RESULTS / environment.name / "results.csv")
         report.main([])
-    print(*report.pages(report.RESULTS / environment.name, found).values())
+    print(*report.pages(results.RESULTS / environment.name, found).values())
     return int(wrong)
 
 

@@ -33,19 +33,31 @@ and 2STr(2n + d) for the factors, all slices p of one x together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 import triton
 
 from benchmarks import counting
 from benchmarks.counting import Accounts
-from benchmarks.rows import Row, stamped, write
-from benchmarks.shapes import LAYERS, NETWORKS, PROMPT, SAMPLES, SD15_TEXT, SDXL_TEXT, Samples, Shape
+from benchmarks.rows import RESULTS, Row, select, stamped, write
+from benchmarks.shapes import (
+    LAYERS,
+    NETWORKS,
+    PAIR,
+    PROMPT,
+    SAMPLES,
+    SD15,
+    SD15_TEXT,
+    SDXL_TEXT,
+    TEXTS,
+    Network,
+    Samples,
+    Shape,
+)  # fmt: skip
 from hnkernels.accounting.eager import Account
 from hnkernels.triton.launch import Launch
 
-FILE = Path(__file__).with_name("results") / "any" / "counted.csv"
+FILE = RESULTS / "any" / "counted.csv"
 
 COUNTED: tuple[Shape, ...] = (
     *(layer.of(network) for network in NETWORKS for layer in LAYERS),
@@ -70,6 +82,16 @@ def named(shape: Shape) -> tuple[str, str]:
     if len(shape.outs) == 1:
         return f"projection, {shape.network.name}", size
     return f"cross attention, {shape.network.name}", f"{len(shape.outs)} layers, {size}"
+
+
+SHAPE = named(PAIR)[1]
+"""K and V of one attention layer of Stable Diffusion 1.x, two pictures of 512 pixels at once."""
+
+OF_NETWORKS = ("relu", "silu", "relu + LayerNorm", "silu + LayerNorm")
+
+_NORMED = Network("silu", True)
+SUMMARISED = tuple(map(named, (SD15[0], SD15[0].of(_NORMED), SD15[2].of(_NORMED), TEXTS[0], SD15_TEXT, SAMPLES[0])))
+"""Benchmark and shape of what docs/benchmarks.md shows."""
 
 
 def bounds(shape: Shape) -> dict[str, Account]:
@@ -172,9 +194,9 @@ def quantities(account: Account, mode: str) -> dict[str, int]:
 
 
 def markdown(rows: Iterable[Row]) -> list[str]:
-    """A table per benchmark: every figure, and in brackets how many times the bound it is."""
+    """A table per benchmark of what is counted: every figure, and in brackets how many times the bound it is."""
     tables: dict[str, dict[tuple[str, str, str], dict[str, Row]]] = {}
-    for row in rows:
+    for row in select(rows, kind="counted"):
         lines = tables.setdefault(row.benchmark, {})
         lines.setdefault((row.shape, row.mode, row.provider), {})[row.quantity] = row
     text = ["Counted, not measured; in brackets the ratio to the compulsory lower bound."]
@@ -186,6 +208,34 @@ def markdown(rows: Iterable[Row]) -> list[str]:
             cells = [_cell(figures.get(name), bounds.get(name), name) for name in _HEADINGS]
             text.append(f"| {shape} | {mode} | {provider} | {' | '.join(cells)} |")
     return text
+
+
+def launches(rows: Sequence[Row]) -> list[str]:
+    """The kernels against the web UIs' way in eager PyTorch, at one shape."""
+    lines = [
+        "| network `[1, 2, 1]` | launches: inference | forward | backward | bytes moved by a training step "
+        "| bytes saved for backward | most bytes at once |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for network in OF_NETWORKS:
+        found = {
+            (row.provider, row.mode, row.quantity): row.value
+            for row in select(rows, benchmark=f"projection, {network}", shape=SHAPE, kind="counted")
+        }
+        if not found:
+            continue
+        counts = [
+            f"{found['triton', mode, 'launches']:.0f} ({'eager ' if mode == 'inference' else ''}"
+            f"{found['reference', mode, 'launches']:.0f})"
+            for mode in ("inference", "forward", "backward")
+        ]
+        step = "forward + backward"
+        ratios = [
+            f"{found['triton', step, q] / found['reference', step, q]:.2f} of eager's"
+            for q in ("bytes", "saved", "peak")
+        ]
+        lines.append(f"| {network} | {' | '.join([*counts, *ratios])} |")
+    return lines
 
 
 def _cell(row: Row | None, bound: Row | None, name: str) -> str:

@@ -23,19 +23,19 @@ at the full bandwidth: where the memory answers later than that, the bandwidth i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeGuard
 
 import torch
 import triton
 
-from benchmarks import counting, roofline
-from benchmarks.accounting import COUNTED, bounds, named
+from benchmarks import counting
+from benchmarks.accounting import COUNTED, ELEMENT, bounds, named
 from benchmarks.compilation import Configuration, configuration
-from benchmarks.roofline import GPUS, SUMMED, Gpu, compiled_lines
-from benchmarks.rows import Row, select, stamped, write
+from benchmarks.roofline import GPUS, STRICTER, SUMMED, TILES, Gpu, compiled_lines, times
+from benchmarks.roofline import rows as predicted_rows
+from benchmarks.rows import RESULTS, Row, select, stamped, write
 from benchmarks.shapes import NETWORKS, RELU, SD15, SD15_MIDDLE, SDXL, TEXTS, Layers, Network, Samples, Shape
 from hnkernels.triton import vendor
 from hnkernels.triton.autotune import choose
@@ -46,20 +46,15 @@ from hnkernels.triton.route import by_library
 from hnkernels.triton.target import TARGETS, planned_for
 from hnkernels.triton.tiling import KINDS, MOST_SPLITS, Tiles, heuristic, modelled
 
-FILE = Path(__file__).with_name("results") / "any" / "modelled.csv"
+FILE = RESULTS / "any" / "modelled.csv"
 
 MODES = ("inference", "forward + backward")
 
 MODELLED = (*SD15, *SDXL, TEXTS[0])
 """The single layers that are modelled; beside them go all cross-attention layers together and low-rank weights."""
 
-TILES = "tiles"
-"""The benchmark of the rows of ``tile_rows``."""
-
 TILED = (SD15[0], SD15[1], SD15_MIDDLE, SD15[2], *SDXL, TEXTS[0], TEXTS[2])
 """The layers whose products' tiles are compared."""
-
-_ELEMENT = 2
 
 
 def chosen() -> list[Shape]:
@@ -94,40 +89,8 @@ def model(shape: Shape, compiled: bool = True) -> list[Row]:
         ours = counting.accounts(shape, "triton", gpu.target)
         modes = [mode for mode in MODES if mode in ours]
         accounts = {**everyone, "triton": ours, "bound": bounds(shape)}
-        rows += roofline.rows(shape, {who: {m: done[m] for m in modes} for who, done in accounts.items()}, gpu)
+        rows += predicted_rows(shape, {who: {m: done[m] for m in modes} for who, done in accounts.items()}, gpu)
     return rows
-
-
-def times(rows: Iterable[Row]) -> list[str]:
-    """A table per GPU: predicted times by both models, and what share of its time the floor is, by provider."""
-    found: dict[str, dict[tuple[str, str, str, str], dict[str, float]]] = {name: {} for name in GPUS}
-    for row in rows:
-        if row.benchmark == TILES:
-            continue
-        key = (row.benchmark, row.shape, row.mode, row.provider)
-        found[row.target].setdefault(key, {})[row.quantity] = row.value
-    lines: list[str] = []
-    for gpu in GPUS.values():
-        lines += [
-            "",
-            f"### {gpu.name}: predicted times, modelled, not measured",
-            "",
-            f"Matrix rate {gpu.matrix_rate / 1e12:.4g} TFLOP/s, bandwidth {gpu.bandwidth / 1e12:.4g} TB/s, "
-            f"{gpu.launch_cost * 1e6:.1f} µs a launch.",
-            "",
-            *(f"- {name.replace('_', ' ')}: {source}" for name, source in gpu.sources.items()),
-            "",
-            "| benchmark | shape | mode | provider | µs | in a graph, µs | share of the floor | stricter model, µs |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for (*case, provider), figures in found[gpu.name].items():
-            time, graph = figures["time"], figures.get("time in a graph")
-            floor = found[gpu.name][case[0], case[1], case[2], "bound"]["time"]
-            in_a_graph = "–" if graph is None else f"{graph * 1e6:.1f}"
-            what = " | ".join((*case, provider))
-            strict = f"{figures[roofline.STRICTER] * 1e6:.1f}" if roofline.STRICTER in figures else "–"
-            lines.append(f"| {what} | {time * 1e6:.1f} | {in_a_graph} | {floor / time:.0%} | {strict} |")
-    return lines
 
 
 def products(width: int, tokens: int, n: int) -> dict[str, tuple[str, int, int, int, int]]:
@@ -145,23 +108,13 @@ def products(width: int, tokens: int, n: int) -> dict[str, tuple[str, int, int, 
 def tile_rows() -> list[Row]:
     """Every product on every GPU, with the tiles by rule, with those chosen, by the library, by the roofline."""
     return [
-        Row(
-            "modelled",
-            TILES,
-            name,
-            f"{shape.width} x {shape.tokens}",
-            "fp16",
-            who,
-            roofline.STRICTER,
-            seconds,
-            "s",
-            target=gpu.name,
-        )
+        Row("modelled", TILES, name, f"{shape.width} x {shape.tokens}", "fp16", who, STRICTER, seconds, "s",
+            target=gpu.name)
         for gpu in GPUS.values()
         for shape in TILED
         for name, product in products(shape.width, shape.tokens, shape.outs[0]).items()
         for who, seconds in _tile_times(gpu, *product)
-    ]
+    ]  # fmt: skip
 
 
 def tile_table(given: Sequence[Row]) -> list[str]:
@@ -194,7 +147,7 @@ def _tile_times(gpu: Gpu, kind: str, m: int, n: int, k: int, splits: int) -> lis
     of_both = kind == "input gradient"  # in one sum, whose depth is that of K and of V
     streams = 1 if of_both else 2
     multiplied = (n, k, m) if KINDS[kind][0] == "gradient" else (m, n, k // 2 if of_both else k)
-    flops, bytes_moved = 2 * streams * m * n * k, _ELEMENT * streams * (m * k + n * k + m * n)
+    flops, bytes_moved = 2 * streams * m * n * k, ELEMENT * streams * (m * k + n * k + m * n)
     return [
         (f"rule: {_name(rule)}", modelled(kind, rule, m, n, k, target)),
         (f"chosen: {_name(chosen)}", modelled(kind, chosen, m, n, k, target)),
@@ -292,8 +245,8 @@ def _step_bytes(config: Configuration) -> int:
     m, n, k = (config.constant(f"BLOCK_{axis}") for axis in "MNK")
     n = n or config.constant("BLOCK_R")  # a product whose columns are ranks
     if config.name == "hidden_and_projection_kernel":  # its own rows stay, and both products' weights are loaded
-        return _ELEMENT * 2 * k * (n + n // 4)
-    return _ELEMENT * (m * (n + k) if config.name in SUMMED else k * (m + n))
+        return ELEMENT * 2 * k * (n + n // 4)
+    return ELEMENT * (m * (n + k) if config.name in SUMMED else k * (m + n))
 
 
 def read(shape: Shape, mode: str) -> tuple[list[Row], list[str]]:
@@ -306,6 +259,27 @@ def read(shape: Shape, mode: str) -> tuple[list[Row], list[str]]:
         rows += reading_rows(shape, mode, found, gpu)
         lines += [f"| {gpu.name} | {what} | {_line(reading)} |" for reading in found]
     return rows, lines
+
+
+def code(given: Sequence[Row]) -> list[str]:
+    """What the compiled kernels look like, launch by launch."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in select(given, kind="compiled"):
+        launch, figure = row.quantity.split(": ")
+        found.setdefault((row.target, row.benchmark, row.shape, row.mode, launch), {})[figure] = row.value
+    lines = [
+        "Compiled, not measured: share of matrix instructions in the main loop, of the warps that fit at once, bytes "
+        "that loads keep in flight on one multiprocessor, and the latency that these cover at the full bandwidth. "
+        "Launches whose form is not in `compiled.csv` are left out.",
+        "",
+        "| GPU | benchmark | shape | mode | launch | matrix % | occupancy % | KiB in flight | covers ns |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    scales = {"matrix share": 100.0, "occupancy": 100.0, "bytes in flight": 1 / 1024, "latency covered": 1e9}
+    for what, read in found.items():
+        cells = [f"{read[name] * scale:.0f}" if name in read else "–" for name, scale in scales.items()]
+        lines.append(f"| {' | '.join([*what, *cells])} |")
+    return lines
 
 
 def read_heading() -> Sequence[str]:
@@ -334,5 +308,4 @@ if __name__ == "__main__":
     everything = all_rows()
     write(stamped(everything, "any", f"torch {torch.__version__}, triton {triton.__version__}", ""), FILE)
     read_lines = [line for shape in read_shapes() for mode in MODES for line in read(shape, mode)[1]]
-    predicted = select(everything, kind="modelled")
-    print("\n".join([*times(predicted), "", *tile_table(everything), *read_heading(), *read_lines]))
+    print("\n".join([*times(everything), "", *tile_table(everything), *read_heading(), *read_lines]))

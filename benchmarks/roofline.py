@@ -26,20 +26,20 @@ the same formulas. Eager's pointwise operations and reductions run at the memory
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
-from benchmarks.accounting import named
+from benchmarks.accounting import SUMMARISED, named
 from benchmarks.counting import Accounts
-from benchmarks.rows import Row
+from benchmarks.rows import RESULTS, Row, select
 from benchmarks.shapes import Shape
 from hnkernels.accounting.eager import Account
 from hnkernels.triton.cards import CARDS, resident
 from hnkernels.triton.cost import (
     FIRST_LOAD,
     LATER_LOAD,
+    LAUNCH,
     Work,
     epilogue,
     seconds_of_chain,
@@ -50,10 +50,13 @@ from hnkernels.triton.launch import Launch
 from hnkernels.triton.target import TARGETS
 from hnkernels.triton.tiling import Tiles, proven
 
-COMPILED = Path(__file__).with_name("results") / "compiled.csv"
+COMPILED = RESULTS / "compiled.csv"
 
 SUMMED = ("weight_gradient_kernel", "lowrank_factor_gradient_kernel")
 """Their steps go along BLOCK_M, tokens; those of the others along BLOCK_K."""
+
+TILES = "tiles"
+"""The benchmark of the rows of products by tiles, which are no case."""
 
 STRICTER = "time by the stricter model"
 """The quantity of the rows of the stricter model."""
@@ -104,28 +107,26 @@ _H100 = "NVIDIA H100 Tensor Core GPU data sheet (SXM): FP16 and BF16 Tensor Core
 _ADA = "NVIDIA Ada GPU Architecture white paper, appendix A, GeForce RTX 4090"
 _MI300X = "AMD Instinct MI300X accelerator data sheet"
 
+
+def _gpu(name: str, target: str, graph_cost: float | None, sources: dict[str, str]) -> Gpu:
+    card = CARDS[target]
+    return Gpu(name, target, TARGETS[target].processors, card.matrix_rate, card.bandwidth, LAUNCH, graph_cost, sources)
+
+
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(
-            "A100", "sm_80", 108, 312e12, 2.039e12, 0.9e-6, 0.5e-6,
-            _sources(_A100, _A100, "NVIDIA A100 Tensor Core GPU Architecture white paper: 108 SMs"),
-        ),
-        Gpu(
-            "H100", "sm_90", 132, 989.4e12, 3.35e12, 0.9e-6, 0.5e-6,
-            _sources(f"{_H100}; dense is half of that", _H100,
-                     "NVIDIA H100 Tensor Core GPU Architecture white paper: 132 SMs (SXM5)"),
-        ),
-        Gpu(
-            "RTX 4090", "sm_89", 128, 165.2e12, 1.008e12, 0.9e-6, 0.5e-6,
-            _sources(f"{_ADA}: peak FP16 and BF16 Tensor TFLOPS with FP32 accumulate 165.2, dense",
-                     f"{_ADA}: 1,008 GB/s", f"{_ADA}: 128 SMs"),
-        ),
-        Gpu(
-            "MI300X", "gfx942", 304, 1307.4e12, 5.3e12, 0.9e-6, None,
-            _sources(f"{_MI300X}: FP16 and BF16 matrix 1,307.4 TFLOPS, dense", f"{_MI300X}: 5.3 TB/s",
-                     f"{_MI300X}: 304 compute units", graphs=False),
-        ),
+        _gpu("A100", "sm_80", 0.5e-6,
+             _sources(_A100, _A100, "NVIDIA A100 Tensor Core GPU Architecture white paper: 108 SMs")),
+        _gpu("H100", "sm_90", 0.5e-6,
+             _sources(f"{_H100}; dense is half of that", _H100,
+                      "NVIDIA H100 Tensor Core GPU Architecture white paper: 132 SMs (SXM5)")),
+        _gpu("RTX 4090", "sm_89", 0.5e-6,
+             _sources(f"{_ADA}: peak FP16 and BF16 Tensor TFLOPS with FP32 accumulate 165.2, dense",
+                      f"{_ADA}: 1,008 GB/s", f"{_ADA}: 128 SMs")),
+        _gpu("MI300X", "gfx942", None,
+             _sources(f"{_MI300X}: FP16 and BF16 matrix 1,307.4 TFLOPS, dense", f"{_MI300X}: 5.3 TB/s",
+                      f"{_MI300X}: 304 compute units", graphs=False)),
     )
 }  # fmt: skip
 
@@ -170,6 +171,69 @@ def rows(shape: Shape, everyone: Mapping[str, Accounts], gpu: Gpu) -> list[Row]:
         Row("modelled", benchmark, mode, size, "fp16", provider, quantity, value, "s", target=gpu.name)
         for (quantity, provider, mode), value in times.items()
     ]
+
+
+def times(given: Iterable[Row]) -> list[str]:
+    """A table per GPU: predicted times by both models, and what share of its time the floor is, by provider."""
+    found: dict[str, dict[tuple[str, str, str, str], dict[str, float]]] = {name: {} for name in GPUS}
+    for row in select(given, kind="modelled"):
+        if row.benchmark != TILES:
+            key = (row.benchmark, row.shape, row.mode, row.provider)
+            found[row.target].setdefault(key, {})[row.quantity] = row.value
+    lines: list[str] = []
+    for gpu in GPUS.values():
+        lines += [
+            "",
+            f"### {gpu.name}: predicted times, modelled, not measured",
+            "",
+            f"Matrix rate {gpu.matrix_rate / 1e12:.4g} TFLOP/s, bandwidth {gpu.bandwidth / 1e12:.4g} TB/s, "
+            f"{gpu.launch_cost * 1e6:.1f} µs a launch.",
+            "",
+            *(f"- {name.replace('_', ' ')}: {source}" for name, source in gpu.sources.items()),
+            "",
+            "| benchmark | shape | mode | provider | µs | in a graph, µs | share of the floor | stricter model, µs |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for (*case, provider), figures in found[gpu.name].items():
+            time, graph = figures["time"], figures.get("time in a graph")
+            floor = found[gpu.name][case[0], case[1], case[2], "bound"]["time"]
+            in_a_graph = "–" if graph is None else f"{graph * 1e6:.1f}"
+            what = " | ".join((*case, provider))
+            strict = f"{figures[STRICTER] * 1e6:.1f}" if STRICTER in figures else "–"
+            lines.append(f"| {what} | {time * 1e6:.1f} | {in_a_graph} | {floor / time:.0%} | {strict} |")
+    return lines
+
+
+def summary(given: Sequence[Row]) -> list[str]:
+    """How many times as fast as the web UIs' way the model says the others are, and how near they come to the floor."""
+    times: dict[tuple[str, str, str, str], dict[str, float]] = {}
+    strict: dict[tuple[str, str, str, str], dict[str, float]] = {}
+    for into, quantity in ((times, "time"), (strict, STRICTER)):
+        for row in select(given, kind="modelled", quantity=quantity):
+            into.setdefault((row.benchmark, row.shape, row.mode, row.target), {})[row.provider] = row.value
+    lines = [
+        "Modelled, not measured: so many times as fast as the reference (low-rank weights: as two einsums), by the "
+        "roofline; in brackets the share of its time that nobody could do without. Last, for the kernels, by the "
+        "stricter model, which knows of tiles, waves and waiting and is in the vendors' favour.",
+        "",
+        f"| K and V, fp16 | provider | {' | '.join(GPUS)} |",
+        "| --- | --- | " + "--- | " * len(GPUS),
+    ]
+    lines[-1] = lines[-1].rstrip()
+    for benchmark, shape in SUMMARISED:
+        for mode in ("inference", "forward + backward"):
+            found = [times.get((benchmark, shape, mode, gpu), {}) for gpu in GPUS]
+            for provider in ("eager", "compile", "triton"):
+                if all(provider in t for t in found):
+                    # the first one is the way it is usually done
+                    ratios = [(next(iter(t.values())) / t[provider], t["bound"] / t[provider]) for t in found]
+                    cells = [f"{faster:.2f} ({share:.0%})" for faster, share in ratios]
+                    lines.append(f"| {benchmark}, {shape}, {mode} | {provider} | {' | '.join(cells)} |")
+            by_gpu = [strict.get((benchmark, shape, mode, gpu), {}) for gpu in GPUS]
+            if all("triton" in t for t in by_gpu):
+                cells = [f"{next(iter(t.values())) / t['triton']:.2f}" for t in by_gpu]
+                lines.append(f"| {benchmark}, {shape}, {mode} | triton, stricter | {' | '.join(cells)} |")
+    return lines
 
 
 def _processors(launch: Launch, gpu: Gpu) -> float:

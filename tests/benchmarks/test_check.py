@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import __main__ as report
-from benchmarks.report.__main__ import Stale, main
+from benchmarks import report
+from benchmarks.report import Stale, main
 from benchmarks.rows import Row, read, write
 
 ROW = Row("counted", "projection, relu", "inference", "320 x 4096", "fp16", "triton", "launches", 2.0, "1")

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import limits
 from benchmarks.counting import accounts
-from benchmarks.limits import TILED, chosen, model, read, readings, tile_rows, tile_table, times
+from benchmarks.limits import TILED, chosen, model, read, readings, tile_rows, tile_table
 from benchmarks.roofline import (
     GPUS,
     STRICTER,
@@ -15,6 +15,7 @@ from benchmarks.roofline import (
     launch_seconds,
     seconds,
     stricter_seconds,
+    times,
 )
 from benchmarks.shapes import AFFINE, PROMPT, RELU, SD15, Layers, Network
 from hnkernels.accounting.eager import Account

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
+from benchmarks import plots, report, tables
 from benchmarks import rows as results
-from benchmarks.report import __main__ as report
-from benchmarks.report import claims, plots, tables
-from benchmarks.report.claims import Times, slope
+from benchmarks import tables as claims
 from benchmarks.rows import Row
+from benchmarks.tables import Times, slope
 
 
 def timing(benchmark: str, mode: str, shape: str, provider: str, seconds: float, **more) -> Row:

@@ -19,16 +19,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import accounting, compiled, limits, roofline
+from benchmarks import accounting, compiled, limits, plots, roofline, tables
 from benchmarks.forms import sample
-from benchmarks.report import claims, plots, tables
-from benchmarks.rows import Row, read
+from benchmarks.rows import RESULTS, Row, read
 from benchmarks.shapes import SD15
 from hnkernels.triton.target import TARGETS
 from hnkernels.triton.tiling import KINDS, PRODUCTS, PROVEN, candidates
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
+ROOT = Path(__file__).parents[1]
 ANY = "any"
 """The folder of what is the same on every machine."""
 
@@ -36,17 +34,17 @@ Table = Callable[[Sequence[Row]], list[str]]
 
 TABLES: Mapping[str, tuple[str, Table]] = {
     "ceilings": ("Ceilings", tables.ceilings),
-    "targets": ("Targets", claims.table),
+    "targets": ("Targets", tables.table),
     "speed": ("Speed", tables.speed),
     "scaling": ("Scaling", tables.scaling),
     "memory": ("Memory", tables.memory),
     "errors": ("Errors", tables.errors),
-    "launches": ("Launches and bytes against the web UIs' way", tables.launches),
-    "account": ("Accounting", tables.account),
-    "summary": ("Limits in short", tables.summary),
-    "limits": ("Limits", tables.predicted_times),
+    "launches": ("Launches and bytes against the web UIs' way", accounting.launches),
+    "account": ("Accounting", accounting.markdown),
+    "summary": ("Limits in short", roofline.summary),
+    "limits": ("Limits", roofline.times),
     "tiles": ("Tiles", limits.tile_table),
-    "code": ("Compiled code", tables.code),
+    "code": ("Compiled code", limits.code),
 }
 """Name → heading and table."""
 
@@ -241,7 +239,14 @@ def _stale_documents() -> list[str]:
 
 
 def _heading(folder: Path, rows: Sequence[Row]) -> str:
-    return tables.counted_heading(rows) if folder.name == ANY else tables.measured_heading(rows)
+    """Where, with what, when, and how it is known."""
+    first = rows[0]
+    if folder.name == ANY:
+        return f"Counted, compiled and modelled, not measured: the same on any machine; {first.versions}."
+    return (
+        f"Measured on {first.date}: {first.machine}; {first.versions}. Ratios of medians, providers interleaved in one "
+        "process."
+    )
 
 
 if __name__ == "__main__":

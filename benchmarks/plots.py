@@ -12,13 +12,12 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from benchmarks.layers import AXES
+from benchmarks import tables
+from benchmarks.accounting import OF_NETWORKS, SHAPE, SUMMARISED
 from benchmarks.limits import MODES
-from benchmarks.report import tables
-from benchmarks.report.claims import Times
-from benchmarks.report.tables import OF_NETWORKS, SHAPE, SUMMARISED
 from benchmarks.roofline import GPUS
 from benchmarks.rows import Row, select
+from benchmarks.tables import AXES, Times
 
 Picture = Callable[[Sequence[Row], Any], Any]
 """From rows and matplotlib to a figure, or to ``None`` where the rows have nothing of it."""
@@ -65,9 +64,10 @@ def stale(rows: Sequence[Row], folder: Path) -> list[str]:
 
 
 def digest(rows: Sequence[Row]) -> str:
-    """Of the rows and of the code."""
+    """Of the rows, of what is chosen of them, and of the code."""
     code = b"".join(Path(file).read_bytes() for file in _CODE)
-    return hashlib.sha256(repr([astuple(row) for row in rows]).encode() + code).hexdigest()
+    what = ([astuple(row) for row in rows], SHAPE, OF_NETWORKS, SUMMARISED)
+    return hashlib.sha256(repr(what).encode() + code).hexdigest()
 
 
 def colours(providers: Iterable[str]) -> dict[str, str]:

@@ -1,12 +1,16 @@
-"""The targets that the library is held to, and what the measurements say to them."""
+"""Tables of what was timed on a machine: the targets that the library is held to, then speed, memory, errors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from benchmarks.rows import Row, select
+from benchmarks.cases import PROVIDERS
+from benchmarks.layers import AXES
+from benchmarks.rows import Line, Row, select
+from benchmarks.rows import table as as_table
 from benchmarks.shapes import FIRST_TEXTS, SAMPLES, SD15, SD15_TEXT, SDXL_TEXT, sd15
 
 CaseKey = tuple[str, str, str]
@@ -40,6 +44,10 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in logs) / sum((x - mean_x) ** 2 for x, _ in logs)
 
 
+Figure = Callable[[Times, Sequence[Row]], float]
+"""From the timings and the rows to a figure. ``KeyError`` where they lack something."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A target.
@@ -49,25 +57,15 @@ class Claim:
         against: what it is compared with.
         unit: of the figure: ``"x"`` is a ratio of medians, above 1 where hnkernels is faster.
         at_least, at_most: the target; neither where there is only a figure.
-        figure: from the timings and the rows to the figure. ``KeyError`` where they lack something.
+        figure: how it is found.
     """
 
     text: str
     against: str
     unit: str
-    figure: Callable[[Times, Sequence[Row]], float]
+    figure: Figure
     at_least: float | None = None
     at_most: float | None = None
-
-    @property
-    def target(self) -> str:
-        if self.at_least is not None:
-            return f"≥ {self.at_least:g}"
-        return "none" if self.at_most is None else f"≤ {self.at_most:g}"
-
-    def met(self, figure: float) -> bool:
-        above = self.at_least is None or figure >= self.at_least
-        return above and (self.at_most is None or figure <= self.at_most)
 
 
 WEB_UI = "the web UIs' way, eager"
@@ -75,20 +73,16 @@ _STEP = str(sd15(256, rows=1))
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The claims for which the rows have figures, as lines of Markdown."""
-    times = Times(rows)
-    lines = ["| benchmark | against | figure | target | met |", "| --- | --- | --- | --- | --- |"]
+    """The claims for which the rows have figures."""
+    times, lines = Times(rows), []
     for claim in CLAIMS:
-        try:
+        with suppress(KeyError):
             figure = claim.figure(times, rows)
-        except KeyError:
-            continue
-        met = "–" if claim.target == "none" else "yes" if claim.met(figure) else "no"
-        lines.append(f"| {claim.text} | {claim.against} | {figure:.2f} {claim.unit} | {claim.target} | {met} |")
-    return lines
+            lines.append(Line(claim.text, claim.against, figure, claim.unit, claim.at_most, claim.at_least, digits=2))
+    return as_table(lines)
 
 
-def _speedup(benchmark: str, mode: str, shape: str, baseline: str = "reference"):
+def _speedup(benchmark: str, mode: str, shape: str, baseline: str = "reference") -> Figure:
     def figure(times: Times, rows: Sequence[Row]) -> float:
         ours = times.ours(benchmark, mode, shape)
         return times.seconds(benchmark, mode, shape, baseline) / times.seconds(benchmark, mode, shape, ours)
@@ -96,7 +90,7 @@ def _speedup(benchmark: str, mode: str, shape: str, baseline: str = "reference")
     return figure
 
 
-def _share(benchmark: str, mode: str, shape: str, baseline: str):
+def _share(benchmark: str, mode: str, shape: str, baseline: str) -> Figure:
     """What ours adds to the bare model's time, as a share of what the baseline adds."""
 
     def figure(times: Times, rows: Sequence[Row]) -> float:
@@ -107,7 +101,7 @@ def _share(benchmark: str, mode: str, shape: str, baseline: str):
     return figure
 
 
-def _cost(benchmark: str, mode: str, shape: str, provider: str | None = None):
+def _cost(benchmark: str, mode: str, shape: str, provider: str | None = None) -> Figure:
     """A provider's time as a multiple of the bare model's."""
 
     def figure(times: Times, rows: Sequence[Row]) -> float:
@@ -122,7 +116,7 @@ def _checkpointed(times: Times, rows: Sequence[Row]) -> float:
     return times.seconds(*step, "reference checkpointing") / times.seconds(*step, "checkpointing")
 
 
-def _memory(provider: str, against: str = "reference"):
+def _memory(provider: str, against: str = "reference") -> Figure:
     """Gigabytes less than the peak of another provider."""
 
     def figure(times: Times, rows: Sequence[Row]) -> float:
@@ -186,3 +180,90 @@ def _claims() -> list[Claim]:
 
 
 CLAIMS = _claims()
+
+
+def speed(rows: Sequence[Row]) -> list[str]:
+    """How many times as fast as the first provider every other one is; a table for each set of providers."""
+    tables: dict[tuple[str, ...], list[str]] = {}
+    for (benchmark, mode, shape), found in Times(rows).cases.items():
+        if benchmark.startswith("scaling"):
+            continue
+        providers = tuple(found)
+        first, *others = providers
+        cells = [f"{found[first].value / found[name].value:.2f}" for name in others]
+        head = [
+            f"| what | dtype | rounds | {' | '.join(f'{name} / {first}' for name in others)} |",
+            "| --- | --- | --- | " + "--- | " * len(others),
+        ]
+        lines = tables.setdefault(providers, [line.rstrip() for line in head])
+        row = found[first]
+        lines.append(f"| {benchmark}, {mode}, {shape} | {row.dtype} | {row.samples} | {' | '.join(cells)} |")
+    lines = [f"Speed against the first provider: above 1 is faster. {_who(rows)}"]
+    for table in tables.values():
+        lines += ["", *table]
+    return lines
+
+
+def errors(rows: Sequence[Row]) -> list[str]:
+    """What every provider of the operations is wrong by, against float64; the kernels as run in the interpreter."""
+    lines = [
+        "Largest relative error (Frobenius) of a result or gradient against float64; whole models against the first "
+        "provider. Where none is given, the provider was not run.",
+        "",
+        "| what | where | dtype | provider | error |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in select(rows, quantity="error"):
+        if not row.benchmark.startswith("scaling"):
+            where = row.target or "device"
+            lines.append(
+                f"| {row.benchmark}, {row.mode}, {row.shape} | {where} | {row.dtype} | {row.provider} "
+                f"| {row.value:.1e} |"
+            )
+    return lines
+
+
+def memory(rows: Sequence[Row]) -> list[str]:
+    """Peak memory of every provider that has a figure."""
+    peaks = select(rows, quantity="peak")
+    if not peaks:
+        return []
+    lines = ["Peak memory.", "", "| what | provider | GB |", "| --- | --- | --- |"]
+    lines += [f"| {r.benchmark}, {r.mode}, {r.shape} | {r.provider} | {r.value / 1e9:.2f} |" for r in peaks]
+    return lines
+
+
+def scaling(rows: Sequence[Row]) -> list[str]:
+    """The exponents that the cost grows with, beside those that the arithmetic grows with."""
+    times = Times(rows)
+    lines = [
+        "Time = c · (what is varied)^exponent, fitted to the medians; the same fitted to the operations that it takes.",
+        "",
+        "| varied | from | to | provider | exponent of time | of operations |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, axis in AXES.items():
+        cases = {int(key[2]): found for key, found in times.cases.items() if key[0] == f"scaling: {name}"}
+        for who, provider in (("reference", "reference"), ("ours", "portable"), ("ours", "triton")):
+            points = [(n, found[provider].value) for n, found in cases.items() if provider in found]
+            if len(points) > 1:
+                expected = slope([(n, axis.work[who](n)) for n, _ in points])
+                ends = f"{min(cases)} | {max(cases)}"
+                lines.append(f"| {axis.what} | {ends} | {provider} | {slope(points):.2f} | {expected:.2f} |")
+    return lines
+
+
+def ceilings(rows: Sequence[Row]) -> list[str]:
+    """What the machine can do at best."""
+    found = {row.mode: row.value for row in select(rows, benchmark="ceiling")}
+    if not found:
+        return []
+    return [
+        f"Ceilings of the machine: {found['copy'] / 1e9:.1f} GB/s copying, {found['gemm'] / 1e12:.3g} TFLOP/s in a "
+        "large GEMM."
+    ]
+
+
+def _who(rows: Sequence[Row]) -> str:
+    present = {row.provider for row in rows}
+    return "; ".join(f"`{name}`: {text}" for name, text in PROVIDERS.items() if name in present) + "."
