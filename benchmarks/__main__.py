@@ -1,8 +1,8 @@
 """``python -m benchmarks [name …] [--device cuda]``: runs the benchmarks and prints their tables.
 
 A run of all of them also writes benchmarks/results/<machine>/ and brings the tables of docs/ up to date.
-``python -m benchmarks host`` is another one, of what calls cost the host; see ``benchmarks/host``. So is
-``python -m benchmarks loop``, of the trainer's loop; see ``benchmarks/loop.py``.
+``python -m benchmarks host`` is another one, of what calls cost the host; see ``host.py``. So is
+``python -m benchmarks loop``, of the trainer's loop; see ``loop.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import rows as results
 from benchmarks.cases import Case, cases
-from benchmarks.host.__main__ import main as host
+from benchmarks.host import main as host
 from benchmarks.loop import main as loop
 from benchmarks.measuring import ceilings, measure
 from benchmarks.rows import THREADS, Environment, Row, here, today, versions

@@ -9,13 +9,14 @@ dropout, with any pointwise activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 import hnkernels as hn
 import reference
@@ -78,23 +79,30 @@ def reference_net(net: hn.Hypernetwork) -> nn.ModuleDict:
     return nn.ModuleDict({str(size): nn.ModuleList(reference_pair(net, size)) for size in net})
 
 
-def patch(model: nn.Module, mlps: nn.ModuleDict) -> Callable[[], None]:
-    """Puts the MLPs of ``reference_net`` in front of every ``to_k`` and ``to_v``; returns what takes them out again."""
+def patch(model: nn.Module, mlps: nn.ModuleDict, targets: Sequence[str] = ("attn1", "attn2")) -> Callable[[], None]:
+    """Puts MLPs, as ``reference_net`` has them, in front of every ``to_k`` and ``to_v`` of the layers of these kinds;
+    returns what takes them out again."""
     handles = []
     for spec in find_attention(model):
-        if str(spec.width) in mlps:
+        if spec.kind in targets and str(spec.width) in mlps:
             mlp_k, mlp_v = mlps[str(spec.width)].children()
             for name, mlp in (("to_k", mlp_k), ("to_v", mlp_v)):
-                handles.append(spec.module.get_submodule(name).register_forward_pre_hook(rewriter(mlp)))
+                handles.append(spec.module.get_submodule(name).register_forward_pre_hook(_rewriter(mlp)))
 
-    def undo() -> None:
+    return remover(handles)
+
+
+def remover(handles: Sequence[RemovableHandle]) -> Callable[[], None]:
+    """What takes hooks away."""
+
+    def remove() -> None:
         for handle in handles:
             handle.remove()
 
-    return undo
+    return remove
 
 
-def rewriter(mlp: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
+def _rewriter(mlp: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
     """A forward pre-hook that gives a linear what the MLP makes of its input."""
     return lambda module, args: mlp(args[0])
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +23,8 @@ import torch
 import torch.nn.functional as F
 
 import hnkernels as hn
-from benchmarks.measuring import resident_bytes
+from benchmarks.measuring import resident_bytes, resident_peak
+from benchmarks.rows import Line, table
 from hnkernels.adapter.layers import find_attention
 from hnkernels.assets import TINY_SD
 from hnkernels.pipeline import load_pipeline
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(1)
     if options.peak:
         _LOOPS[options.peak](_Job())
-        print(json.dumps(_peaks[-1]))
+        print(_peaks[-1])
         return 0
     job = _Job()
     seconds: dict[str, list[float]] = {name: [] for name in _LOOPS}
@@ -53,16 +52,14 @@ def main(arguments: Sequence[str]) -> int:
         for name in sorted(_LOOPS, reverse=bool(round_ % 2)):
             seconds[name].append(_LOOPS[name](job))
     medians = {name: statistics.median(found[1:]) for name, found in seconds.items()}  # the first round warms up
-    peaks = {name: _peak_of(name) for name in ("trainer", "bare")}
-    print("| training loop | against | figure | target | met |", "| --- | --- | --- | --- | --- |", sep="\n")
+    peaks = {name: resident_peak("benchmarks", "loop", "--peak", name) for name in ("trainer", "bare")}
+    step, memory = medians["trainer"] / medians["bare"], peaks["trainer"] / peaks["bare"]
     lines = [
-        ("a step of the trainer", "a bare loop over the same adapter", medians["trainer"] / medians["bare"], 1.03),
-        ("peak memory of the trainer", "the bare loop's", peaks["trainer"] / peaks["bare"], 1.02),
-        ("a step, network for the text alone", "a step, all widths", medians["text alone"] / medians["bare"], None),
+        Line("a step of the trainer", "a bare loop over the same adapter", step, "x", 1.03),
+        Line("peak memory of the trainer", "the bare loop's", memory, "x", 1.02),
+        Line("a step, network for the text alone", "a step, all widths", medians["text alone"] / medians["bare"], "x"),
     ]
-    for what, against, figure, target in lines:
-        met = "–" if target is None else "yes" if figure <= target else "no"
-        print(f"| {what} | {against} | {figure:.3f} x | {'none' if target is None else f'≤ {target}'} | {met} |")
+    print("\n".join(table(lines, "training loop")))
     return 0
 
 
@@ -147,12 +144,6 @@ _LOOPS: dict[str, Callable[[_Job], float]] = {
     "bare": _bare,
     "text alone": lambda job: _bare(job, {job.text_width}),
 }
-
-
-def _peak_of(name: str) -> int:
-    command = [sys.executable, "-m", "benchmarks", "loop", "--peak", name]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    return int(json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":

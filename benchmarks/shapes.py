@@ -240,6 +240,13 @@ _TINY = {
     "attention_head_dim": 4,
 }
 
+_NARROW = {
+    "block_out_channels": (4, 8, 8, 8),
+    "norm_num_groups": 4,
+    "cross_attention_dim": 8,
+    "attention_head_dim": 2,
+}
+
 
 def sd15(pixels: int, rows: int = 2) -> UNet:
     return UNet(f"SD 1.5, {pixels} px", pixels // 8, rows=rows)
@@ -254,6 +261,8 @@ def sdxl(pixels: int) -> UNet:
 
 
 TINY_UNET = UNet("tiny UNet", 4, (8, 12, 16), _TINY)
+NARROW_UNET = UNet("SD 1.5, 4 and 8 channels", 8, (4, 8), _NARROW, rows=1)
+"""Of all that Stable Diffusion 1.5's has, but so narrow that it is all dispatch."""
 
 
 def _fill(weight: Tensor, noise: Tensor, scale: float) -> None:

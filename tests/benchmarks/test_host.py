@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.host.__main__ import Line, table
-from benchmarks.host.operations import HostProvider
+from benchmarks.host_calls import HostProvider
+from benchmarks.rows import Line, table
 
 ROOT = Path(__file__).parents[2]
 

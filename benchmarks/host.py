@@ -1,28 +1,27 @@
 """``python -m benchmarks host``: what calls cost the host, on a pretended device; about three minutes.
 
-The first run compiles the kernels, which takes longer. ``--counted`` leaves out all that is timed. ``operations.py``
-and ``unets.py`` build what is compared; here it is held to its targets.
+The first run compiles the kernels, which takes longer. ``--counted`` leaves out all that is timed. ``host_calls.py``
+builds what is compared; here it is held to its targets.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from itertools import product
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.host import operations, unets
-from benchmarks.host.operations import TARGET, compare, host_alone
-from benchmarks.rows import Environment, today, versions
+from benchmarks import host_calls
+from benchmarks.host_calls import HERE, compare
+from benchmarks.rows import RESULTS, Line, table, today, versions
+from hnkernels.triton.testing import pretend_device
 
-RESULTS = Path(__file__).parents[1] / "results"
-_HERE = Environment("cpu", "fp32")
+TARGET = "sm_90"
 
 WIDTHS = (320, 16)
 """Of one token. At 320 the modules' time is mostly their arithmetic, which ours leaves out; at 16 it is dispatch."""
@@ -38,35 +37,27 @@ _BARE = "the UNet without one"
 _HOOKS = "what hooks add, the web UIs' way"
 
 
-@dataclass(frozen=True)
-class Line:
-    """One figure.
+@contextmanager
+def host_alone() -> Iterator[None]:
+    """Within it kernels cost nothing and nothing else gets in the way: one thread, no garbage collector.
 
-    Attributes:
-        text: what was done.
-        against: what it is compared with.
-        figure: in ``unit``; a ratio of medians, a difference of medians, or a number of calls.
-        unit: ``"x"``, ``"µs more"``, ``"calls"``, ``"calls more per layer"``.
-        at_most: the target, where there is one.
+    Raises:
+        ValueError: see ``pretend_device``.
     """
-
-    text: str
-    against: str
-    figure: float
-    unit: str
-    at_most: float | None = None
-
-    def __str__(self) -> str:
-        digits = {"x": 3, "µs more": 2, "calls": 0}.get(self.unit, 1)
-        target, met = "none", "–"
-        if self.at_most is not None:
-            target, met = f"≤ {self.at_most:g}", "yes" if self.figure <= self.at_most else "no"
-        return f"| {self.text} | {self.against} | {self.figure:.{digits}f} {self.unit} | {target} | {met} |"
-
-
-def table(lines: Sequence[Line]) -> list[str]:
-    """As lines of Markdown."""
-    return ["| host | against | figure | target | met |", "| --- | --- | --- | --- | --- |", *map(str, lines)]
+    with pretend_device(TARGET, poison=False):
+        threads, collecting = torch.get_num_threads(), gc.isenabled()
+        torch.set_num_threads(1)
+        # What kernels should have written is whatever lay there, and PyTorch's own operations are slow on denormals.
+        torch.set_flush_denormal(True)
+        gc.collect()
+        gc.disable()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(False)
+            if collecting:
+                gc.enable()
 
 
 def counted() -> list[Line]:
@@ -74,20 +65,20 @@ def counted() -> list[Line]:
     lines = []
     with torch.no_grad():
         for query, layer_norm in _CASES:
-            operation = operations.operation(WIDTHS[0], layer_norm, query)
+            operation = host_calls.operation(WIDTHS[0], layer_norm, query)
             operation.warm()
             lines.append(Line(f"{_name(query, layer_norm)}, inference", "–", operation.calls(), "calls", 120))
-        model = unets.Model()
+        model = host_calls.Model()
         calls = {name: model.calls(put) for name, put in model.ours.items()}
 
     def more(text: str, name: str, layers: int, at_most: float | None = None) -> Line:
         return Line(text, _BARE, (calls[name] - calls["bare"]) / layers, "calls more per layer", at_most)
 
-    both = sum(unets.LAYERS.values())
+    both = sum(host_calls.LAYERS.values())
     return [
         *lines,
-        more("UNet call, self-attention alone", "self-attention", unets.LAYERS["attn1"], 200),
-        more("UNet call, text alone, K and V kept", "kept", unets.LAYERS["attn2"], 15),
+        more("UNet call, self-attention alone", "self-attention", host_calls.LAYERS["attn1"], 200),
+        more("UNet call, text alone, K and V kept", "kept", host_calls.LAYERS["attn2"], 15),
         more("UNet call, affine network, fused", "fused", both, 15),
         more("UNet call, all layers", "all", both),
         more("UNet call, generated weights", "generated", both),
@@ -101,14 +92,14 @@ def timed() -> list[Line]:
 
 def _timed() -> Iterator[Line]:
     for training, width, (query, layer_norm) in product((False, True), WIDTHS, _CASES):
-        build = operations.training if training else operations.inference
+        build = host_calls.training if training else host_calls.inference
         with torch.set_grad_enabled(training):
             found = compare(build(width, layer_norm, query), _SECONDS["projection"])
         mode = "forward + backward" if training else "inference"
         ratio = found.median("ours") / found.median("modules")
         yield Line(f"{_name(query, layer_norm)}, {width} wide, {mode}", _MODULES, ratio, "x", 0.7 if training else 0.4)
 
-    found = compare(operations.launch(), _SECONDS["launch"])
+    found = compare(host_calls.launch(), _SECONDS["launch"])
     for text, name, at_most in (
         ("a launch of a program", "bound", 2.0),
         ("a program of one launch, as an operator runs it", "program", None),
@@ -117,7 +108,7 @@ def _timed() -> Iterator[Line]:
         yield Line(text, "the compiled kernel, called by hand", 1e6 * difference, "µs more", at_most)
 
     with torch.no_grad():
-        times = unets.ratios(_SECONDS["unet"])
+        times = host_calls.ratios(_SECONDS["unet"])
     for text, name, at_most in (
         ("UNet call, text alone, K and V kept", "kept", 1.01),
         ("UNet call, affine network, fused", "fused", 1.01),
@@ -154,18 +145,18 @@ def main(arguments: Sequence[str]) -> int:
             print(fault, file=sys.stderr)
             return 2
         if options.counted:
-            print("\n".join(table(counted())))
+            print("\n".join(table(counted(), "host")))
             return 0
         text = page([*timed(), *counted()])
     if options.write:
-        (RESULTS / _HERE.name / "host.md").write_text(text, encoding="utf-8")
+        (RESULTS / HERE.name / "host.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
 
 
 def page(lines: Sequence[Line]) -> str:
     """The page of a machine."""
-    machine = _HERE.machine.rsplit(",", 1)[0]
+    machine = HERE.machine.rsplit(",", 1)[0]
     parts = [
         "# What calls cost the host",
         "",
@@ -180,7 +171,7 @@ def page(lines: Sequence[Line]) -> str:
         "one and the same, by turns, and compared with its steps right before and after. What a network adds is "
         "compared with what hooks add that run the same network on the same layers.",
         "",
-        *table(lines),
+        *table(lines, "host"),
     ]
     return "\n".join(parts) + "\n"
 

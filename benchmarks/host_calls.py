@@ -1,7 +1,7 @@
 """What the host's time is measured of: providers of one thing, on a pretended device whose launches return at once.
 
-Here are K, V and Q of one attention layer, by ``hyper_kv`` and ``hyper_qkv`` and as modules called one after another,
-and one launch, by a program and by hand; ``unets.py`` has a whole UNet. ``compare`` times providers by turns.
+K, V and Q of one attention layer, by ``hyper_kv`` and ``hyper_qkv`` and as modules called one after another; one
+launch, by a program and by hand; and steps of sampling with a UNet: bare, with ours, with hooks.
 """
 
 from __future__ import annotations
@@ -10,24 +10,40 @@ import gc
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import hnkernels as hn
+from benchmarks.baselines import patch, remover
 from benchmarks.measuring import Timings
-from hnkernels.triton.testing import pretend_device
+from benchmarks.rows import Environment
+from benchmarks.shapes import NARROW_UNET
+from hnkernels.adapter.layers import find_attention
 
-TARGET = "sm_90"
+HERE = Environment("cpu", "fp32")
 
 _LEAST_ROUNDS = 20
 _CALLS, _LAUNCHES = 10, 500
 """That make one sample."""
+
+LAYERS = {"attn1": 16, "attn2": 16}
+"""Of the UNet, which has the structure of Stable Diffusion 1.5's."""
+
+_TIMESTEPS = range(999, 0, -50)
+"""Of the 20 steps of a sampling run; after the last one the next run begins."""
+
+_WARM, _STEPS = 3, 7
+"""Steps after something was put on the UNet that are not timed, and that are."""
+
+Off = Callable[[], object]
+"""Takes off what was put on."""
 
 
 @dataclass(frozen=True)
@@ -108,35 +124,11 @@ def compare(providers: Mapping[str, HostProvider], seconds: float) -> Timings:
     return Timings(found)
 
 
-@contextmanager
-def host_alone() -> Iterator[None]:
-    """Within it kernels cost nothing and nothing else gets in the way: one thread, no garbage collector.
-
-    Raises:
-        ValueError: see ``pretend_device``.
-    """
-    with pretend_device(TARGET, poison=False):
-        threads, collecting = torch.get_num_threads(), gc.isenabled()
-        torch.set_num_threads(1)
-        # What kernels should have written is whatever lay there, and PyTorch's own operations are slow on denormals.
-        torch.set_flush_denormal(True)
-        gc.collect()
-        gc.disable()
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.set_flush_denormal(False)
-            if collecting:
-                gc.enable()
-
-
 def inference(width: int, layer_norm: bool, query: bool) -> dict[str, HostProvider]:
     """Both for one token; to be run without gradients."""
-    mlps, linears = _modules(width, layer_norm, query)
+    x, mlps, linears = _layer(width, layer_norm, query)
     for mlp in mlps:
         mlp.eval().requires_grad_(False)
-    x = torch.randn(1, 1, width)
     return {
         "ours": HostProvider(partial(_ours, x, mlps, linears, query), batch=_CALLS),
         "modules": HostProvider(partial(_as_modules, x, mlps, linears), batch=_CALLS),
@@ -145,8 +137,7 @@ def inference(width: int, layer_norm: bool, query: bool) -> dict[str, HostProvid
 
 def training(width: int, layer_norm: bool, query: bool) -> dict[str, HostProvider]:
     """Both for one token, forward and backward."""
-    mlps, linears = _modules(width, layer_norm, query)
-    x = torch.randn(1, 1, width)
+    x, mlps, linears = _layer(width, layer_norm, query)
     ones = [torch.ones(1, 1, width)] * 2
 
     def clear() -> None:
@@ -165,18 +156,19 @@ def training(width: int, layer_norm: bool, query: bool) -> dict[str, HostProvide
 
 def operation(width: int, layer_norm: bool, query: bool) -> HostProvider:
     """Ours alone, called as it is, so that nothing else is counted."""
-    mlps, linears = _modules(width, layer_norm, query)
+    x, mlps, linears = _layer(width, layer_norm, query)
     for mlp in mlps:
         mlp.eval().requires_grad_(False)
     function = hn.hyper_qkv if query else hn.hyper_kv
-    return HostProvider(partial(function, torch.randn(1, 1, width), *mlps, *[linear.weight for linear in linears]))
+    return HostProvider(partial(function, x, *mlps, *[linear.weight for linear in linears]))
 
 
-def _modules(width: int, layer_norm: bool, query: bool) -> tuple[list[hn.HypernetworkMLP], list[nn.Linear]]:
-    """The MLPs for K and V, in training mode, and the frozen projections: Q if it is asked for, K and V."""
+def _layer(width: int, layer_norm: bool, query: bool) -> tuple[Tensor, list[hn.HypernetworkMLP], list[nn.Linear]]:
+    """One token, the MLPs for K and V in training mode, and the frozen projections: Q if it is asked for, K and V."""
     config = hn.MLPConfig(layer_norm=layer_norm)
+    mlps = [hn.HypernetworkMLP(width, config) for _ in "kv"]
     linears = [nn.Linear(width, width, bias=False).requires_grad_(False) for _ in range(2 + query)]
-    return [hn.HypernetworkMLP(width, config) for _ in range(2)], linears
+    return torch.randn(1, 1, width), mlps, linears
 
 
 def _ours(x: Tensor, mlps: list[hn.HypernetworkMLP], linears: list[nn.Linear], query: bool) -> tuple[Tensor, ...]:
@@ -234,3 +226,112 @@ def launch() -> dict[str, HostProvider]:
         "bound": HostProvider(partial(bound.run, [x, w], [x.data_ptr(), w.data_ptr()]), batch=_LAUNCHES),
         "by hand": HostProvider(allocate_and_launch, batch=_LAUNCHES),
     }
+
+
+class Model:
+    """The UNet, its input, and what can be put on it; to be run without gradients."""
+
+    def __init__(self) -> None:
+        self._unet = NARROW_UNET.build(HERE)
+        found = [spec.kind for spec in find_attention(self._unet)]
+        assert {kind: found.count(kind) for kind in found} == LAYERS
+        self._call = {**NARROW_UNET.inputs(HERE), "return_dict": False}
+        del self._call["timestep"]  # another one at every step
+        relu, affine = (
+            hn.Hypernetwork(NARROW_UNET.sizes, activation=activation).eval().requires_grad_(False)
+            for activation in ("relu", None)
+        )
+        mlps, folded = (nn.ModuleDict({str(n): nn.ModuleList(net[n]) for n in net}) for net in (relu, affine))
+        weights = _weights(self._unet)
+        self.ours: dict[str, Callable[[nn.Module], Off]] = {
+            "bare": _nothing,
+            "kept": partial(_attach, net=relu, targets=["attn2"]),
+            "self-attention": partial(_attach, net=relu, targets=["attn1"]),
+            "all": partial(_attach, net=relu),
+            "fused": partial(_attach, net=affine, fused=True),
+            "generated": partial(_attach, net=weights),
+        }
+        self.others: dict[str, Callable[[nn.Module], Off]] = {
+            "bare again": _nothing,
+            "kept, hooks": partial(patch, mlps=mlps, targets=("attn2",)),
+            "self-attention, hooks": partial(patch, mlps=mlps, targets=("attn1",)),
+            "all, hooks": partial(patch, mlps=mlps),
+            "fused, hooks": partial(patch, mlps=folded),
+            "generated, hooks": partial(_hook_weights, weights=weights),
+        }
+
+    def calls(self, put: Callable[[nn.Module], Off]) -> int:
+        """Calls of functions of a step with this on the UNet."""
+        off, step = put(self._unet), self._step()
+        step.warm(_WARM)
+        calls = step.calls()
+        off()
+        return calls
+
+    def seconds(self, put: Callable[[nn.Module], Off]) -> list[float]:
+        """Of some steps with this on the UNet."""
+        off, step = put(self._unet), self._step()
+        step.warm(_WARM)
+        seconds = [step.seconds() for _ in range(_STEPS)]
+        off()
+        return seconds
+
+    def _step(self) -> HostProvider:
+        timesteps = cycle([torch.tensor(t) for t in _TIMESTEPS])
+        return HostProvider(lambda: self._unet(timestep=next(timesteps), **self._call)[0])
+
+
+def ratios(seconds: float) -> dict[str, float]:
+    """What a step takes with everything that can be put on the UNet, as a multiple of what it takes without.
+
+    Medians over many turns, in random order. It is one and the same UNet, for where a copy lies in memory makes more of
+    a difference than a percent; and every turn is compared with the steps right before and after it, for how fast a
+    processor is changes by more than that within seconds. ``"bare again"``, with nothing on it, shows the noise.
+    """
+    model = Model()
+    puts = {**model.ours, **model.others}
+    bare = puts.pop("bare")
+    found: dict[str, list[float]] = {name: [] for name in puts}
+    started, orders = time.perf_counter(), random.Random(0)
+    before = median(model.seconds(bare))
+    while time.perf_counter() - started < seconds:
+        for name in orders.sample(list(puts), len(puts)):
+            between = median(model.seconds(puts[name]))
+            after = median(model.seconds(bare))
+            found[name].append(2 * between / (before + after))
+            before = after
+        gc.collect()
+    return {name: median(each) for name, each in found.items()}
+
+
+def _weights(unet: nn.Module) -> hn.GeneratedWeights:
+    """One set of rank 4 for every projection of attention."""
+    net = hn.WeightHypernetwork(["attn1", "attn2"], embedding_dim=8, hidden_dim=8, rank=4, model=unet).eval()
+    with torch.no_grad():
+        return net.generate_weights(torch.randn(1, 8)).detach()
+
+
+def _nothing(unet: nn.Module) -> Off:
+    return lambda: None
+
+
+def _attach(unet: nn.Module, net: Any, targets: Sequence[str] = ("attn1", "attn2"), fused: bool = False) -> Off:
+    if isinstance(net, hn.GeneratedWeights):
+        return hn.attach(unet, net).detach
+    adapter = hn.attach(unet, net, targets=targets)
+    if fused:
+        adapter.fuse()
+    return adapter.detach
+
+
+def _hook_weights(unet: nn.Module, weights: hn.GeneratedWeights) -> Off:
+    """Two einsums after every linear."""
+    handles = []
+    for layer in weights.layers:
+        adding = partial(_adding, *weights.factors(layer.name))
+        handles.append(unet.get_submodule(layer.name).register_forward_hook(adding))
+    return remover(handles)
+
+
+def _adding(a: Tensor, b: Tensor, module: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
+    return y + torch.einsum("gtr,gnr->gtn", torch.einsum("gtd,grd->gtr", args[0], a), b)
