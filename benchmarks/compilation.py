@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from triton.backends.compiler import GPUTarget
 
@@ -23,6 +25,10 @@ _OPTIONAL = {
     "scale_ptr": "scale", "index_ptr": "index", "table_ptr": "table", "stats_ptr": "norm",
     "vectors_ptr": "finishes a norm", "u_ptr": "u",
 }  # fmt: skip
+
+T = TypeVar("T")
+
+_work: list[Any] = []  # of forked processes; a kernel does not pickle
 
 _OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 
@@ -169,3 +175,14 @@ def compiled(config: Configuration) -> Any:
     attributes = {path: backend.parse_attr(text) for path, text in config.attributes}
     source = ASTSource(config.kernel, dict(config.signature), dict(config.constants), attributes)
     return triton.compile(source, target=target, options=dict(config.options))
+
+
+def in_processes(function: Callable[[Configuration], T], configurations: Sequence[Configuration]) -> Iterator[T]:
+    """What the function makes of every configuration, in order, by as many processes as there are processors."""
+    _work[:] = configurations
+    with multiprocessing.get_context("fork").Pool() as pool:
+        yield from pool.imap(partial(_call, function), range(len(_work)))
+
+
+def _call(function: Callable[[Configuration], T], index: int) -> T:
+    return function(_work[index])

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import multiprocessing
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,9 +23,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.compilation import Configuration, compiled, configuration, distinct
+from benchmarks.compilation import Configuration, compiled, configuration, distinct, in_processes
 from benchmarks.forms import all_calls, sample
 from benchmarks.machine_code import faults, outside_loops, read
+from benchmarks.rows import RESULTS
 from hnkernels.network.activations import ACTIVATIONS
 from hnkernels.triton.cards import occupancy, resident
 from hnkernels.triton.kernels.hidden_gradient import hidden_gradient
@@ -35,13 +35,10 @@ from hnkernels.triton.launch import Call, capturing
 from hnkernels.triton.target import TARGETS, forced_route, planned_for
 from hnkernels.triton.tiling import KINDS, PROVEN, Tiles, candidates, forced
 
-RESULTS = Path(__file__).with_name("results")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 EPILOGUES = ("value", "derivative", "both")
 """The kernels whose epilogues are counted."""
-
-_work: list[Configuration] = []  # of a process of the pool; a kernel does not pickle
 
 _KINDS = {
     "grouped_linear_kernel": ("linear",),
@@ -76,22 +73,13 @@ def main(arguments: list[str]) -> int:
 
 
 def compile_all(configurations: list[Configuration]) -> list[Row]:
-    """The rows of configurations, compiled in as many processes as there are processors."""
+    """The rows of configurations."""
     rows: list[Row] = []
-    with multiprocessing.get_context("fork").Pool(initializer=_take, initargs=(configurations,)) as pool:
-        for result in pool.imap(_compile, range(len(configurations)), chunksize=4):
-            rows.append(result)
-            if len(rows) % 100 == 0:
-                print(f"{len(rows)} of {len(configurations)} compiled", file=sys.stderr)
+    for found in in_processes(row, configurations):
+        rows.append(found)
+        if len(rows) % 100 == 0:
+            print(f"{len(rows)} of {len(configurations)} compiled", file=sys.stderr)
     return rows
-
-
-def _take(configurations: list[Configuration]) -> None:
-    _work[:] = configurations
-
-
-def _compile(index: int) -> Row:
-    return row(_work[index])
 
 
 def _matrix(targets: list[str], dtypes: list[str]) -> list[Configuration]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import hnkernels as hn
-from benchmarks.gpu_check.session import RIGHT, SKIPPED, WRONG, Finding, Session, Task
+from benchmarks.gpu_check import RIGHT, SKIPPED, WRONG, Finding, Session, Task
 from benchmarks.measuring import captured
 from benchmarks.rows import DTYPES, Environment
 from hnkernels.triton.target import forced_route

@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 
 from benchmarks.cases import Case, cases
-from benchmarks.gpu_check.session import FIGURE, RIGHT, SKIPPED, WRONG, Finding, Session, Task
+from benchmarks.gpu_check import FIGURE, RIGHT, SKIPPED, WRONG, Finding, Session, Task
 from benchmarks.measuring import cpu_seconds, measure
 from benchmarks.roofline import Gpu, launch_seconds
 from benchmarks.rows import Environment

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cases import cases
-from benchmarks.gpu_check import correctness, machine
-from benchmarks.gpu_check.__main__ import main
-from benchmarks.gpu_check.session import (
+from benchmarks.gpu_check import (
     FIGURE,
     PAGE,
     RIGHT,
@@ -23,9 +21,12 @@ from benchmarks.gpu_check.session import (
     Finding,
     Journal,
     Session,
+    correctness,
     page_lines,
     read,
 )
+from benchmarks.gpu_check import __main__ as machine
+from benchmarks.gpu_check.__main__ import main
 from benchmarks.gpu_check.speed import HEADLINES, predicted
 from benchmarks.rows import Environment
 from hnkernels import Hypernetwork, explain

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu_check import correctness
-from benchmarks.gpu_check.session import SKIPPED, WRONG, Clock, Journal, Session
+from benchmarks.gpu_check import SKIPPED, WRONG, Clock, Journal, Session, correctness
 from benchmarks.rows import Environment
 
 pytestmark = pytest.mark.on_device
