@@ -1,8 +1,8 @@
 """``python -m benchmarks [name …] [--device cuda]``: runs the benchmarks and prints their tables.
 
 A run of all of them also writes benchmarks/results/<machine>/ and brings the tables of docs/ up to date.
-``python -m benchmarks host`` is another one, of what calls cost the host; see ``host.py``. So is
-``python -m benchmarks loop``, of the trainer's loop; see ``loop.py``.
+``python -m benchmarks host`` and ``python -m benchmarks loop`` are others, of what the library costs the host; see
+``host.py``.
 """
 
 from __future__ import annotations
@@ -18,20 +18,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks import host
 from benchmarks import rows as results
 from benchmarks.cases import Case, cases
-from benchmarks.host import main as host
-from benchmarks.loop import main as loop
 from benchmarks.measuring import ceilings, measure
 from benchmarks.rows import THREADS, Environment, Row, here, today, versions
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs what is asked for; 1 if a provider was wrong."""
-    if arguments and arguments[0] == "host":  # it compares other things than providers, and has options of its own
-        return host(arguments[1:])
-    if arguments and arguments[0] == "loop":
-        return loop(arguments[1:])
+    if arguments and arguments[0] in ("host", "loop"):  # they compare other things than providers, with other options
+        return (host.main if arguments[0] == "host" else host.loop)(arguments[1:])
     from benchmarks import report  # it needs Triton, whose absence the host's benchmark tells itself
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)

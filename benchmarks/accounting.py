@@ -180,6 +180,11 @@ def count(chosen: Sequence[Shape] = COUNTED, compiled: bool = True) -> list[Row]
         everyone["bound"] = {mode: account for mode, account in bounds(shape).items() if mode in counted}
         for provider, accounts in everyone.items():
             rows += _rows(shape, provider, accounts)
+    return on_any_machine(rows)
+
+
+def on_any_machine(rows: Sequence[Row]) -> list[Row]:
+    """The rows with what they depend on."""
     return stamped(rows, "any", f"torch {torch.__version__}, triton {triton.__version__}", "")
 
 

@@ -117,12 +117,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("ref", help="the version to compare with: a commit, branch or tag")
     parser.add_argument("names", nargs="*", metavar="name", help="benchmarks; the operations if none is given")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="pairs of fresh processes")
     options = parser.parse_args(arguments)
     try:
         names = [case.name for case in cases(here(options.device), options.names or NAMES)]
         with tempfile.TemporaryDirectory() as folder, side_by_side(options.ref, Path(folder)) as sides:
-            timings, faults = _run(names, sides, options.device, options.pairs)
+            timings, faults = _run(names, sides, options.device)
     except (ValueError, RuntimeError) as fault:
         print(fault, file=sys.stderr)
         return 2
@@ -146,11 +145,11 @@ def table(verdicts: dict[tuple[str, str], Verdict], faults: dict[str, str], ref:
     return lines
 
 
-def _run(names: Sequence[str], sides: tuple[Path, Path], device: str, pairs: int) -> tuple[Pairs, dict[str, str]]:
+def _run(names: Sequence[str], sides: tuple[Path, Path], device: str) -> tuple[Pairs, dict[str, str]]:
     timings: Pairs = {}
     faults: dict[str, str] = {}
-    with tqdm(total=pairs * len(names), unit="case") as progress:
-        for _ in range(pairs):
+    with tqdm(total=PAIRS * len(names), unit="case") as progress:
+        for _ in range(PAIRS):
             old, new = (Worker(side, device) for side in sides)
             for name in names:
                 progress.set_description(name)

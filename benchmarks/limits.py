@@ -28,14 +28,13 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
-import triton
 
 from benchmarks import counting
-from benchmarks.accounting import COUNTED, ELEMENT, bounds, named
+from benchmarks.accounting import COUNTED, ELEMENT, bounds, named, on_any_machine
 from benchmarks.compilation import Configuration, configuration
-from benchmarks.roofline import GPUS, STRICTER, SUMMED, TILES, Gpu, compiled_lines, times
+from benchmarks.roofline import GPUS, STRICTER, SUMMED, TILES, Gpu, compiled_lines, tiles_text, times
 from benchmarks.roofline import rows as predicted_rows
-from benchmarks.rows import RESULTS, Row, select, stamped, write
+from benchmarks.rows import RESULTS, Row, select, write
 from benchmarks.shapes import NETWORKS, RELU, SD15, SD15_MIDDLE, SDXL, TEXTS, Layers, Network, Samples, Shape
 from hnkernels.triton import vendor
 from hnkernels.triton.autotune import choose
@@ -44,7 +43,7 @@ from hnkernels.triton.cost import FIRST_LOAD, LAUNCH
 from hnkernels.triton.launch import capturing, recording
 from hnkernels.triton.route import by_library
 from hnkernels.triton.target import TARGETS, planned_for
-from hnkernels.triton.tiling import KINDS, MOST_SPLITS, Tiles, heuristic, modelled
+from hnkernels.triton.tiling import KINDS, MOST_SPLITS, heuristic, modelled
 
 FILE = RESULTS / "any" / "modelled.csv"
 
@@ -149,16 +148,11 @@ def _tile_times(gpu: Gpu, kind: str, m: int, n: int, k: int, splits: int) -> lis
     multiplied = (n, k, m) if KINDS[kind][0] == "gradient" else (m, n, k // 2 if of_both else k)
     flops, bytes_moved = 2 * streams * m * n * k, ELEMENT * streams * (m * k + n * k + m * n)
     return [
-        (f"rule: {_name(rule)}", modelled(kind, rule, m, n, k, target)),
-        (f"chosen: {_name(chosen)}", modelled(kind, chosen, m, n, k, target)),
+        (f"rule: {tiles_text(rule)}", modelled(kind, rule, m, n, k, target)),
+        (f"chosen: {tiles_text(chosen)}", modelled(kind, chosen, m, n, k, target)),
         ("library", by_library([multiplied] * 2, target) - LAUNCH - FIRST_LOAD),
         ("roofline", max(flops / gpu.matrix_rate, bytes_moved / gpu.bandwidth)),
     ]
-
-
-def _name(tiles: Tiles) -> str:
-    parts = f", {tiles.splits} parts" if tiles.splits > 1 else ""
-    return f"{tiles.block_m}x{tiles.block_n}x{tiles.block_k} w{tiles.warps} s{tiles.stages}{parts}"
 
 
 @dataclass(frozen=True)
@@ -224,19 +218,13 @@ def _reading(config: Configuration, programs: int, gpu: Gpu) -> Reading:
     found = compiled_lines().get((config.target.name, config.name, config.variant, config.tiles, config.dtype), [])
     if not found:
         return Reading(*what, None, None, None, None, False)
-    shares = [
-        occupancy(config.target, int(line["registers"]), int(line["shared_bytes"]), config.warps) for line in found
-    ]
-    share = min(shares)
+    taken = [(config.target, int(line["registers"]), int(line["shared_bytes"]), config.warps) for line in found]
+    share = min(occupancy(*each) for each in taken)
     if not config.is_product:
         return Reading(*what, None, share, None, None, True)
     matrix = min(int(line["matrix_percent"]) for line in found) / 100
-    fit = min(
-        resident(config.target, int(line["registers"]), int(line["shared_bytes"]), config.warps) for line in found
-    )
-    in_flight = (
-        min(fit, -(-programs // gpu.processors)) * (dict(config.options)["num_stages"] - 1) * _step_bytes(config)
-    )
+    at_once = min(*(resident(*each) for each in taken), -(-programs // gpu.processors))
+    in_flight = at_once * (dict(config.options)["num_stages"] - 1) * _step_bytes(config)
     return Reading(*what, matrix, share, in_flight, in_flight * gpu.processors / gpu.bandwidth, True)
 
 
@@ -306,6 +294,6 @@ def _line(reading: Reading) -> str:
 
 if __name__ == "__main__":
     everything = all_rows()
-    write(stamped(everything, "any", f"torch {torch.__version__}, triton {triton.__version__}", ""), FILE)
+    write(on_any_machine(everything), FILE)
     read_lines = [line for shape in read_shapes() for mode in MODES for line in read(shape, mode)[1]]
     print("\n".join([*times(everything), "", *tile_table(everything), *read_heading(), *read_lines]))

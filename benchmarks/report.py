@@ -201,12 +201,12 @@ def _stale_compiled() -> Iterator[Path]:
         figures.setdefault(_form(row), set()).add(_figures(row))
     unread = any(not r.found for gpu in roofline.GPUS.values() for r in limits.readings(SD15[0], "inference", gpu))
     # A few of the sample are not recorded: they are cut up as no launch of the library is.
-    if wanted - products or unread or any(_figures(r) not in figures.get(_form(r), {_figures(r)}) for r in _sampled()):
+    if (
+        wanted - products
+        or unread
+        or any(_figures(row) not in figures.get(_form(row), {_figures(row)}) for row in compiled.compile_all(sample()))
+    ):
         yield roofline.COMPILED
-
-
-def _sampled() -> list[compiled.Row]:
-    return compiled.compile_all(sample())
 
 
 def _form(row: compiled.Row) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from benchmarks.accounting import SUMMARISED, named
@@ -108,7 +108,8 @@ _ADA = "NVIDIA Ada GPU Architecture white paper, appendix A, GeForce RTX 4090"
 _MI300X = "AMD Instinct MI300X accelerator data sheet"
 
 
-def _gpu(name: str, target: str, graph_cost: float | None, sources: dict[str, str]) -> Gpu:
+def gpu_of(name: str, target: str, graph_cost: float | None, sources: dict[str, str]) -> Gpu:
+    """The GPU that tiles for a target are chosen by."""
     card = CARDS[target]
     return Gpu(name, target, TARGETS[target].processors, card.matrix_rate, card.bandwidth, LAUNCH, graph_cost, sources)
 
@@ -116,15 +117,15 @@ def _gpu(name: str, target: str, graph_cost: float | None, sources: dict[str, st
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("A100", "sm_80", 0.5e-6,
+        gpu_of("A100", "sm_80", 0.5e-6,
              _sources(_A100, _A100, "NVIDIA A100 Tensor Core GPU Architecture white paper: 108 SMs")),
-        _gpu("H100", "sm_90", 0.5e-6,
+        gpu_of("H100", "sm_90", 0.5e-6,
              _sources(f"{_H100}; dense is half of that", _H100,
                       "NVIDIA H100 Tensor Core GPU Architecture white paper: 132 SMs (SXM5)")),
-        _gpu("RTX 4090", "sm_89", 0.5e-6,
+        gpu_of("RTX 4090", "sm_89", 0.5e-6,
              _sources(f"{_ADA}: peak FP16 and BF16 Tensor TFLOPS with FP32 accumulate 165.2, dense",
                       f"{_ADA}: 1,008 GB/s", f"{_ADA}: 128 SMs")),
-        _gpu("MI300X", "gfx942", None,
+        gpu_of("MI300X", "gfx942", None,
              _sources(f"{_MI300X}: FP16 and BF16 matrix 1,307.4 TFLOPS, dense", f"{_MI300X}: 5.3 TB/s",
                       f"{_MI300X}: 304 compute units", graphs=False)),
     )
@@ -260,8 +261,14 @@ def _processors(launch: Launch, gpu: Gpu) -> float:
 def fitting(target: str, kernel: str, tiles: Tiles) -> int:
     """How many programs of a kernel fit on a processor, in the form that takes the most; by ``proven.csv`` where it
     has not been compiled, and 1 where that does not have it either."""
-    text = f"{tiles.block_m}x{tiles.block_n}x{tiles.block_k} w{tiles.warps} s{tiles.stages}"
+    text = tiles_text(replace(tiles, splits=1))
     return _fitting().get((target, kernel, text)) or _proven(target).get(tiles, 1)
+
+
+def tiles_text(tiles: Tiles) -> str:
+    """As ``Configuration.tiles`` has them, and into how many parts they cut up the depth."""
+    parts = f", {tiles.splits} parts" if tiles.splits > 1 else ""
+    return f"{tiles.block_m}x{tiles.block_n}x{tiles.block_k} w{tiles.warps} s{tiles.stages}{parts}"
 
 
 @lru_cache

@@ -1,8 +1,8 @@
 """The same benchmarks for pytest: ``pytest benchmarks -k "lowrank and inference"``, with pytest-benchmark's tables.
 
 pytest-benchmark times one function after the other. Here the providers of a case are timed in turn beforehand, round
-by round, and pytest-benchmark is given a clock that runs as they did. ``HNKERNELS_TEST_DEVICE=cuda`` goes to the GPU, as
-it does in tests/.
+by round, and pytest-benchmark is given a clock that runs as they did. As in tests/, ``HNKERNELS_TEST_DEVICE=cuda`` goes
+to the GPU.
 """
 
 from __future__ import annotations

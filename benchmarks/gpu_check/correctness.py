@@ -126,14 +126,8 @@ def _lowrank(session: Session) -> Iterator[Finding]:
     shape = {"samples": 4, "tokens": 9, "d": 16} if session.rehearsed else {"samples": 8, "tokens": 1024, "d": 320}
     slices = ((24, 21, 40), (4, 4, 4)) if session.rehearsed else ((320, 320, 320), (4, 4, 16))
     for dtype in ("fp16", "bf16"):
-        with session.environment.device:
-            errors = check_half(
-                partial(test_lowrank.Call, **shape, slices=slices, dtype=DTYPES[dtype]),
-                lambda call, dtype=dtype: call.expected(DTYPES[dtype]),
-                most=MOST_DRAWS,
-            )
-        worst = max(errors.items(), key=lambda item: item[1].ratio)
-        yield Finding(PHASE, f"low rank, {dtype}", RIGHT, worst[1].ratio, "x eager's error", worst[0])
+        make = partial(test_lowrank.Call, **shape, slices=slices, dtype=DTYPES[dtype])
+        yield _errors(f"low rank, {dtype}", make, dtype, session)
 
 
 def _graph(layer: Layer, session: Session) -> Iterator[Finding]:

@@ -22,18 +22,17 @@ import torch
 from benchmarks.cases import Case, cases
 from benchmarks.gpu_check import FIGURE, RIGHT, SKIPPED, WRONG, Finding, Session, Task
 from benchmarks.measuring import cpu_seconds, measure
-from benchmarks.roofline import Gpu, launch_seconds
+from benchmarks.roofline import gpu_of, launch_seconds, tiles_text
 from benchmarks.rows import Environment
 from benchmarks.shapes import FIRST_TEXTS, PAIR, SAMPLES_ON_GPU, SD15, SD15_TEXT, SDXL, TEXTS, Layers, Network, sd15
 from hnkernels import explain, hyper_kv
 from hnkernels.triton import autotune, vendor
-from hnkernels.triton.cards import CARDS
 from hnkernels.triton.cost import FIRST_LOAD, LAUNCH
 from hnkernels.triton.kernels import linear, weight_gradient  # noqa: F401  # say how their products are timed
 from hnkernels.triton.launch import Launch
 from hnkernels.triton.route import by_library
 from hnkernels.triton.target import TARGETS, Target, target_of
-from hnkernels.triton.tiling import PRODUCTS, Tiles, by_model, modelled, proven
+from hnkernels.triton.tiling import PRODUCTS, by_model, modelled, proven
 
 FAST, PREDICTED, TUNED = "fast", "predicted", "tuned"
 """The phases."""
@@ -163,10 +162,7 @@ def _predict(what: str, shape: Layers, training: bool, session: Session) -> Iter
 
 def predicted(launches: Sequence[Launch], target: Target) -> dict[str, float]:
     """Seconds by kernel, all its launches together; without what a launch costs besides."""
-    card = CARDS[target.name]
-    gpu = Gpu(
-        target.name, target.name, target.processors, card.matrix_rate, card.bandwidth, LAUNCH, None, {}
-    )  # fmt: skip
+    gpu = gpu_of(target.name, target.name, None, {})
     seconds: Counter[str] = Counter()
     for launch in launches:
         name = LIBRARY if launch.kernel.startswith(vendor.PREFIX) else launch.kernel
@@ -199,9 +195,10 @@ def tunings(environment: Environment) -> Iterator[tuple[str, Task]]:
 
 def _tune(what: str, product: str, M: int, N: int, K: int, session: Session) -> Iterator[Finding]:
     target, dtype = target_of(session.environment.device), torch.float16
+    timer: autotune.Timer = (lambda run: cpu_seconds([run])) if session.rehearsed else autotune.median_seconds
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, HNKERNELS_CACHE=folder):
-        found = autotune.tune(product, M, N, K, dtype, target, _timer(session))
-    yield Finding(TUNED, f"{what}: fastest", FIGURE, found.kernel, "s", _text(found.tiles))
+        found = autotune.tune(product, M, N, K, dtype, target, timer)
+    yield Finding(TUNED, f"{what}: fastest", FIGURE, found.kernel, "s", tiles_text(found.tiles))
     yield Finding(TUNED, f"{what}: the vendor's library", FIGURE, found.library, "s")
     yield from _against_the_model(what, KINDS[product], (M, N, K), found, target)
 
@@ -221,19 +218,6 @@ def _against_the_model(
         ("the vendor's library", found.library, by_library([multiplied] * 2, target)),
     ):
         yield Finding(TUNED, f"{what}: {who}, measured / modelled", FIGURE, seconds / predicted, "x")
-    same = "the same" if chosen == found.tiles else f"{_text(chosen)} instead of {_text(found.tiles)}"
+    same = "the same" if chosen == found.tiles else f"{tiles_text(chosen)} instead of {tiles_text(found.tiles)}"
     fit = len(proven(target.name).get(kind, {}))
     yield Finding(TUNED, f"{what}: by the model", FIGURE, note=f"{same}, of {fit}")
-
-
-def _timer(session: Session) -> autotune.Timer:
-    return cpu_seconds_of if session.rehearsed else autotune.median_seconds
-
-
-def cpu_seconds_of(run: Callable[[], object]) -> float:
-    """Of one run, by the clock on the wall."""
-    return cpu_seconds([run])
-
-
-def _text(tiles: Tiles) -> str:
-    return f"{tiles.block_m}x{tiles.block_n}x{tiles.block_k} w{tiles.warps} s{tiles.stages}"
