@@ -16,8 +16,8 @@ and the environment that they are found in.
   and says what the compiled code adds to that.
 
 ``report.py`` makes pages, pictures (``plots.py``) and the tables of docs/ of the rows in ``results/``, and says which
-are stale; ``tables.py`` shows what was measured, and holds it against what is promised. ``gpu_check/`` finds out whether
-all is right on a GPU.
+are stale; ``tables.py`` shows what was measured, and holds it against what is promised. ``gpu_check/`` finds out
+whether all is right on a GPU.
 
 ``python -m benchmarks`` runs everything on this machine, ``pytest benchmarks`` the same for pytest-benchmark.
 """
