@@ -9,8 +9,8 @@ and the environment that they are found in.
   library costs the host, and ``host_calls.py`` has the calls for it.
 - Counted: ``counting.py`` says what every provider launches, computes, moves and keeps; ``accounting.py`` is the
   command, and has the least that it could be.
-- Compiled: ``forms.py`` are the kernels in all their forms, ``compilation.py`` makes machine code of them, which
-  ``machine_code.py`` reads; ``compiled.py`` is the command. ``activation_fits.py`` makes the polynomials of the
+- Compiled: ``forms.py`` are the kernels in all their forms, ``machine_code.py`` compiles them for any target and reads
+  what came out; ``compiled.py`` is the command, and judges it. ``activation_fits.py`` makes the polynomials of the
   kernels' activations.
 - Modelled: ``roofline.py`` turns counts into the time that a GPU would take at best; ``limits.py`` is the command,
   and says what the compiled code adds to that.

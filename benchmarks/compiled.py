@@ -1,10 +1,10 @@
 """``python -m benchmarks.compiled [--targets …] [--dtypes …]``: proof by compilation.
 
 Every kernel, in every form that the library launches, is compiled for every target, without a device; printed is what
-the machine code says. ``forms`` makes the launches on the meta device, ``compilation`` turns them into machine code,
-``machine_code`` reads and judges that. A full run writes benchmarks/results/compiled.csv and
-compiled.md, and to hnkernels/triton/proven.csv which tiles may be chosen. It exits with 1 if a kernel has a fault; one
-of tiles that are mere candidates is left out instead.
+the machine code says. ``forms`` makes the launches on the meta device, ``machine_code`` makes code of them and reads
+it, and here it is judged. A full run writes benchmarks/results/compiled.csv and compiled.md, and to
+hnkernels/triton/proven.csv which tiles may be chosen. It exits with 1 if a kernel has a fault; one of tiles that are
+mere candidates is left out instead.
 
 With ``--epilogues [activation …]`` it prints what activations cost in the epilogue of a product, as CSV: the
 instructions outside the loop on sm_90 of three kernels in fp16 whose threads hold 64 elements each (tiles of
@@ -16,19 +16,21 @@ from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from benchmarks.compilation import Configuration, compiled, configuration, distinct, in_processes
 from benchmarks.forms import all_calls, sample
-from benchmarks.machine_code import faults, outside_loops, read
+from benchmarks.machine_code import Configuration, MachineCode, compiled, configuration, distinct, outside_loops, read
 from benchmarks.rows import RESULTS
 from hnkernels.network.activations import ACTIVATIONS
-from hnkernels.triton.cards import occupancy, resident
+from hnkernels.triton.cards import CARDS, occupancy, resident
 from hnkernels.triton.kernels.hidden_gradient import hidden_gradient
 from hnkernels.triton.kernels.layer_forward import layer_forward
 from hnkernels.triton.launch import Call, capturing
@@ -47,6 +49,13 @@ _KINDS = {
     "grouped_input_gradient_kernel": ("backward",),
 }
 _VECTORS = "finishes a norm"
+
+LEAST_WGMMA_ROWS = 64
+WIDE_LOAD = 16
+
+T = TypeVar("T")
+
+_work: list[Configuration] = []  # of forked processes; a kernel does not pickle
 
 
 def main(arguments: list[str]) -> int:
@@ -70,6 +79,17 @@ def main(arguments: list[str]) -> int:
     if full:
         write_proven(tiles)
     return int(any(r.faults for r in rows))
+
+
+def in_processes(function: Callable[[Configuration], T], configurations: Sequence[Configuration]) -> Iterator[T]:
+    """What the function makes of every configuration, in order, by as many processes as there are processors."""
+    _work[:] = configurations
+    with multiprocessing.get_context("fork").Pool() as pool:
+        yield from pool.imap(partial(_call, function), range(len(_work)))
+
+
+def _call(function: Callable[[Configuration], T], index: int) -> T:
+    return function(_work[index])
 
 
 def compile_all(configurations: list[Configuration]) -> list[Row]:
@@ -135,6 +155,30 @@ def row(config: Configuration) -> Row:
         *what, code.registers, code.stack, code.spills, code.shared, round(100 * share), code.matrix,
         round(100 * code.matrix_share), code.load_bytes, config.origin, "; ".join(faults(config, code)),
     )  # fmt: skip
+
+
+def faults(config: Configuration, code: MachineCode) -> list[str]:
+    """What is wrong with a kernel; nothing, if it is fine."""
+    found = []
+    if code.stack or code.spills:
+        found.append(f"{code.stack} bytes of stack, {code.spills} spills")
+    limit = CARDS[config.target.name].shared
+    if code.shared > limit:
+        found.append(f"{code.shared} bytes of shared memory, {limit} are there")
+    if not config.is_product:
+        return found
+    # Of a gradient that is summed over tokens those of the weight.
+    summed = config.name in ("weight_gradient_kernel", "lowrank_factor_gradient_kernel")
+    rows = config.constant("BLOCK_N" if summed else "BLOCK_M")
+    if not code.matrix:
+        found.append("no matrix instructions")
+    elif not code.matrix_share:
+        found.append("no matrix instructions in a loop")
+    elif config.target.name == "sm_90" and rows >= LEAST_WGMMA_ROWS and "HGMMA" not in code.matrix:
+        found.append("no wgmma")
+    if code.load_bytes < WIDE_LOAD:
+        found.append(f"loads {code.load_bytes} bytes at a time in the loop")
+    return found
 
 
 def accepted(rows: Sequence[Row]) -> tuple[list[Row], list[dict[str, object]]]:

@@ -13,7 +13,7 @@ from itertools import product as product_of
 import torch
 from torch import Tensor
 
-from benchmarks.compilation import Configuration, distinct
+from benchmarks.machine_code import Configuration, distinct
 from benchmarks.shapes import PROMPT, WIDTHS
 from hnkernels.network.activations import ACTIVATIONS
 from hnkernels.triton import mlps, mlps_backward

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import counting
 from benchmarks.accounting import COUNTED, ELEMENT, bounds, named, on_any_machine
-from benchmarks.compilation import Configuration, configuration
+from benchmarks.machine_code import Configuration, configuration
 from benchmarks.roofline import GPUS, STRICTER, SUMMED, TILES, Gpu, compiled_lines, tiles_text, times
 from benchmarks.roofline import rows as predicted_rows
 from benchmarks.rows import RESULTS, Row, select, write

@@ -1,22 +1,38 @@
-"""What machine code says of itself: registers, spills, loops, matrix instructions, widths of loads; and its faults.
+"""A kernel's machine code for any target, without its driver: made from a captured launch, then read.
 
+It says how many registers it takes, what it spills, its loops, its matrix instructions and the widths of its loads.
 NVIDIA's is read by the disassembler that comes with Triton, AMD's from the assembly that the compiler leaves.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compilation import Configuration
-from hnkernels.triton.cards import CARDS
+from triton.backends.compiler import GPUTarget
 
-_TOOLS = Path("backends/nvidia/bin")  # in Triton's folder
+from hnkernels.triton.direct import VERSION
+from hnkernels.triton.launch import Call
+from hnkernels.triton.target import Target
+
+CACHE = Path(__file__).parents[1] / ".benchmarks" / "triton"
+"""Where compiled kernels are kept from one run to the next."""
+
+
+_OPTIONAL = {
+    "pre_ptr": "pre", "query_w_ptr": "query", "z_ptr": "second product", "h_ptr": "h", "dq_ptr": "query",
+    "scale_ptr": "scale", "index_ptr": "index", "table_ptr": "table", "stats_ptr": "norm",
+    "vectors_ptr": "finishes a norm", "u_ptr": "u",
+}  # fmt: skip
+
+_OPTIONS = ("num_warps", "num_stages", "launch_pdl")
+
 _SASS = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*?);")
 _SASS_MATRIX = re.compile(r"[HU]\w*MMA")
 _SASS_SPILL = ("STL", "LDL")
@@ -25,8 +41,137 @@ _AMD_MATRIX = re.compile(r"v_(?:mfma|wmma)_\w+")
 _AMD_LOAD = re.compile(r"(?:global|buffer|flat)_load_(\w+)")
 _AMD_BYTES = {"dwordx4": 16, "b128": 16, "dwordx2": 8, "b64": 8, "dword": 4, "b32": 4}  # the longest name first
 
-LEAST_WGMMA_ROWS = 64
-WIDE_LOAD = 16
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kernel with all that the compiler looks at; launches that agree in it share their machine code.
+
+    Attributes:
+        kernel: the jit function.
+        target: what it is compiled for.
+        signature: Triton's type of every argument.
+        constants: the arguments that are compiled in.
+        attributes: what is known of the others, such as divisibility by 16.
+        options: warps, stages, and whether it may be set up while another kernel runs.
+        origin: the first launch that was found to need it; no part of its identity.
+    """
+
+    kernel: Any
+    target: Target
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[Any, Any], ...]
+    attributes: tuple[tuple[Any, str], ...]
+    options: tuple[tuple[str, Any], ...]
+    origin: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The kernel's."""
+        return self.kernel.fn.__name__
+
+    def constant(self, name: str) -> Any:
+        """A constant argument's value; ``None`` if there is none of that name."""
+        names = list(dict(self.signature))
+        return {names[path[0]]: value for path, value in self.constants}.get(name)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a matrix kernel."""
+        return self.constant("GROUP_M") is not None
+
+    @property
+    def warps(self) -> int:
+        """Per program."""
+        return dict(self.options)["num_warps"]
+
+    @property
+    def dtype(self) -> str:
+        """The element type of the operands: ``"fp16"``, ``"bf16"``, or fp32 where there are only sums."""
+        types = {kind.lstrip("*") for _, kind in self.signature if kind.startswith("*")}
+        return next((t for t in ("fp16", "bf16") if t in types), "fp32")
+
+    @property
+    def variant(self) -> str:
+        """The flags that are set, the activation, and which optional pointers there are, without the tiles."""
+        types = dict(self.signature)
+        words = []
+        for path, value in self.constants:
+            name = list(types)[path[0]]
+            if name == "ACT":
+                words.append(value)
+            elif value is True and name not in ("EVEN", "ALIGNED"):
+                words.append(name.lower())
+            elif value is False and name == "EVEN":
+                words.append("uneven")
+        words += [word for name, word in _OPTIONAL.items() if types.get(name, "constexpr") != "constexpr"]
+        return " ".join(words)
+
+    @property
+    def tiles(self) -> str:
+        """Blocks, warps and stages: ``"128x64x64 w4 s3"``."""
+        blocks = [self.constant(f"BLOCK_{axis}") for axis in "MNKRP"]
+        options = dict(self.options)
+        return f"{'x'.join(str(b) for b in blocks if b)} w{options['num_warps']} s{options['num_stages']}"
+
+
+def gpu_target(target: Target) -> GPUTarget:
+    """The target as Triton's compiler names it."""
+    return GPUTarget(target.backend, target.arch, 64 if str(target.arch).startswith("gfx9") else 32)
+
+
+def configuration(call: Call, target: Target, origin: str = "") -> Configuration:
+    """What the compiler gets for a launch, by the specialisation that Triton itself uses when it launches.
+
+    Raises:
+        RuntimeError: Triton is older than 3.3, and specialises in another way.
+    """
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    if VERSION < (3, 3):
+        raise RuntimeError("kernels are compiled without a launch from Triton 3.3 on; this one is older")
+
+    kernel, backend = call.kernel, make_backend(gpu_target(target))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, _ = bind(**call.arguments)
+    names = [p.name for p in kernel.params]
+    signature = tuple((name, s[0]) for name, s in zip(names, specialization, strict=True))
+    constants = tuple(((i,), bound[name]) for i, (name, kind) in enumerate(signature) if kind == "constexpr")
+    # From 3.7 on with an empty one for each constant: so Triton's cache has the kernel when it is launched.
+    known = ["" if s[0] == "constexpr" and VERSION >= (3, 7) else s[1] for s in specialization]
+    attributes = tuple(((i,), text) for i, text in enumerate(known) if isinstance(text, str))
+    defaults = backend.parse_options({})
+    options = tuple(
+        (name, call.arguments.get(name, getattr(defaults, name))) for name in _OPTIONS if hasattr(defaults, name)
+    )
+    return Configuration(kernel, target, signature, constants, attributes, options, origin)
+
+
+def distinct(calls: Iterable[tuple[str, Call]], target: Target) -> list[Configuration]:
+    """The configurations of the calls, each once."""
+    found: dict[Configuration, None] = {}
+    for origin, call in calls:
+        found.setdefault(configuration(call, target, origin))
+    return list(found)
+
+
+def compiled(config: Configuration) -> Any:
+    """Triton's compiled kernel, from the cache if it is there.
+
+    Raises:
+        RuntimeError: under the interpreter, whose kernels cannot be compiled.
+    """
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 is set; kernels compile only without it, so unset it")
+    import triton
+    from triton.compiler import ASTSource, make_backend
+
+    os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE))
+    target = gpu_target(config.target)
+    backend = make_backend(target)
+    attributes = {path: backend.parse_attr(text) for path, text in config.attributes}
+    source = ASTSource(config.kernel, dict(config.signature), dict(config.constants), attributes)
+    return triton.compile(source, target=target, options=dict(config.options))
 
 
 @dataclass(frozen=True)
@@ -64,29 +209,28 @@ class MachineCode:
 
 def read(kernel: Any) -> MachineCode:
     """The figures of a kernel compiled by Triton."""
-    shared = kernel.metadata.shared
-    return _read_amd(kernel.asm["amdgcn"], shared) if "amdgcn" in kernel.asm else _read_nvidia(kernel, shared)
+    code, labels = _instructions(kernel)
+    if "amdgcn" in kernel.asm:
+        matrix_of, load_of = _amd_matrix, _amd_load
 
+        def value(key: str) -> int:
+            return int(re.findall(rf"\.{key}:\s+(\d+)", kernel.asm["amdgcn"])[-1])
 
-def faults(config: Configuration, code: MachineCode) -> list[str]:
-    """What is wrong with a kernel; nothing, if it is fine."""
-    found = []
-    if code.stack or code.spills:
-        found.append(f"{code.stack} bytes of stack, {code.spills} spills")
-    limit = CARDS[config.target.name].shared
-    if code.shared > limit:
-        found.append(f"{code.shared} bytes of shared memory, {limit} are there")
-    if not config.is_product:
-        return found
-    if not code.matrix:
-        found.append("no matrix instructions")
-    elif not code.matrix_share:
-        found.append("no matrix instructions in a loop")
-    elif config.target.name == "sm_90" and config.product_rows >= LEAST_WGMMA_ROWS and "HGMMA" not in code.matrix:
-        found.append("no wgmma")
-    if code.load_bytes < WIDE_LOAD:
-        found.append(f"loads {code.load_bytes} bytes at a time in the loop")
-    return found
+        registers, stack = value("vgpr_count"), value("private_segment_fixed_size")
+        spills = value("vgpr_spill_count") + value("sgpr_spill_count")
+    else:
+        matrix_of, load_of = _sass_matrix, _sass_load
+        usage = _disassembled(kernel, "cuobjdump", "-res-usage")
+        registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[-1]) for word in ("REG", "STACK"))
+        spills = sum(i.name.split(".")[0] in _SASS_SPILL for i in code)
+    inside = [code[i] for body in _innermost(code, labels, matrix_of) for i in sorted(body)]
+    loads = [b for b in map(load_of, inside or code) if b]
+    return MachineCode(
+        registers, stack, spills, kernel.metadata.shared,
+        matrix=" ".join(sorted({m for m in map(matrix_of, code) if m})),
+        matrix_share=sum(matrix_of(i) is not None for i in inside) / len(inside) if inside else 0.0,
+        load_bytes=max(set(loads), key=lambda width: width * loads.count(width), default=0),
+    )  # fmt: skip
 
 
 def outside_loops(kernel: Any) -> int:
@@ -111,7 +255,7 @@ def disassembler() -> Path:
     """Where NVIDIA's is, if Triton came with it."""
     import triton
 
-    return Path(triton.__file__).parent / _TOOLS / "nvdisasm"
+    return Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
 
 
 def _disassembled(kernel: Any, tool: str, *arguments: str) -> str:
@@ -119,41 +263,6 @@ def _disassembled(kernel: Any, tool: str, *arguments: str) -> str:
         file.write(kernel.asm["cubin"])
         file.flush()
         return _output(disassembler().with_name(tool), *arguments, file.name)
-
-
-def _read_nvidia(kernel: Any, shared: int) -> MachineCode:
-    usage = _disassembled(kernel, "cuobjdump", "-res-usage")
-    sass = _disassembled(kernel, "nvdisasm", "-ndf", "-c")
-    registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[-1]) for word in ("REG", "STACK"))
-    code, labels = _parse_sass(sass)
-    spills = sum(i.name.split(".")[0] in _SASS_SPILL for i in code)
-    return _figures(code, labels, registers, stack, spills, shared, _sass_matrix, _sass_load)
-
-
-def _read_amd(assembly: str, shared: int) -> MachineCode:
-    def value(key: str) -> int:
-        return int(re.findall(rf"\.{key}:\s+(\d+)", assembly)[-1])
-
-    code, labels = _parse_amd(assembly)
-    spills = value("vgpr_spill_count") + value("sgpr_spill_count")
-    stack = value("private_segment_fixed_size")
-    return _figures(code, labels, value("vgpr_count"), stack, spills, shared, _amd_matrix, _amd_load)
-
-
-def _figures(code, labels, registers, stack, spills, shared, matrix_of, load_of) -> MachineCode:
-    loops = _innermost(code, labels, matrix_of)
-    inside = [code[i] for body in loops for i in sorted(body)]
-    loads = [b for b in map(load_of, inside or code) if b]
-    count = sum(matrix_of(i) is not None for i in inside)
-    return MachineCode(
-        registers,
-        stack,
-        spills,
-        shared,
-        matrix=" ".join(sorted({m for m in map(matrix_of, code) if m})),
-        matrix_share=count / len(inside) if inside else 0.0,
-        load_bytes=max(set(loads), key=lambda width: width * loads.count(width), default=0),
-    )
 
 
 def _innermost(code: Sequence[Instruction], labels: dict[str, int], matrix_of) -> list[set[int]]:

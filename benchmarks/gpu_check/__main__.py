@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.compilation import Configuration, compiled, distinct, in_processes
+from benchmarks.compiled import in_processes
 from benchmarks.gpu_check import (
     FIGURE,
     PAGE,
@@ -42,6 +42,7 @@ from benchmarks.gpu_check import (
     speed,
     write_page,
 )
+from benchmarks.machine_code import Configuration, compiled, distinct
 from benchmarks.measuring import ceilings
 from benchmarks.rows import DTYPES, here, versions
 from hnkernels import Hypernetwork, explain

@@ -177,7 +177,7 @@ def test_predictions_add_up_by_kernel():
 def test_kernels_compiled_beforehand_are_those_that_a_launch_asks_for(tmp_path):
     script = """
 import os, sys, torch, hnkernels as hn
-from benchmarks.compilation import compiled, distinct
+from benchmarks.machine_code import compiled, distinct
 from hnkernels.triton.launch import capturing
 from hnkernels.triton.target import TARGETS
 from hnkernels.triton.testing import pretend_device

@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 
 from benchmarks import machine_code
-from benchmarks.compilation import Configuration, compiled, configuration
+from benchmarks.compiled import faults
 from benchmarks.forms import EVERY_KERNEL, sample
-from benchmarks.machine_code import MachineCode, faults
+from benchmarks.machine_code import Configuration, MachineCode, compiled, configuration
 from hnkernels.triton._compat import DEPENDENT_LAUNCHES
 from hnkernels.triton.cards import occupancy
 from hnkernels.triton.compiling import xcds
