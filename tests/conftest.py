@@ -11,6 +11,9 @@ import importlib.util
 import os
 from pathlib import Path
 
+# Also of the processes that tests start: threads that wait for each other are slow where others want the cores too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -60,6 +63,7 @@ def pytest_collection_finish():
     """What is there now stays, so that the garbage collector need not walk through all of PyTorch again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_configure(config):

@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from PIL import Image
 
 from hnkernels.assets import TINY_SD
 from hnkernels.home.runs.process import Phase, RunProcess
@@ -17,7 +18,6 @@ from hnkernels.home.runs.request import RunRequest
 from hnkernels.home.runs.run import ALIVE, DIED, FINISHED, QUEUED, STOPPED, TRAINING
 from hnkernels.home.runs.runs import Runs
 from hnkernels.home.runs.waiting import TURN
-from hnkernels.home.sample_data import write_sample_data
 from hnkernels.training.persistence.run_folder import RunFolder
 from hnkernels.training.progress.history import write_run
 from hnkernels.training.progress.log import COLUMNS
@@ -119,9 +119,12 @@ def test_a_run_that_fails_says_why_with_its_last_words(runs):
 
 def test_training_is_stopped_resumed_and_finished(runs):
     """Also where whoever starts it ignores Ctrl-C, as shells do for what they start in the background."""
-    write_sample_data(runs.home)
-    training = {"learning_rate": 1e-3, "batch_size": 2, "max_steps": 12, "checkpoint_every": 0}
-    request = RunRequest(str(TINY_SD), str(runs.home.dataset("handwriting")), "style", training=training)
+    data = runs.home.data / "digits"
+    data.mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(data / f"digit {number}.png")
+    training = {"learning_rate": 1e-3, "batch_size": 2, "max_steps": 60, "checkpoint_every": 0}
+    request = RunRequest(str(TINY_SD), str(data), "style", training=training)
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         runs.start(request)
