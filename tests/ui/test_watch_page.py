@@ -134,7 +134,7 @@ def test_a_run_is_stopped_resumed_deleted_and_brought_back(runs, turn, home, pag
     assert [run.name for run in runs.all()] == ["style"]
     page.locator("#delete").click()
     expect(page.locator("#runs")).to_contain_text("There is no run yet.")
-    page.get_by_role("button", name="Bin", exact=True).click()
+    page.locator("button.label-wrap", has_text="Bin").click()
     page.locator("#restore").click()
     expect(page.locator("#watch-said")).to_contain_text("Brought back style.")
     expect(page.locator("#runs")).to_contain_text("style")
