@@ -55,16 +55,17 @@ class Tab:
 
     Attributes:
         title: what is written on it.
+        for_all: whether every network has it.
     """
 
     title: ClassVar[str]
 
     def __init__(self, library: Library):
         self.library = library
+        self.for_all = type(self).fits is Tab.fits
         # A tab that not every network has begins invisible: Gradio overlooks that one is hidden at the moment when the
         # tabs first appear.
-        always = type(self).fits is Tab.fits
-        with gr.Tab(self.title, id=self.title, visible=always) as self.tab:
+        with gr.Tab(self.title, id=self.title, visible=self.for_all) as self.tab:
             self.build()
 
     def build(self) -> None:
@@ -93,7 +94,7 @@ class Tab:
 
     def shown(self, entry: Entry) -> Updates:
         """The tab as it is for a network."""
-        visible = {} if type(self).fits is Tab.fits else {self.tab: gr.update(visible=self.fits(entry))}
+        visible = {} if self.for_all else {self.tab: gr.update(visible=self.fits(entry))}
         return {**visible, **self.fresh(entry)}
 
 

@@ -21,6 +21,11 @@ from hnkernels.ui.events import FAULTS
 from hnkernels.ui.library import html, keeping, making
 from hnkernels.ui.library.tab import Action, Done, Updates, named
 
+_TABS: tuple[Any, ...] = (
+    *(keeping.Name, keeping.Notes, making.Convert, making.Mix, making.Merge, making.Lora, making.StyleLora),
+    *(keeping.Download, keeping.Delete),
+)
+
 _SAID_CSS = """
 position: sticky; bottom: 0; z-index: 5; background: var(--body-background-fill);
 p { margin: 0; padding: 0.5rem 0; }
@@ -58,17 +63,9 @@ class _Page:
         )
         with gr.Column(visible=False, elem_id="network") as self.panel:
             self.details = gr.HTML(css_template=html.DETAILS_CSS, js_on_load=None, apply_default_css=False)
-            with gr.Tabs() as self.tabs_bar:
-                self.name = keeping.Name(self.library)
-                made = [
-                    tab(self.library)
-                    for tab in (
-                        *(keeping.Notes, making.Convert, making.Mix, making.Merge, making.Lora, making.StyleLora),
-                    )
-                ]
-                self.download = keeping.Download(self.library)
-                self.delete = keeping.Delete(self.library)
-        self.tabs = [self.name, *made, self.download, self.delete]
+            with gr.Tabs() as self.bar:
+                self.tabs = [tab(self.library) for tab in _TABS]
+                self.name, *_, self.download, self.delete = self.tabs
         self.bin = BinPanel(self.library.bin, NETWORKS)
         self.said = gr.HTML(css_template=_SAID_CSS, js_on_load=None, apply_default_css=False, elem_id="said")
         self._listen()
@@ -78,7 +75,7 @@ class _Page:
         view = [self.order, self.chosen, self.search]
         tabs = [component for tab in self.tabs for component in tab.components()]
         listing = [self.table, self.bin.deleted, *tabs]
-        everything = [*listing, self.chosen, self.panel, self.details, self.tabs_bar, self.upload, self.said]
+        everything = [*listing, self.chosen, self.panel, self.details, self.bar, self.upload, self.said]
         on(None, self._list, None, [*listing, self.said])
         on(self.search.change, self._searched, view, listing, trigger_mode="always_last")
         on(self.table.click, self._sorted, view, [self.table, self.order])
@@ -173,7 +170,7 @@ class _Page:
 
     def _selected(self, order: tuple[str, bool], chosen: str | None, search: str, event: gr.EventData) -> Updates:
         try:
-            return {**self._panel(event.key), self.tabs_bar: gr.update(selected=self.name.title), self.said: ""}
+            return {**self._panel(event.key), self.bar: gr.update(selected=self.name.title), self.said: ""}
         except FAULTS as error:
             return {
                 **self._listing(search, order, None),
