@@ -41,7 +41,7 @@ LONG = (
     *("triton/test_compiled.py", "adapter/test_compile.py", "benchmarks/test_gpu_check.py", "runs/test_runs.py"),
     *("demo/test_tiny_sd.py", "benchmarks/test_measuring.py", "adapter/test_random_walk.py", "adapter/test_leaks.py"),
     *("triton/test_values.py", "triton/test_tiles.py", "ops/test_hyper.py", "triton/test_gradcheck.py"),
-    "ui/test_whole_page.py",
+    "ui/test_start_to_picture.py",
 )
 """Files that take half a minute or more, the first four of them some minutes."""
 
