@@ -38,12 +38,12 @@ OPTIONAL = (
 """Packages that tests import and that need not be there."""
 
 LONG = (
-    *("triton/test_compiled.py", "adapter/test_compile.py", "benchmarks/test_gpu_check.py", "runs/test_runs.py"),
-    *("demo/test_tiny_sd.py", "benchmarks/test_measuring.py", "adapter/test_random_walk.py", "adapter/test_leaks.py"),
+    *("triton/test_compiled.py", "adapter/test_compile.py", "adapter/test_lora.py", "adapter/test_plans.py"),
+    *("adapter/test_random_walk.py", "benchmarks/test_gpu_check.py", "demo/test_tiny_sd.py", "runs/test_runs.py"),
     *("triton/test_values.py", "triton/test_tiles.py", "ops/test_hyper.py", "triton/test_gradcheck.py"),
     "ui/test_start_to_picture.py",
 )
-"""Files that take half a minute or more, the first four of them some minutes."""
+"""The files that take longest, in the run with the interpreter or without, or in a browser."""
 
 _TRITON = Path(__file__).parent / "triton"
 _COMPILED, _GPU = _TRITON / "test_compiled.py", _TRITON / "test_gpu.py"

@@ -24,6 +24,9 @@ _ELSEWHERE = {
 }
 """Name → the package that has it, and where."""
 
+_ONE_RATE = ("Prodigy",)
+"""Classes that find one learning rate for all parameters, and fail in the first step if they are given several."""
+
 _PARTS = ("encoder", "generator", "decoder")
 _FUSED = ("cpu", "cuda", "xpu", "mps")
 
@@ -75,6 +78,12 @@ def make_optimizer(net: nn.Module, config: TrainingConfig, unet: nn.Module) -> t
     kind = optimizer_class(config.optimizer)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     factors = _factors(net, config.learning_rate_factors, unet)
+    several = sorted(set(factors.values()) - {0.0})
+    if kind.__name__ in _ONE_RATE and len(several) > 1:
+        raise InputError(
+            f"optimizer {config.optimizer!r} finds one learning rate for all parameters, and learning_rate_factors "
+            f"makes {' and '.join(f'{factor:g}' for factor in several)} of it; leave them out, or choose adamw"
+        )
     for name, parameter in net.named_parameters():
         decays = config.decay_biases_and_norms or parameter.ndim > 1
         groups.setdefault((factors[name], decays), []).append(parameter)

@@ -9,6 +9,7 @@ import gradio as gr
 
 from hnkernels.errors import InputError
 from hnkernels.home.recycling import Bin, Deleted
+from hnkernels.ui.style import BUTTON
 
 
 class BinPanel:
@@ -25,13 +26,13 @@ class BinPanel:
         with gr.Accordion("Bin", open=False):
             self.deleted = gr.Dropdown([], label=f"Deleted {part}")
             with gr.Row():
-                self.restore = gr.Button("Bring back", scale=0, min_width=180, elem_id="restore")
-                self.ask = gr.Button("Empty the bin …", scale=0, min_width=180)
+                self.restore = gr.Button("Bring back", scale=0, min_width=BUTTON, elem_id="restore")
+                self.ask = gr.Button("Empty the bin …", scale=0, min_width=BUTTON)
             with gr.Column(visible=False) as self.confirmation:
                 gr.Markdown(f"All deleted {part} are removed for good, with all their files.")
                 with gr.Row():
-                    self.confirm = gr.Button("Remove for good", variant="stop", scale=0, min_width=180)
-                    self.keep = gr.Button("Keep them", scale=0, min_width=180)
+                    self.confirm = gr.Button("Remove for good", variant="stop", scale=0, min_width=BUTTON)
+                    self.keep = gr.Button("Keep them", scale=0, min_width=BUTTON)
         for button, visible in ((self.ask, True), (self.keep, False), (self.confirm, False)):
             button.click(
                 lambda visible=visible: gr.update(visible=visible),
@@ -52,7 +53,7 @@ class BinPanel:
         Raises:
             ValueError: nothing is chosen, or it cannot be restored.
         """
-        if key is None:
+        if not key:
             raise InputError("there is nothing in the bin")
         files = self.trash.restore(key)
         return f"Brought back {' and '.join(file.name for file in files)}."

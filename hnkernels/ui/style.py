@@ -6,6 +6,9 @@ import gradio as gr
 
 HEAD = '<meta name="color-scheme" content="light dark">'
 
+BUTTON = 180
+"""The least width of a button on a line of its own, in pixels."""
+
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
 footer { display: none !important; }

@@ -241,7 +241,7 @@ def test_a_lora_loaded_into_compiled_blocks_counts_at_once(unet, compiled, x, te
 
 
 def test_a_copy_after_a_training_step_with_compiled_blocks(x, text):
-    unet = small_unet(whole)
+    unet = small_unet(by_blocks)
     hn.attach(unet, make_net())
     by_blocks(unet, "aot_eager")
     loss = denoise(unet, x, text).square().sum()
@@ -253,7 +253,7 @@ def test_a_copy_after_a_training_step_with_compiled_blocks(x, text):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_with_blocks_compiled_by_themselves(x, text, checkpointing):
-    unet, net = small_unet(whole), make_net((8, TEXT_WIDTH), activation="silu").train()
+    unet, net = small_unet(by_blocks), make_net(activation="silu").train()
     hn.attach(unet, net)
     if checkpointing:
         unet.enable_gradient_checkpointing()

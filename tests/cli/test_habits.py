@@ -51,7 +51,10 @@ def test_exit_codes(cli, style, tmp_path):
     assert cli("info", tmp_path / "missing.pt")[0] == 1
     assert cli("nonsense")[0] == 2
     assert cli("info", "--nonsense")[0] == 2
-    assert shell("nonsense").returncode == 2
+    for words, code in ((("--help",), 0), (("info", tmp_path / "missing.pt"), 1), (("nonsense",), 2)):
+        done = shell(*words)
+        assert done.returncode == code
+        assert "\x1b" not in done.stdout + done.stderr  # no terminal, no colours
 
 
 @pytest.mark.parametrize("words", [("info", "style.pt"), ("info", "missing.pt"), ("--help",)], ids=" ".join)

@@ -53,6 +53,13 @@ def test_a_run_with_any_optimizer_is_resumed_bit_for_bit(tmp_path, config):
     assert any((a != b).any() for a, b in zip(whole.parameters(), make_net().parameters(), strict=True))
 
 
+def test_prodigy_with_several_learning_rates_is_refused_and_may_leave_parts_out():
+    with pytest.raises(ValueError, match=r"finds one learning rate .* makes 0\.5 and 1 of it; leave them out"):
+        optimizer(optimizer="prodigy", learning_rate=1.0, learning_rate_factors={"k": 0.5})
+    made = optimizer(optimizer="prodigy", learning_rate=1.0, learning_rate_factors={"k": 0})
+    assert {group["factor"] for group in made.param_groups} == {0.0, 1.0}
+
+
 def test_another_optimizer_starts_anew_when_a_run_goes_on_with_it(tmp_path):
     train(tmp_path, max_steps=2)
     settings = {"output_dir": str(tmp_path), "progress": False, "batch_size": 2, "max_steps": 3, "optimizer": "sgd"}

@@ -10,7 +10,8 @@ import gradio as gr
 from hnkernels.home.library import Entry, changing
 from hnkernels.ui.downloads import offered
 from hnkernels.ui.library import html
-from hnkernels.ui.library.tab import BUTTON, Action, Done, Tab, Updates, button, name_box, named
+from hnkernels.ui.library.tab import Action, Done, Tab, Updates, button, name_box, named
+from hnkernels.ui.style import BUTTON
 
 
 class Name(Tab):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,11 +11,10 @@ import gradio as gr
 
 from hnkernels.errors import InputError
 from hnkernels.home.library import Entry, Library
+from hnkernels.ui.style import BUTTON
 
 Updates = dict[Any, Any]
 """Component → what it is to show."""
-
-BUTTON = 180  # pixels
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Action:
     inputs: Sequence[Any] = ()
 
 
-class Tab:
+class Tab(ABC):
     """A tab of a network's panel.
 
     Args:
@@ -68,9 +68,9 @@ class Tab:
         with gr.Tab(self.title, id=self.title, visible=self.for_all) as self.tab:
             self.build()
 
+    @abstractmethod
     def build(self) -> None:
         """Lays the components out."""
-        raise NotImplementedError
 
     def fits(self, entry: Entry) -> bool:
         """Whether a network has this tab."""
