@@ -165,6 +165,8 @@ def faults(config: Configuration, code: MachineCode) -> list[str]:
     limit = CARDS[config.target.name].shared
     if code.shared > limit:
         found.append(f"{code.shared} bytes of shared memory, {limit} are there")
+    if code.early:
+        found.append(f"{code.early} before it waits for the launches before it")
     if not config.is_product:
         return found
     # Of a gradient that is summed over tokens those of the weight.

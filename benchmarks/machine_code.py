@@ -36,6 +36,9 @@ _OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 _SASS = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*?);")
 _SASS_MATRIX = re.compile(r"[HU]\w*MMA")
 _SASS_SPILL = ("STL", "LDL")
+# What touches global memory, or after which a thread may have ended.
+_SASS_MEMORY_OR_END = ("LDG", "STG", "LD.", "ST.", "LDL", "STL", "RED", "ATOM", "UTMA", "UBLK", "BRA", "EXIT", "RET")
+_SASS_WAIT = "ACQBULK"
 _SASS_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _AMD_MATRIX = re.compile(r"v_(?:mfma|wmma)_\w+")
 _AMD_LOAD = re.compile(r"(?:global|buffer|flat)_load_(\w+)")
@@ -196,6 +199,8 @@ class MachineCode:
         matrix_share: of the instructions of the innermost loops that multiply; 0 if there is none.
         load_bytes: of the loads from global memory that bring in most of what these loops read, or the kernel where
             there are none.
+        early: the first instruction that touches global memory, or may end the thread, before the kernel waits for the
+            launches before it; empty if there is none, or if it does not wait.
     """
 
     registers: int
@@ -205,11 +210,13 @@ class MachineCode:
     matrix: str
     matrix_share: float
     load_bytes: int
+    early: str = ""
 
 
 def read(kernel: Any) -> MachineCode:
     """The figures of a kernel compiled by Triton."""
     code, labels = _instructions(kernel)
+    early = ""
     if "amdgcn" in kernel.asm:
         matrix_of, load_of = _amd_matrix, _amd_load
 
@@ -223,14 +230,21 @@ def read(kernel: Any) -> MachineCode:
         usage = _disassembled(kernel, "cuobjdump", "-res-usage")
         registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[-1]) for word in ("REG", "STACK"))
         spills = sum(i.name.split(".")[0] in _SASS_SPILL for i in code)
+        if "griddepcontrol.wait" in kernel.asm.get("ptx", ""):
+            early = _before_waiting([i.name for i in code])
     inside = [code[i] for body in _innermost(code, labels, matrix_of) for i in sorted(body)]
     loads = [b for b in map(load_of, inside or code) if b]
     return MachineCode(
         registers, stack, spills, kernel.metadata.shared,
         matrix=" ".join(sorted({m for m in map(matrix_of, code) if m})),
         matrix_share=sum(matrix_of(i) is not None for i in inside) / len(inside) if inside else 0.0,
-        load_bytes=max(set(loads), key=lambda width: width * loads.count(width), default=0),
+        load_bytes=max(set(loads), key=lambda width: width * loads.count(width), default=0), early=early,
     )  # fmt: skip
+
+
+def _before_waiting(names: Sequence[str]) -> str:
+    wait = next((at for at, name in enumerate(names) if name.startswith(_SASS_WAIT)), len(names))
+    return next((name for name in names[:wait] if name.startswith(_SASS_MEMORY_OR_END)), "")
 
 
 def outside_loops(kernel: Any) -> int:
@@ -238,11 +252,6 @@ def outside_loops(kernel: Any) -> int:
     code, labels = _instructions(kernel)
     matrix_of = _amd_matrix if "amdgcn" in kernel.asm else _sass_matrix
     return len(code) - len(set().union(*_innermost(code, labels, matrix_of)))
-
-
-def instructions(kernel: Any) -> list[str]:
-    """The names of a kernel's instructions as they follow one another."""
-    return [instruction.name for instruction in _instructions(kernel)[0]]
 
 
 def _instructions(kernel: Any) -> tuple[list[Instruction], dict[str, int]]:

@@ -35,8 +35,8 @@ EPILOGUE = 12
 """Operations per element: relu's, with bias, rounding and the store, as compiled for sm_90."""
 
 INSTRUCTIONS = {
-    "linear": (594, 594), "relu": (594, 781), "silu": (987, 1435), "gelu": (1434, 1989), "tanh": (1236, 1883),
-    "mish": (1243, 1819),
+    "linear": (551, 557), "relu": (551, 727), "silu": (935, 1383), "gelu": (1383, 1935), "tanh": (1191, 1831),
+    "mish": (1191, 1767),
 }  # fmt: skip
 """Of epilogues with an activation, and with its derivative and what the weight gradient needs besides: counted by
 ``python -m benchmarks.compiled --epilogues``. Others are taken for gelu."""

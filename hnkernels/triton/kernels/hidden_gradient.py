@@ -64,6 +64,7 @@ def hidden_gradient_kernel(
     tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    tl.assume(K > 0)  # as in mlp_layer_forward_kernel
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     acc = multiply(acc, da_ptr, w_ptr, rows, cols, M, N, K, stride_dm, N, True, BLOCK_K, EVEN, PRECISION)
     at = stream * (tl.cast(M, tl.int64) * N)
