@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Modules stay compiled on disk: every process that a test starts imports them again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test ui test-ui test-versions docs fuzz lint bench gpu-check gpu-report bench-compare counts compile-report report check-figures clean
 
 demo: .venv/.train
@@ -85,6 +88,9 @@ clean:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
 	touch $@
 
+# The headless shell is Chromium without its windows; it takes a quarter less time. Where it cannot be had, Chromium.
 .venv/.chromium: | .venv/bin/python
-	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+	command -v chromium-headless-shell >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq chromium-headless-shell; } \
+		|| command -v chromium >/dev/null || apt-get install -y -qq chromium
 	touch $@

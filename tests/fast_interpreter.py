@@ -24,8 +24,14 @@ def install() -> None:
     interpreter._get_np_dtype = _numpy_dtype
     if hasattr(interpreter, "_LangPatchScope"):  # older ones never put anything back
         interpreter._patch_lang = lambda fn: _Nothing() if _Patched.running else _Patched()
-    if hasattr(semantic, "TritonSemantic"):
+    if hasattr(semantic, "TritonSemantic"):  # Triton 3.4 and later
+        interpreter._patch_attr = _patch_attr
+        tl.core._unwrap_if_constexpr = _unwrap
+        tl.core.dtype.__eq__ = _equal_types
         semantic.TritonSemantic.binary_op_sanitize_overflow_impl = _check_overflow
+        semantic.TritonSemantic.broadcast_impl_value = _broadcast
+        semantic.TritonSemantic.cast = _cast
+        semantic.TritonSemantic.computation_type_impl = _computation_type
     tl.core.tensor.__init__ = _init_tensor
     tl.core.block_type.__init__ = _init_block
 
@@ -43,6 +49,21 @@ def _patch_builtin(package, builder, *scope) -> None:
         member = getattr(package, name)
         if tl.core.is_builtin(member):  # it may have been replaced already
             interpreter._patch_attr(package, name, member, builder, *scope)
+
+
+_CHECKS_ITS_CALLER = tl.core.builtin(lambda: None).__code__
+
+
+def _patch_attr(package, name, member, builder, scope) -> None:
+    """Gives the interpreter to a function of the language, without asking whether it was given."""
+    function = member.__wrapped__ if getattr(member, "__code__", None) is _CHECKS_ITS_CALLER else member
+    its_own = interpreter.interpreter_semantic
+
+    def interpreted(*args, **kwargs):
+        kwargs["_semantic"] = its_own
+        return function(*args, **kwargs)
+
+    scope.set_attr(package, name, interpreted)
 
 
 _patch_lang = interpreter._patch_lang
@@ -108,6 +129,50 @@ def _init_block(self, element_ty, shape) -> None:
     else:
         _original_init_block(self, element_ty, shape)
         _blocks[key] = self.shape, self.numel, self.name
+
+
+_original_unwrap = getattr(tl.core, "_unwrap_if_constexpr", None)
+_NEVER_WRAPPED = {tl.tensor, tl.dtype, tl.block_type, int, float, bool, str, type(None)}
+
+
+def _unwrap(value):
+    return value if type(value) in _NEVER_WRAPPED else _original_unwrap(value)
+
+
+_original_equal_types = tl.core.dtype.__eq__
+
+
+def _equal_types(self, other) -> bool:
+    return self is other or _original_equal_types(self, other)
+
+
+# What both operands of an operation become
+
+_Semantic = getattr(semantic, "TritonSemantic", None)
+_original_broadcast = getattr(_Semantic, "broadcast_impl_value", None)
+_original_cast = getattr(_Semantic, "cast", None)
+_original_computation_type = getattr(_Semantic, "computation_type_impl", None)
+_computation_types: dict[tuple, tl.dtype] = {}
+
+
+def _broadcast(self, left, right):
+    a, b = left.type, right.type
+    if type(a) is tl.block_type and type(b) is tl.block_type and a.shape.values == b.shape.values:
+        return left, right
+    return _original_broadcast(self, left, right)
+
+
+def _cast(self, value, dtype, fp_downcast_rounding=None):
+    if value.type.scalar is dtype.scalar:
+        return value
+    return _original_cast(self, value, dtype, fp_downcast_rounding)
+
+
+def _computation_type(self, a, a_is_scalar, b, b_is_scalar, div_or_mod):
+    key = a.name, a_is_scalar, b.name, b_is_scalar, div_or_mod
+    if key not in _computation_types:
+        _computation_types[key] = _original_computation_type(self, a, a_is_scalar, b, b_is_scalar, div_or_mod)
+    return _computation_types[key]
 
 
 _EXACT = {"add": np.add, "sub": np.subtract, "mul": np.multiply}

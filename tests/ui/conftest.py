@@ -5,6 +5,7 @@ import shutil
 import socket
 import threading
 
+import gradio
 import pytest
 import uvicorn
 from playwright.sync_api import expect, sync_playwright
@@ -13,6 +14,18 @@ from hnkernels.home.folder import Home
 from hnkernels.home.runs.runs import Runs
 from hnkernels.home.sample_data import write_sample_data
 from hnkernels.ui.server import LOCAL, application
+
+# At every ``with`` Gradio makes an application that it soon throws away, which took a third of what a test takes.
+_App = gradio.blocks.App
+
+
+class _OneApp:
+    @staticmethod
+    def create_app(blocks, **options):
+        return getattr(blocks, "app", None) or _App.create_app(blocks, **options)
+
+
+gradio.blocks.App = _OneApp
 
 # The flags keep Chromium from calling its maker.
 FLAGS = (
@@ -100,7 +113,7 @@ def page_at(browser, serve):
 
 def chromium():
     """The browser of this machine; Playwright would take one that it has fetched."""
-    return shutil.which("chromium") or shutil.which("google-chrome")
+    return shutil.which("chromium-headless-shell") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def own(url, address):
