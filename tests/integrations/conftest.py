@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,36 @@ def load_lora_for_models(
     clone = model.clone()
     clone.add_patches(patches, strength)
     return clone, clip
+
+
+class HookScope(Enum):
+    """Conditionings that a hook acts on: all of a sampling, or those that have it."""
+
+    AllConditioning = "all_conditioning"
+    HookedOnly = "hooked_only"
+
+
+class TransformerOptionsHook:
+    """Options of the model for the conditionings in its scope."""
+
+    def __init__(self, transformers_dict: dict[str, Any], hook_scope: HookScope = HookScope.AllConditioning):
+        self.transformers_dict = transformers_dict
+        self.hook_scope = hook_scope
+
+
+class HookGroup:
+    """Hooks in their order."""
+
+    def __init__(self) -> None:
+        self.hooks: list[TransformerOptionsHook] = []
+
+    def add(self, hook: TransformerOptionsHook) -> None:
+        self.hooks.append(hook)
+
+    def clone(self) -> HookGroup:
+        other = HookGroup()
+        other.hooks = list(self.hooks)
+        return other
 
 
 @pytest.fixture
@@ -53,6 +84,7 @@ def comfy(monkeypatch, tmp_path) -> Path:
     module("comfy")
     module("comfy.sd", load_lora_for_models=load_lora_for_models)
     module("comfy.lora", calculate_weight=calculate_weight)
+    module("comfy.hooks", EnumHookScope=HookScope, HookGroup=HookGroup, TransformerOptionsHook=TransformerOptionsHook)
     module(
         "folder_paths",
         get_filename_list=lambda kind: sorted(path.name for path in (tmp_path / kind).iterdir()),

@@ -157,6 +157,16 @@ def test_rows_act_as_with_per_row(rows, acting):
     assert relative_error(got, attached(patcher, [net], x, context, [strength])) < UNET_TOLERANCE
 
 
+def test_a_call_for_prompts_it_does_not_act_on_computes_nothing(monkeypatch):
+    from hnkernels.integrations.patcher import context_patch
+
+    patcher, net, (x, context) = make_patcher(), make_net(), inputs()
+    expected = sample(patcher, x, context)
+    monkeypatch.setattr(context_patch.ContextPatch, "_rewritten", lambda *given: pytest.fail("computed"))
+    got = sample(apply(patcher, net, rows="positive"), x, context, cond_or_uncond=[1])
+    assert torch.equal(got, expected)
+
+
 SIGMAS = torch.tensor([10.0, 7.5, 5.0, 2.5, 0.0])
 
 
@@ -208,6 +218,8 @@ def test_what_a_node_is_given_is_checked(comfy):
         node("Timing").timing(0.5, 0.2, "", "one per step")
     with pytest.raises(ValueError, match="numbers such as"):
         node("Timing").timing(0.0, 1.0, "much", "one per step")
+    with pytest.raises(ValueError, match="must be finite numbers"):
+        node("Timing").timing(0.0, 1.0, "1 nan", "one per step")
     patcher.model.diffusion_model = torch.nn.Linear(2, 2)
     with pytest.raises(hn.AdapterError, match="Stable Diffusion 1, 2 and XL"):
         apply(patcher, net)

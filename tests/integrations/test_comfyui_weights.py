@@ -78,6 +78,8 @@ def test_a_merged_model_acts_as_attached_with_the_loras_before_it(comfy):
 def test_only_affine_networks_are_merged(comfy):
     with pytest.raises(ValueError, match="only an affine hypernetwork"):
         node("MergeHypernetwork").merge(make_patcher(), make_net(activation="relu"), 1.0, "attn1")
+    with pytest.raises(ValueError, match="Apply Style Mixture"):
+        node("MergeHypernetwork").merge(make_patcher(), weight_net(), 1.0, "attn1")
 
 
 def test_an_exported_lora_does_what_the_network_does(comfy):
@@ -86,9 +88,10 @@ def test_an_exported_lora_does_what_the_network_does(comfy):
         for mlp in net[width]:
             for layer in mlp.layers():
                 torch.nn.init.zeros_(layer.linear.bias)
-    (report,) = node("ExportLora").export(patcher, net, 0.8, "", 64, "loras/style")
-    path = comfy / "output" / "loras" / "style_00001_.safetensors"
+    given = node("ExportLora").export(patcher, net, 0.8, "", 64, "loras/style")
+    (report,), path = given["result"], comfy / "output" / "loras" / "style_00001_.safetensors"
     assert str(path) in report
+    assert given["ui"] == {"text": (report,)}
     state = load_file(path)
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k.lora_up.weight" in state
     patched = load_lora_for_models(patcher, None, _in_original_names(state), 1.0, 0.0)[0]

@@ -5,11 +5,13 @@ from hnkernels.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAM
 
 from hnkernels.integrations.comfyui.acting import ApplyHypernetwork, HypernetworkStrengths, HypernetworkTiming
 from hnkernels.integrations.comfyui.files import LoadHypernetwork
+from hnkernels.integrations.comfyui.hooks import HypernetworkHook
 from hnkernels.integrations.comfyui.weights import ApplyStyles, ExportLora, MergeHypernetwork
 
 NODE_CLASS_MAPPINGS = {
     "HnkernelsLoadHypernetwork": LoadHypernetwork,
     "HnkernelsApplyHypernetwork": ApplyHypernetwork,
+    "HnkernelsHook": HypernetworkHook,
     "HnkernelsStrengths": HypernetworkStrengths,
     "HnkernelsTiming": HypernetworkTiming,
     "HnkernelsApplyStyles": ApplyStyles,
@@ -21,6 +23,7 @@ NODE_CLASS_MAPPINGS = {
 NODE_DISPLAY_NAME_MAPPINGS = {
     "HnkernelsLoadHypernetwork": "Load Hypernetwork (hnkernels)",
     "HnkernelsApplyHypernetwork": "Apply Hypernetwork (hnkernels)",
+    "HnkernelsHook": "Create Hook Hypernetwork (hnkernels)",
     "HnkernelsStrengths": "Hypernetwork Strengths by Place (hnkernels)",
     "HnkernelsTiming": "Hypernetwork Timing (hnkernels)",
     "HnkernelsApplyStyles": "Apply Style Mixture (hnkernels)",

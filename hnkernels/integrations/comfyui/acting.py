@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hnkernels.errors import InputError
-from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK
+from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK, context_net
 from hnkernels.integrations.patcher.applying import apply_context, strength_table
 from hnkernels.integrations.patcher.context_patch import ROWS
-from hnkernels.integrations.patcher.timing import Timing
+from hnkernels.integrations.patcher.timing import Clock, Timing
 from hnkernels.network.hypernetwork import Hypernetwork
 
 STRENGTHS = "HNKERNELS_STRENGTHS"
@@ -105,10 +105,12 @@ class ApplyHypernetwork:
         where: Tables = (),
         when: Timing | None = None,
     ) -> tuple[Any]:
-        if not isinstance(hypernetwork, Hypernetwork):
-            raise InputError("this is a weight hypernetwork; connect it to Apply Style Mixture instead")
+        net = context_net(hypernetwork)
         if strength == 0:
             return (model,)
-        sampling = None if when is None else model.get_model_object("model_sampling")
-        clock = None if when is None or sampling is None else when.clock(sampling.percent_to_sigma)
-        return (apply_context(model, hypernetwork, (strength, *where), clock, rows)[0],)
+        return (apply_context(model, net, (strength, *where), clock_of(model, when), rows)[0],)
+
+
+def clock_of(model: Any, when: Timing | None) -> Clock | None:
+    """A timing by the noise schedule of a patched model."""
+    return None if when is None else when.clock(model.get_model_object("model_sampling").percent_to_sigma)

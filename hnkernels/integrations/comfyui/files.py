@@ -48,6 +48,17 @@ class LoadHypernetwork:
         return net, f"{net.provenance.name}, {net.provenance.step} steps\n{_about(net)}"
 
 
+def context_net(net: Hypernetwork | WeightHypernetwork) -> Hypernetwork:
+    """What came on the wire, if it is a context hypernetwork.
+
+    Raises:
+        ValueError: it is a weight hypernetwork.
+    """
+    if not isinstance(net, Hypernetwork):
+        raise InputError("this is a weight hypernetwork; connect it to Apply Style Mixture instead")
+    return net
+
+
 def _about(net: Hypernetwork | WeightHypernetwork) -> str:
     if isinstance(net, Hypernetwork):
         config = net.config

@@ -15,7 +15,7 @@ from hnkernels.convert.lora_export import to_lora
 from hnkernels.errors import InputError
 from hnkernels.generator import GeneratedWeights, WeightHypernetwork
 from hnkernels.integrations.comfyui.acting import STRENGTH, STRENGTHS, Tables
-from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK
+from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK, context_net
 from hnkernels.integrations.comfyui.merging import attention_weights, merge_into
 from hnkernels.integrations.original_names import diffusers_names
 from hnkernels.integrations.patcher.generated import kohya_lora, renamed, scaled
@@ -98,7 +98,7 @@ class MergeHypernetwork:
         return {"required": {**required, "attention": (list(_KINDS),)}}
 
     def merge(self, model: Any, hypernetwork: Hypernetwork, strength: float, attention: str) -> tuple[Any]:
-        return (merge_into(model, hypernetwork, strength, _KINDS[attention]),)
+        return (merge_into(model, context_net(hypernetwork), strength, _KINDS[attention]),)
 
 
 class ExportLora:
@@ -133,7 +133,7 @@ class ExportLora:
         styles: str,
         rank: int,
         filename_prefix: str,
-    ) -> tuple[str]:
+    ) -> dict[str, Any]:
         import folder_paths  # ComfyUI's own
 
         if isinstance(hypernetwork, Hypernetwork):
@@ -150,7 +150,8 @@ class ExportLora:
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
         with replacing(path) as file:
             file.write(safetensors.torch.save(kohya_lora(_in_diffusers(state, unet))))
-        return (f"{path}: {said}",)
+        written = f"{path}: {said}"
+        return {"ui": {"text": (written,)}, "result": (written,)}  # "ui" is what ComfyUI keeps in its history
 
 
 def _in_diffusers(state: dict[str, Tensor], unet: torch.nn.Module) -> dict[str, Tensor]:

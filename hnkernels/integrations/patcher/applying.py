@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from hnkernels.adapter.layers import TARGETS, check_reach
 from hnkernels.adapter.strength import STREAMS, Place, Strength, resolve
 from hnkernels.errors import InputError
@@ -29,6 +31,30 @@ def apply_context(
 
     Args:
         patcher: a ``ModelPatcher``; it is left as it is.
+        net, strengths, clock, rows: as for ``context_patches``.
+
+    Raises:
+        AdapterError, ValueError: as ``context_patches``.
+    """
+    patches = context_patches(patcher.model.diffusion_model, net, strengths, clock, rows)
+    clone = patcher.clone()
+    for kind, place in (("attn1", clone.set_model_attn1_patch), ("attn2", clone.set_model_attn2_patch)):
+        if kind in patches:
+            place(patches[kind])
+    return clone, list(patches.values())
+
+
+def context_patches(
+    unet: nn.Module,
+    net: Hypernetwork,
+    strengths: Sequence[Strength] = (1.0,),
+    clock: Clock | None = None,
+    rows: str = "all",
+) -> dict[str, ContextPatch]:
+    """What lets a network act on a UNet: a patch for each kind of attention, ``"attn1"`` and ``"attn2"``, if any.
+
+    Args:
+        unet: the patcher's ``model.diffusion_model``.
         net: the network. It is put into eval mode.
         strengths: strengths as ``attach`` takes them, without ``PerRow``, which multiply.
         clock: when it acts; ``None`` for throughout.
@@ -45,22 +71,19 @@ def apply_context(
         )
     if rows not in ROWS:
         raise InputError(f"rows must be one of {', '.join(ROWS)}, not {rows!r}")
-    unet = patcher.model.diffusion_model
     layers = attention_spots(unet)
     check_reach(type(unet).__name__, list(layers.values()), net.sizes, TARGETS)
     table = _resolved([Place.of(layer.name, layer.kind) for layer in layers.values()], strengths)
-    clone = patcher.clone()
-    patches = []
-    for kind, place in (("attn1", clone.set_model_attn1_patch), ("attn2", clone.set_model_attn2_patch)):
+    patches = {}
+    for kind in TARGETS:
         acting: dict[Spot, Streams] = {
             spot: streams
             for ((found, spot), layer), streams in zip(layers.items(), table, strict=True)
             if found == kind and layer.width in net and any(streams.values())
         }
         if acting:
-            patches.append(ContextPatch(net.eval(), acting, clock, rows, shared=kind == "attn2"))
-            place(patches[-1])
-    return clone, patches
+            patches[kind] = ContextPatch(net.eval(), acting, clock, rows, shared=kind == "attn2")
+    return patches
 
 
 def _resolved(places: Sequence[Place], strengths: Sequence[Strength]) -> list[dict[str, float]]:

@@ -66,11 +66,13 @@ class ContextPatch:
         factor = self.level if strength is None or self.clock is None else self.level * self.clock.factor(extra_options)
         if strength is None or factor == 0:
             return q, k, v
+        acting = ROWS[self.rows]
+        chunks = None if acting is None else [kind == acting for kind in extra_options["cond_or_uncond"]]
+        if chunks is not None and not any(chunks):  # samplers short of memory call the model once per prompt
+            return q, k, v
         k = q if k is None else k
         v = k if v is None else v
         scaled = {stream: factor * value for stream, value in strength.items()}
-        acting = ROWS[self.rows]
-        chunks = None if acting is None else [kind == acting for kind in extra_options["cond_or_uncond"]]
         return q, *self._rewritten(k, v, scaled, chunks, call_of(extra_options))
 
     def _rewritten(

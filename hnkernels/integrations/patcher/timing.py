@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ class Timing:
         spread: spread the factors evenly over all steps instead, with straight lines between them.
 
     Raises:
-        ValueError: the shares are not ``0 <= start <= end <= 1``.
+        ValueError: the shares are not ``0 <= start <= end <= 1``, or a factor is not finite.
     """
 
     def __init__(self, start: float = 0.0, end: float = 1.0, strengths: Sequence[float] = (), spread: bool = False):
@@ -29,6 +30,8 @@ class Timing:
             raise InputError(f"start and end must be shares with 0 <= start <= end <= 1, not {start} and {end}")
         self.start, self.end = start, end
         self.strengths = tuple(float(value) for value in strengths)
+        if not all(map(math.isfinite, self.strengths)):
+            raise InputError(f"strengths must be finite numbers, not {', '.join(map(str, self.strengths))}")
         self.spread = spread
 
     def clock(self, percent_to_sigma: Callable[[float], Any]) -> Clock:
