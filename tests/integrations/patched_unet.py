@@ -110,12 +110,17 @@ class ModelPatcher:
         self.model = model
         self.model_options: dict[str, Any] = {"transformer_options": {}}
         self.patches: dict[str, list[Any]] = {}
+        self.wrappers: dict[str, dict[str, list[Any]]] = {}
 
     def clone(self) -> ModelPatcher:
         other = ModelPatcher(self.model)
         other.model_options = copy.deepcopy(self.model_options)
         other.patches = {key: list(patches) for key, patches in self.patches.items()}
+        other.wrappers = {kind: {key: list(w) for key, w in keys.items()} for kind, keys in self.wrappers.items()}
         return other
+
+    def add_wrapper_with_key(self, kind: str, key: str, wrapper: Any) -> None:
+        self.wrappers.setdefault(kind, {}).setdefault(key, []).append(wrapper)
 
     def _set(self, name: str, patch: Any) -> None:
         self.model_options["transformer_options"].setdefault("patches", {}).setdefault(name, []).append(patch)

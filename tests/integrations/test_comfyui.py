@@ -108,6 +108,32 @@ def test_a_compiled_model_computes_the_same():
         assert relative_error(got, expected) < UNET_TOLERANCE
 
 
+def test_a_graph_made_without_the_network_is_made_again(monkeypatch):
+    patcher, net, (x, context) = make_patcher(), make_net(activation="relu"), inputs()
+    plain, patched, resets = sample(patcher, x, context), apply(patcher, net), []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    (wrapper,) = patched.wrappers["apply_model"]["hnkernels"]
+
+    def model(control):  # until it is made again, what was compiled without the network
+        control["output"].pop()
+        return sample(patched, x, context) if resets else plain
+
+    expected = sample(patched, x, context)
+    for _ in range(3):
+        got = wrapper(model, control={"output": [1]})
+        assert relative_error(got, expected) < UNET_TOLERANCE
+    assert resets == [1]
+
+
+def test_a_graph_that_reaches_the_network_is_kept(monkeypatch):
+    patcher, (x, context) = make_patcher(), inputs()
+    patched = apply(patcher, make_net())
+    monkeypatch.setattr(torch.compiler, "reset", lambda: pytest.fail("compiled again"))
+    (wrapper,) = patched.wrappers["apply_model"]["hnkernels"]
+    wrapper(lambda: sample(patched, x, context))
+    wrapper(lambda: None)  # as nodes do that leave out calls of the model
+
+
 def test_a_clone_does_not_copy_the_network():
     patched = apply(make_patcher(), make_net())
     kept = [m.model_options["transformer_options"]["patches"]["attn1_patch"][0] for m in (patched, patched.clone())]

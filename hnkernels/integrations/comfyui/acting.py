@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hnkernels.errors import InputError
+from hnkernels.integrations.comfyui.compiled import WRAPPED, CompiledAgain
 from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK, context_net
 from hnkernels.integrations.patcher.applying import apply_context, strength_table
 from hnkernels.integrations.patcher.context_patch import ROWS
@@ -108,7 +109,10 @@ class ApplyHypernetwork:
         net = context_net(hypernetwork)
         if strength == 0:
             return (model,)
-        return (apply_context(model, net, (strength, *where), clock_of(model, when), rows)[0],)
+        clone, patches = apply_context(model, net, (strength, *where), clock_of(model, when), rows)
+        if patches and hasattr(clone, "add_wrapper_with_key"):  # not in old patchers
+            clone.add_wrapper_with_key(WRAPPED, "hnkernels", CompiledAgain(patches))
+        return (clone,)
 
 
 def clock_of(model: Any, when: Timing | None) -> Clock | None:

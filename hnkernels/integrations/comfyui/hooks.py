@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hnkernels.integrations.comfyui.acting import STRENGTH, STRENGTHS, TIMING, Tables, clock_of
+from hnkernels.integrations.comfyui.compiled import WRAPPED, CompiledAgain
 from hnkernels.integrations.comfyui.files import CATEGORY, HYPERNETWORK, context_net
 from hnkernels.integrations.patcher.applying import context_patches
 from hnkernels.integrations.patcher.timing import Timing
@@ -45,7 +46,10 @@ class HypernetworkHook:
         patches = context_patches(model.model.diffusion_model, net, (strength, *where), clock)
         hooks = comfy.hooks.HookGroup() if prev_hooks is None else prev_hooks.clone()
         if patches:
-            content = {"patches": {f"{kind}_patch": [patch] for kind, patch in patches.items()}}
+            content = {
+                "patches": {f"{kind}_patch": [patch] for kind, patch in patches.items()},
+                "wrappers": {WRAPPED: {"hnkernels": [CompiledAgain(patches.values())]}},
+            }
             scope = comfy.hooks.EnumHookScope.HookedOnly
             hooks.add(comfy.hooks.TransformerOptionsHook(content, hook_scope=scope))
         return (hooks,)

@@ -48,6 +48,8 @@ class ContextPatch:
         self.shared = shared
         self.level = 1.0
         """A factor on all strengths, for programs that set it from step to step."""
+        self.reached = False
+        """Whether it has been called, for programs that clear it before a call of the model."""
         self._kept: tuple[Any, ...] = ()
 
     @torch.compiler.disable  # a compiled model would be compiled again at every call: what it is told is new each time
@@ -61,6 +63,7 @@ class ContextPatch:
             k, v: [B, tokens, width], one tensor or two; ``None`` where attention is to use ``q``, or K's for V.
             extra_options: what the model says of the layer and of the call.
         """
+        self.reached = True
         spot = Spot.told(extra_options)
         strength = None if spot is None else self.strengths.get(spot)
         factor = self.level if strength is None or self.clock is None else self.level * self.clock.factor(extra_options)
