@@ -97,6 +97,20 @@ def test_the_group_of_a_fault_opens(page):
     expect(field(page, "tag dropout")).to_be_visible()
 
 
+def test_the_mark_moves_and_what_is_typed_meanwhile_stays(page):
+    open_group(page, "Captions")
+    fill(page, "tag dropout", "2")
+    page.locator("#start").click()
+    field(page, "batch size").fill("0")  # before Start has answered
+    expect(page.locator(".faulty")).to_contain_text("tag dropout")
+    expect(field(page, "batch size")).to_have_value("0")
+    fill(page, "tag dropout", "0.5")
+    page.locator("#start").click()
+    expect(page.locator(".faulty")).to_contain_text("batch size")
+    expect(page.locator(".faulty")).to_have_count(1)
+    expect(field(page, "tag dropout")).to_have_value("0.5")
+
+
 def test_a_name_that_is_none(started_home, page):
     for name, said in (("", "The network needs a name"), ("../up", "is not a name")):
         field(page, "name").fill(name)

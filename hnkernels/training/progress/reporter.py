@@ -60,8 +60,9 @@ class RunReporter(Reporter):
         self._settings: dict[str, Any] = vars(config)
         self._stack = ExitStack()
         with ExitStack() as stack:
-            self._log = stack.enter_context(CsvLog(folder / LOG, keep_until=step))
+            # First what may be refused: a run that cannot begin leaves no log.
             self._trackers = stack.enter_context(Trackers(config.trackers, folder, self._settings, step))
+            self._log = stack.enter_context(CsvLog(folder / LOG, keep_until=step))
             self._bar = stack.enter_context(Progress(end, step, config.progress))
             write_run(folder, name, self._settings, end)
             self._stack = stack.pop_all()

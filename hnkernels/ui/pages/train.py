@@ -76,6 +76,7 @@ class _Page:
         self.cost = gr.HTML(elem_classes="sentence", elem_id="cost")
         self.measure = gr.Button("Measure how long a step takes", size="sm")
         self.started = gr.Textbox(visible=False)
+        self.faulty = gr.State("")  # the field that is marked
 
     def _pictures(self) -> None:
         self.gallery = gr.Gallery(
@@ -182,8 +183,8 @@ class _Page:
         self.measure.click(self._measured, inputs=asked, outputs=self.said, concurrency_limit=1, **PRIVATE)
         self.start.click(
             self._start,
-            inputs=asked,
-            outputs=[self.said, self.started, *self.groups.values(), *self.fields.values()],
+            inputs=[self.faulty, *asked],
+            outputs=[self.said, self.started, self.faulty, *self.groups.values(), *self.fields.values()],
             **PRIVATE,
         ).success(
             fn=None,
@@ -248,7 +249,7 @@ class _Page:
         seconds = seconds_per_step(request, self.home.path / ".measured")
         return f"A step took {seconds:.2g} s here, measured: {duration(seconds * planned.steps)} in all."
 
-    def _start(self, *values: Any) -> list[Any]:
+    def _start(self, marked: str, *values: Any) -> list[Any]:
         """Starts the run; or shows what is wrong, beside its field too."""
         try:
             request = self._request(*values)
@@ -257,14 +258,18 @@ class _Page:
         except ValueError as error:
             about = error.field if isinstance(error, Fault) else ""
             said = f"{form.called(about)}: {error}" if about in self.fields else str(error)
-            return [refused(said), "", *self._marked(about, str(error))]
-        return [sentence(f"Started {run.name}"), run.name, *self._marked("", "")]
+            return [refused(said), "", about, *self._marked(about, str(error), marked)]
+        return [sentence(f"Started {run.name}"), run.name, "", *self._marked("", "", marked)]
 
-    def _marked(self, about: str, fault: str) -> list[Any]:
-        """Groups and fields, with the fault beside its field, whose group is open."""
+    def _marked(self, about: str, fault: str, before: str) -> list[Any]:
+        """Groups and fields, with the fault beside its field, whose group is open, and none where one was before.
+
+        Nothing else is touched: somebody may be typing there.
+        """
         opened = [about == title or about in form.GROUPS.get(title, ()) for title in self.groups]
         groups = [gr.Accordion(open=True) if one else gr.skip() for one in opened]
-        fields = [form.marked(name, fault if name == about else "") for name in self.fields]
+        changed = {about, before}
+        fields = [form.marked(n, fault if n == about else "") if n in changed else gr.skip() for n in self.fields]
         return [*groups, *fields]
 
     def _dataset(self, name: str, again: bool = False) -> Dataset:

@@ -8,6 +8,8 @@ import pytest
 from accelerate import PartialState, tracking
 from PIL import Image
 
+from hnkernels.training.config import TrainingConfig
+from hnkernels.training.progress.reporter import RunReporter
 from hnkernels.training.progress.trackers import Trackers, check_trackers
 
 SETTINGS = {"learning_rate": 1e-4, "prompts": ["ä cat", "b"], "resume": None, "progress": True, "name": "style"}
@@ -159,6 +161,13 @@ def test_a_tracker_that_cannot_be_started_is_refused_and_the_others_are_closed(t
     with pytest.raises(ValueError, match="the tracker 'aim' cannot be started: no route to host; log in"):
         Trackers(["wandb", "aim"], tmp_path, {})
     assert kind.made[0].calls[-1] == ("finish",)
+
+
+def test_a_run_whose_tracker_cannot_be_started_leaves_no_log(tmp_path, install):
+    install(Fake, "wandb", fails=("start",))
+    with pytest.raises(ValueError, match="cannot be started"):
+        RunReporter(tmp_path, TrainingConfig(trackers=["wandb"]), "style", 0, 10)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
