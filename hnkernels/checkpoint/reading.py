@@ -69,7 +69,8 @@ def read_torch_file(path: Path) -> Any:
         try:
             _check_programs(file, zipped)
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+            # Not torch.load: AUTOMATIC1111 puts a function of its own there, which reads files by name only.
+            return torch.serialization.load(file, map_location="cpu", weights_only=True, mmap=False)
         except (OSError, Fault):
             raise
         except Exception as error:  # torch raises a dozen different types for damaged input

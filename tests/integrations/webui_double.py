@@ -208,15 +208,14 @@ class WebUI:
         Args:
             prompt: its prompt.
             panel: the values of the extension's panel, those after the last as they are at first.
-            fields: what a grid of pictures sets.
+            fields: what a grid of pictures sets; its cells share one ``extra_generation_params``.
 
         Returns:
             The picture's processing object, and what the UNet gave at every step.
         """
         values = [*panel, *(1, "", 0, 1)[len(panel) :]]
-        p = SimpleNamespace(
-            sd_model=self.model, extra_generation_params={}, comments=[], all_prompts=[prompt], **fields
-        )
+        fields = {"extra_generation_params": {}, **fields}
+        p = SimpleNamespace(sd_model=self.model, comments=[], all_prompts=[prompt], **fields)
         p.comment = p.comments.append
         p.errors = []
 
@@ -274,6 +273,14 @@ def load_lora(lora: dict[str, Tensor], keys: dict[str, str]) -> tuple[dict[str, 
     return patches, {}
 
 
+def load_checked(file: Any, *args: Any, **options: Any) -> Any:
+    """What A1111 puts in the place of ``torch.load``: it looks at the content first, and an open file stays where that
+    has left it."""
+    if hasattr(file, "seek"):
+        file.seek(0, 2)
+    return torch.serialization.load(file, *args, **options)
+
+
 @contextmanager
 def running(kind: str, folder: Path) -> Iterator[WebUI]:
     """A web UI whose modules can be imported, with the extension in it."""
@@ -281,10 +288,13 @@ def running(kind: str, folder: Path) -> Iterator[WebUI]:
     ours = "hnkernels.integrations.webui"
     before = {name: sys.modules.get(name) for name in webui.modules}
     sys.modules.update(webui.modules)
+    if kind == "A1111":
+        torch.load = load_checked
     try:
         webui.start()
         yield webui
     finally:
+        torch.load = torch.serialization.load
         for name in [name for name in sys.modules if name == ours or name.startswith(f"{ours}.")]:
             del sys.modules[name]
         for name, module in before.items():
