@@ -16,6 +16,8 @@ TAPPED = ("q", "k", "v", "out")
 
 _ONE_GRAPH = torch.__version__ >= "2.8"  # a TorchVersion, which compares numbers
 """Whether PyTorch's compiler traces a bound method that is an instance's forward."""
+_FORWARD = nn.Linear.forward if nn.Linear.forward.__module__ == nn.Linear.__module__ else None
+"""PyTorch's own; ``None`` if another tool replaced it before this is imported, as A1111's LoRA does."""
 
 
 @torch.compiler.disable
@@ -111,7 +113,8 @@ class Tap:
         """Whether the module is a linear whose weight and bias say all there is to say, before it is called too."""
         alone = self.wrapped is None and self.in_place and not self.module._forward_pre_hooks
         # A subclass of a parameter may be quantised.
-        return alone and type(self.module) is nn.Linear and type(self.module.weight) in (Tensor, nn.Parameter)
+        own = type(self.module) is nn.Linear and type(self.module.weight) in (Tensor, nn.Parameter)
+        return alone and own and nn.Linear.forward is _FORWARD
 
     @property
     def in_place(self) -> bool:
