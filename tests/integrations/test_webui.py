@@ -194,6 +194,24 @@ def test_grids_have_axes_for_names_and_settings(webui, nets):
     assert close(outputs, attached(webui, (nets["ink"], 0.25)))
 
 
+def test_a_cell_of_a_grid_tells_nothing_of_the_cell_before(webui, nets):
+    shared: dict = {}
+    webui.draw("<hypernet:ink>", hnkernels_strength=0.25, hnkernels_end=0.5, extra_generation_params=shared)
+    assert set(shared) == {"hnkernels strength", "hnkernels end", "Hypernetwork hashes"}
+    webui.draw("a castle", hnkernels_strength=1.0, hnkernels_end=1.0, extra_generation_params=shared)
+    assert shared == {}
+
+
+def test_a_model_that_is_loaded_is_not_a_picture(webui, nets):
+    webui.opts.data["sd_hypernetwork"] = "ink"
+    plain = attached(webui)
+    loading = SimpleNamespace(sd_model=webui.model, all_prompts=None, extra_generation_params={})
+    webui.registry["hypernet"].activate(loading, [])
+    assert loading.extra_generation_params == {}
+    with torch.no_grad():
+        assert torch.equal(webui.unet(*webui.inputs), plain)
+
+
 def test_the_refiners_model_has_the_networks_too(tmp_path):
     with running("A1111", tmp_path) as webui:
         net = make_net(activation="relu")

@@ -89,7 +89,7 @@ class Trainer:
         """
         results = self.results()
         if not results:
-            raise InputError("there is no finished hypernetwork yet; wait until the run has ended")
+            raise InputError("there is no finished hypernetwork; wait until a run has ended without being stopped")
         copied = []
         for path in results:
             target, number = hypernetworks / path.name, 1

@@ -47,6 +47,8 @@ class Network(extra_networks.ExtraNetwork):
         SESSION.end()
         if acting is None:  # the panel said something that cannot be, and the picture says so
             return
+        if p.all_prompts is None:  # not a picture: the web UI has loaded a model, and encodes an empty prompt
+            return
         with commented(p):
             uses = [Use.of(params.items) for params in params_list]
             always = shared.opts.sd_hypernetwork

@@ -10,7 +10,7 @@ from modules import scripts  # the web UI's own
 
 from hnkernels.integrations.webui import settings
 from hnkernels.integrations.webui.acting import INFOTEXT, Acting
-from hnkernels.integrations.webui.network import SESSION, commented
+from hnkernels.integrations.webui.network import HASHES, SESSION, commented
 from hnkernels.integrations.webui.session import is_forge
 
 _WHERE = '{"up": {"block_3": 0.5, "attn2": {"k": 0}}}'
@@ -44,6 +44,8 @@ class HypernetworkScript(scripts.Script):
             return
         given = dict(zip(INFOTEXT, values, strict=True))
         given |= {name: value for name in INFOTEXT if (value := getattr(p, f"hnkernels_{name}", None)) is not None}
+        for written in (*INFOTEXT.values(), HASHES):  # by an earlier cell of a grid: all cells share one dict
+            p.extra_generation_params.pop(written, None)
         p.hnkernels = None
         with commented(p):
             p.hnkernels = Acting(float(given["strength"]), given["where"], float(given["start"]), float(given["end"]))
