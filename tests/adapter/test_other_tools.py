@@ -70,21 +70,18 @@ def test_attaching_to_a_model_with_fused_qkv_is_refused_at_the_first_call(unet, 
 
 
 def test_a_tool_in_the_forward_of_the_class_of_all_linears(unet, x, text, adapter, monkeypatch):
-    before = denoise(unet, x, text)
+    before, own = denoise(unet, x, text), nn.Linear.forward
     weights = [module.weight for module in projections(unet)]
-    own = nn.Linear.forward
 
     def doubled_where_called(module, x):  # as A1111 applies LoRA: to the weights, when a linear is called
-        y = own(module, x)
-        return 2 * y if any(module.weight is weight for weight in weights) else y
+        return own(module, x) * (1 + any(module.weight is weight for weight in weights))
 
     monkeypatch.setattr(nn.Linear, "forward", doubled_where_called)
     changed = denoise(unet, x, text)
     monkeypatch.undo()
     assert relative_error(denoise(unet, x, text), before) < UNET_TOLERANCE
-    with torch.no_grad():
-        for module in projections(unet):
-            module.weight *= 2
+    for weight in weights:
+        weight.data *= 2
     assert relative_error(changed, denoise(unet, x, text)) < UNET_TOLERANCE
 
 

@@ -134,8 +134,7 @@ class WebUI:
         }
         self.opts = Options(self.templates)
         self.loaded: list[Any] = []
-        grid = SimpleNamespace(axis_options=[], AxisOption=axis_option)
-        self.grid = grid
+        self.grid = grid = SimpleNamespace(axis_options=[], AxisOption=axis_option)
         self.modules = self._modules(folder, grid)
 
     def _modules(self, folder: Path, grid: Any) -> dict[str, ModuleType]:
@@ -214,8 +213,8 @@ class WebUI:
             The picture's processing object, and what the UNet gave at every step.
         """
         values = [*panel, *(1, "", 0, 1)[len(panel) :]]
-        fields = {"extra_generation_params": {}, **fields}
-        p = SimpleNamespace(sd_model=self.model, comments=[], all_prompts=[prompt], **fields)
+        fields = {"extra_generation_params": {}, "comments": [], **fields}
+        p = SimpleNamespace(sd_model=self.model, all_prompts=[prompt], **fields)
         p.comment = p.comments.append
         p.errors = []
 
@@ -274,10 +273,8 @@ def load_lora(lora: dict[str, Tensor], keys: dict[str, str]) -> tuple[dict[str, 
 
 
 def load_checked(file: Any, *args: Any, **options: Any) -> Any:
-    """What A1111 puts in the place of ``torch.load``: it looks at the content first, and an open file stays where that
-    has left it."""
-    if hasattr(file, "seek"):
-        file.seek(0, 2)
+    """A1111's ``torch.load``: it reads all of an open file first, and goes on from there."""
+    file.seek(0, 2)
     return torch.serialization.load(file, *args, **options)
 
 
@@ -288,8 +285,7 @@ def running(kind: str, folder: Path) -> Iterator[WebUI]:
     ours = "hnkernels.integrations.webui"
     before = {name: sys.modules.get(name) for name in webui.modules}
     sys.modules.update(webui.modules)
-    if kind == "A1111":
-        torch.load = load_checked
+    torch.load = load_checked if kind == "A1111" else torch.load
     try:
         webui.start()
         yield webui
