@@ -12,10 +12,10 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from hnkernels.adapter.layers import TARGETS
+from hnkernels.checkpoint.archive import write_torch_file
 from hnkernels.checkpoint.atomic import placing
 from hnkernels.checkpoint.errors import Fault, naming
 from hnkernels.checkpoint.reading import read_safetensors_file, read_torch_file
@@ -165,7 +165,8 @@ def _read(path: Path) -> tuple[dict[str, str], StateDict]:
 
 def _write(path: Path, extension: str, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
     if extension != ".safetensors":
-        torch.save({"state_dict": dict(tensors)} if extension == ".ckpt" else dict(tensors), path)
+        with path.open("wb") as file:
+            write_torch_file({"state_dict": dict(tensors)} if extension == ".ckpt" else dict(tensors), file)
         return
     seen: set[int] = set()
     apart: StateDict = {}

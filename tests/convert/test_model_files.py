@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from collections import OrderedDict
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import hnkernels as hn
 from hnkernels.assets import TINY_SD
+from hnkernels.checkpoint.archive import ENTRY
 from hnkernels.convert.merging import ORIGINAL_PREFIX
 from hnkernels.convert.model_files import merge_files, read_unet
 from tests.models import FORWARD_TOLERANCE, denoise, make_net, relative_error, tiny_unet
@@ -171,6 +173,9 @@ def test_a_checkpoint_in_one_file(single, source, target, tmp_path):
     merge_files(tmp_path / f"a{source}", tmp_path / f"b{target}", net, 0.7)
     merged = state_of(tmp_path / f"b{target}")
     assert equal(merged["state_dict"] if target == ".ckpt" else merged, hn.merge_state_dict(single, net, 0.7))
+    if target == ".ckpt":  # A1111 refuses a file with other entries
+        with zipfile.ZipFile(tmp_path / f"b{target}") as archive:
+            assert all(ENTRY.fullmatch(name) for name in archive.namelist())
     if source == target == ".safetensors":
         with safetensors.safe_open(tmp_path / "b.safetensors", framework="pt") as file:
             assert file.metadata() == {"modelspec.title": "a"}
