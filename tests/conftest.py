@@ -19,7 +19,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from hnkernels.triton.support import interpreting
+from tests import fast_copies
 
+fast_copies.install()
 if interpreting():
     from tests import fast_interpreter
 
