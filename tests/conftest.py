@@ -40,12 +40,17 @@ OPTIONAL = (
 """Packages that tests import and that need not be there."""
 
 LONG = (
-    *("triton/test_compiled.py", "adapter/test_compile.py", "adapter/test_lora.py", "adapter/test_plans.py"),
-    *("adapter/test_random_walk.py", "benchmarks/test_gpu_check.py", "demo/test_tiny_sd.py", "runs/test_runs.py"),
-    *("triton/test_values.py", "triton/test_tiles.py", "ops/test_hyper.py", "triton/test_gradcheck.py"),
+    *("adapter/test_compile.py", "triton/test_compiled.py", "adapter/test_plans.py", "runs/test_runs.py"),
+    *("adapter/test_weights_in_hosts.py", "benchmarks/test_gpu_check.py", "demo/test_tiny_sd.py"),
+    *("training/test_never_lose.py", "adapter/test_lora.py", "benchmarks/test_measuring.py"),
+    *("adapter/test_random_walk.py", "training/test_processes.py", "persistence/test_run_folder.py"),
+    "cli/test_commands.py",
+    *("training/test_trainer.py", "study/test_study.py", "integrations/test_webui_training.py"),
+    *("triton/test_values.py", "ops/test_hyper.py", "triton/test_tiles.py", "triton/test_ready.py"),
+    *("triton/test_operators.py", "triton/test_gradcheck.py", "triton/test_lowrank.py", "triton/test_adapter.py"),
     "ui/test_start_to_picture.py",
 )
-"""The files that take longest, in the run with the interpreter or without, or in a browser."""
+"""The files that take longest, in the run without the interpreter, in that with it, and in a browser."""
 
 _TRITON = Path(__file__).parent / "triton"
 _COMPILED, _GPU = _TRITON / "test_compiled.py", _TRITON / "test_gpu.py"
@@ -58,14 +63,25 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(items):
     """Long files first: a process that gets one of them last works on while the others have nothing to do."""
-    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+    def place(item):
+        path = item.path.as_posix()
+        return next((place for place, name in enumerate(LONG) if path.endswith(name)), len(LONG))
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish():
     """What is there now stays, so that the garbage collector need not walk through all of PyTorch again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(200_000, 20, 100)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish():
+    """What is left ends with the process; pytest would look through it five times more."""
+    gc.freeze()
 
 
 def pytest_configure(config):
