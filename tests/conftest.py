@@ -19,9 +19,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from hnkernels.triton.support import interpreting
-from tests import fast_copies
 
-fast_copies.install()
 if interpreting():
     from tests import fast_interpreter
 
@@ -75,7 +73,7 @@ def pytest_collection_finish():
     """What is there now stays, so that the garbage collector need not walk through all of PyTorch again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(200_000, 20, 100)
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.hookimpl(tryfirst=True)
