@@ -17,23 +17,23 @@ from triton.runtime import interpreter
 
 
 def install() -> None:
-    """Puts it in place for this process."""
+    """Puts it in place for this process; from Triton 3.6 on, for older interpreters work otherwise."""
+    if not hasattr(interpreter, "_LangPatchScope"):
+        return
     for package in (tl, tl.core, tl.math, tl.tensor, getattr(tl.core, "tensor_descriptor_base", tl.tensor)):
         _builtins(package)  # while nothing is replaced yet
     interpreter._patch_builtin = _patch_builtin
+    interpreter._patch_attr = _patch_attr
+    interpreter._patch_lang = lambda fn: _Nothing() if _Patched.running else _Patched()
     interpreter._get_np_dtype = _numpy_dtype
-    if hasattr(interpreter, "_LangPatchScope"):  # older ones never put anything back
-        interpreter._patch_lang = lambda fn: _Nothing() if _Patched.running else _Patched()
-    if hasattr(semantic, "TritonSemantic"):  # Triton 3.4 and later
-        interpreter._patch_attr = _patch_attr
-        tl.core._unwrap_if_constexpr = _unwrap
-        tl.core.dtype.__eq__ = _equal_types
-        semantic.TritonSemantic.binary_op_sanitize_overflow_impl = _check_overflow
-        semantic.TritonSemantic.broadcast_impl_value = _broadcast
-        semantic.TritonSemantic.cast = _cast
-        semantic.TritonSemantic.computation_type_impl = _computation_type
+    tl.core._unwrap_if_constexpr = _unwrap
+    tl.core.dtype.__eq__ = _equal_types
     tl.core.tensor.__init__ = _init_tensor
     tl.core.block_type.__init__ = _init_block
+    _Semantic.binary_op_sanitize_overflow_impl = _check_overflow
+    _Semantic.broadcast_impl_value = _broadcast
+    _Semantic.cast = _cast
+    _Semantic.computation_type_impl = _computation_type
 
 
 # The functions of the language
