@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ LAYERS = {"attn1": 16, "attn2": 16}
 _TIMESTEPS = range(999, 0, -50)
 """Of the 20 steps of a sampling run; after the last one the next run begins."""
 
+_UNETS = 6
 _WARM, _STEPS = 3, 7
 """Steps after something was put on the UNet that are not timed, and that are."""
 
@@ -284,15 +285,21 @@ class Model:
 def ratios(seconds: float) -> dict[str, float]:
     """What a step takes with everything that can be put on the UNet, as a multiple of what it takes without.
 
-    Medians over many turns, in random order. It is one and the same UNet, for where a copy lies in memory makes more of
-    a difference than a percent; and every turn is compared with the steps right before and after it, for how fast a
-    processor is changes by more than that within seconds. ``"bare again"``, with nothing on it, shows the noise.
+    Medians over many turns, in random order. Everything is put on one and the same UNet, for where a copy lies in
+    memory makes more of a difference than a percent; for the same reason several UNets are made, one after another, and
+    what counts is the mean of their medians. Every turn is compared with the steps right before and after it, for how
+    fast a processor is changes by more than a percent within seconds. ``"bare again"``, with nothing on it, shows the
+    noise.
     """
-    model = Model()
+    each = [_ratios(Model(), seconds / _UNETS, random.Random(number)) for number in range(_UNETS)]
+    return {name: fmean(found[name] for found in each) for name in each[0]}
+
+
+def _ratios(model: Model, seconds: float, orders: random.Random) -> dict[str, float]:
     puts = {**model.ours, **model.others}
     bare = puts.pop("bare")
     found: dict[str, list[float]] = {name: [] for name in puts}
-    started, orders = time.perf_counter(), random.Random(0)
+    started = time.perf_counter()
     before = median(model.seconds(bare))
     while time.perf_counter() - started < seconds:
         for name in orders.sample(list(puts), len(puts)):
@@ -301,7 +308,7 @@ def ratios(seconds: float) -> dict[str, float]:
             found[name].append(2 * between / (before + after))
             before = after
         gc.collect()
-    return {name: median(each) for name, each in found.items()}
+    return {name: median(turns) for name, turns in found.items()}
 
 
 def _weights(unet: nn.Module) -> hn.GeneratedWeights:
