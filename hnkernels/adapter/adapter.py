@@ -11,6 +11,7 @@ from hnkernels.adapter.handle import Handle
 from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AdapterError, AttentionSpec, accepted_targets, check_reach
 from hnkernels.adapter.links import Action, Link
+from hnkernels.adapter.proof import Watch
 from hnkernels.adapter.strength import Level, Place, Strength
 from hnkernels.errors import InputError
 from hnkernels.network.hypernetwork import Hypernetwork
@@ -85,7 +86,8 @@ class Adapter(Handle):
     @fused.setter
     def fused(self, value: bool) -> None:
         self._fused = value
-        self._tell()
+        if self._host is not None:
+            self._host.arrange()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -116,8 +118,9 @@ class Adapter(Handle):
     def parameters(self) -> Iterable[nn.Parameter]:
         return self.net.parameters()
 
-    def networks(self) -> Sequence[nn.Module]:
-        return (self.net,)
+    def watch(self, watch: Watch) -> None:
+        for width in {self._widths[i] for i in self._reached()}:
+            watch.network(self.net, f"layers.{width}")
 
     def arrange(self, layers: Sequence[TappedLayer]) -> None:
         for number, layer in enumerate(layers):

@@ -80,7 +80,8 @@ class Call:
         self.loose = loose
         self.grad = torch.is_grad_enabled()
         self.device = None if x is None else x.device
-        self.device_type = "cpu" if x is None or x.is_meta else x.device.type
+        kind = "cpu" if self.device is None else self.device.type
+        self.device_type = "cpu" if kind == "meta" else kind  # autocast does not know the meta device
         self.autocasting = torch.is_autocast_enabled(self.device_type)
         self.autocast = torch.get_autocast_dtype(self.device_type) if self.autocasting else None
         self.captured = capturing(self.device)

@@ -16,6 +16,7 @@ from hnkernels.adapter.host import Host
 from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.pipelines import Groups, calling_groups, in_groups
+from hnkernels.adapter.proof import Watch
 from hnkernels.adapter.strength import STREAMS, Level, Place, Strength, resolve
 from hnkernels.errors import InputError
 from hnkernels.ops import derived, onednn
@@ -120,9 +121,8 @@ class Handle(ABC):
     def arrange(self, layers: Sequence[TappedLayer]) -> None:
         """Tells the layers what it does there."""
 
-    @abstractmethod
-    def networks(self) -> Sequence[nn.Module]:
-        """What of it, changed, changes what the model computes."""
+    def watch(self, watch: Watch) -> None:  # noqa: B027 (what is generated is watched where it acts)
+        """Says what it depends on."""
 
     def situation(self) -> object:
         """Follows the pipeline that is calling, before a call. Returns what else its effect depends on."""

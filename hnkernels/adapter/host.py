@@ -19,6 +19,7 @@ from hnkernels.adapter.contexts import ContextStore
 from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AttentionSpec
 from hnkernels.adapter.projecting import keep_for_graph, plan_of
+from hnkernels.adapter.proof import Watch
 from hnkernels.adapter.prover import Prover
 from hnkernels.adapter.replacements import watch_projections
 from hnkernels.adapter.shared import Follows, Shared
@@ -40,8 +41,8 @@ class Attached(Follows, Protocol):
     def arrange(self, layers: Sequence[TappedLayer]) -> None:
         """Tells the layers what it does there."""
 
-    def networks(self) -> Sequence[nn.Module]:
-        """What of it, changed, changes what is kept."""
+    def watch(self, watch: Watch) -> None:
+        """Says what it depends on."""
 
     def situation(self) -> object:
         """What else its effect depends on, asked once per call."""

@@ -91,7 +91,8 @@ class TappedLayer:
         """An adapter that rewrites the layer's context."""
         self.actions.append(action)
         if action.level is not None:
-            self._paths.update(self.projections)
+            streams = STREAMS if action.adapter.fused else self.projections  # Q gains nothing from folded weights
+            self._paths.update({stream: self.projections[stream] for stream in streams})
 
     def add_delta(self, stream: str, path: str, delta: WeightDelta) -> None:
         """A change of the linear at this path below the layer."""

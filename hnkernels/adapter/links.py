@@ -65,6 +65,7 @@ class LinkSource(Protocol):
     """An adapter that rewrites contexts."""
 
     parallel: bool
+    fused: bool
 
     def link(self, width: int, level: Level | None) -> Link | None:
         """What it does now with contexts of this width at this strength; ``None`` if nothing."""

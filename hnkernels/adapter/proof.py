@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter, eq, getitem, is_
+from operator import attrgetter, getitem, is_, lt
 from typing import Any
 
 import torch
@@ -24,13 +24,13 @@ _TIMESTEPS_AT_MOST = 64  # of a batch, to be compared one by one
 
 
 # Called by ``map`` over whole columns, in every call of the model: loops would take several times as long.
-_version, _grad, _address = attrgetter("_version"), attrgetter("requires_grad"), attrgetter("_cdata")
+_version, _grad = attrgetter("_version"), attrgetter("requires_grad")
+_address, _freed = Tensor.data_ptr, torch.UntypedStorage._expired
 _training, _multiplier = attrgetter("training"), attrgetter("multiplier")
-_storage = Tensor.untyped_storage
 
 
 class _Columns:
-    """What a ``Watch`` compares, column by column: every object that is looked at comes from memory to the cache."""
+    """What a ``Watch`` compares, column by column. It looks at little: every object comes from memory to the cache."""
 
     def __init__(
         self,
@@ -39,7 +39,6 @@ class _Columns:
         types: Sequence,
         hooks: Sequence,
         modes: Sequence,
-        parameters: Sequence,
         tensors: Sequence,
         factors: Sequence,
     ):
@@ -48,8 +47,8 @@ class _Columns:
         self._typed, self._kinds = _columns(types, 2)
         self._hooks, self._hooked = _columns(hooks, 2)
         self._mlps, self._trained, self._multipliers = _columns(modes, 3)
-        self._parameters, self._known = _columns(parameters, 2)
-        self._tensors, self._versions, self._storages, self._grads = _columns(tensors, 4)
+        self._tensors, self._versions, self._addresses, storages, self._grads = _columns(tensors, 5)
+        self._storages = [storage.cdata for storage in storages]
         self._factors, self._factor_versions = factors, [version for _, version in factors]
 
     def stand(self, grad: bool) -> bool:
@@ -58,9 +57,7 @@ class _Columns:
         Which parameters take a gradient counts where gradients are recorded, with ``grad``.
         """
         return (
-            # By identity first; tensors of many elements that are equal are not true, but an error.
-            all(map(eq, self._parameters, self._known))
-            and all(map(is_, map(getitem, self._owners, self._names), self._values))
+            all(map(is_, map(getitem, self._owners, self._names), self._values))
             and True not in ["forward" in attributes for attributes in self._without]
             and all(map(is_, map(type, self._typed), self._kinds))
             and list(map(bool, self._hooks)) == self._hooked
@@ -70,12 +67,20 @@ class _Columns:
         )
 
     def unchanged(self) -> bool:
-        """Whether versions and storages are the same; a ``RuntimeError`` if one has become an inference tensor."""
+        """Whether versions and addresses are the same; a ``RuntimeError`` if one has become an inference tensor.
+
+        The same address is the same memory unless that was freed in between.
+        """
         return (
             list(map(_version, self._tensors)) == self._versions
-            and list(map(_address, map(_storage, self._tensors))) == self._storages
+            and list(map(_address, self._tensors)) == self._addresses
+            and not any(map(_freed, self._storages))
             and [v if (t := ref()) is None else t._version for ref, v in self._factors] == self._factor_versions
         )
+
+
+def _as_it_is(tensor: Tensor) -> tuple[Tensor, int, int, StorageWeakRef, bool]:
+    return tensor, tensor._version, tensor.data_ptr(), StorageWeakRef(tensor.untyped_storage()), tensor.requires_grad
 
 
 def _columns(rows: Sequence[tuple], count: int) -> list[list]:
@@ -97,10 +102,8 @@ class Watch:
         self._types: list[tuple[object, type]] = []
         self._hooks: list[tuple[dict, bool]] = []
         self._modes: list[tuple[HypernetworkMLP, bool, float]] = []
-        self._parameters: list[tuple[dict, dict]] = []
-        self._tensors: list[tuple[Tensor, int, int, bool]] = []
+        self._tensors: list[tuple[Tensor, int, int, StorageWeakRef, bool]] = []
         self._factors: list[tuple[weakref.ref[Tensor], int]] = []
-        self._storages: list[StorageWeakRef] = []  # while they are referred to, no other storage has their address
         self._sources: list[tuple[Tensor, torch.dtype]] = []
         self._unversioned = False
         self._columns: _Columns | None = None
@@ -124,26 +127,22 @@ class Watch:
     def parameters(self, module: nn.Module, of_network: bool = False) -> None:
         """The parameters of one module, without those below it."""
         parameters = module._parameters
-        if any(p is not None and p.numel() == 1 for p in parameters.values()):
-            self._present += [(parameters, name, p) for name, p in parameters.items()]
-        else:
-            self._parameters.append((parameters, dict(parameters)))
+        self._present += [(parameters, name, parameter) for name, parameter in parameters.items()]
         for parameter in parameters.values():
             if parameter is None:
                 continue
             if parameter.is_inference():  # it carries no version, and is never taken for unchanged
                 self._unversioned = True
                 continue
-            storage = parameter.untyped_storage()
-            self._storages.append(StorageWeakRef(storage))
-            self._tensors.append((parameter, parameter._version, storage._cdata, parameter.requires_grad))
+            self._tensors.append(_as_it_is(parameter))
             self.trains = self.trains or (of_network and parameter.requires_grad)
             if type(parameter) in (Tensor, nn.Parameter) and not parameter.is_meta and parameter.numel():
                 self._sources.append((parameter, _integers(parameter)))
 
-    def network(self, net: nn.Module) -> None:
-        """All of a network: its modules, parameters, modes and multipliers."""
-        for module in net.modules():
+    def network(self, net: nn.Module, path: str) -> None:
+        """All of a network below a dotted path: modules, parameters, modes and multipliers."""
+        self.path(net, path)
+        for module in net.get_submodule(path).modules():
             for name, child in module._modules.items():
                 self._present.append((module._modules, name, child))
             self.parameters(module, of_network=True)
@@ -182,7 +181,6 @@ class Watch:
                 self._types,
                 self._hooks,
                 self._modes,
-                self._parameters,
                 self._tensors,
                 self._factors,
             )
@@ -190,12 +188,7 @@ class Watch:
 
     def renew(self) -> None:
         """Takes the present values for those that were there."""
-        storages = [tensor.untyped_storage() for tensor, *_ in self._tensors]
-        self._storages = [StorageWeakRef(storage) for storage in storages]
-        self._tensors = [
-            (tensor, tensor._version, storage._cdata, grad)
-            for (tensor, _, _, grad), storage in zip(self._tensors, storages, strict=True)
-        ]
+        self._tensors = [(*_as_it_is(tensor)[:-1], grad) for tensor, *_, grad in self._tensors]
         self._columns = None
         factors = [ref() for ref, _ in self._factors]
         self._factors = [(weakref.ref(f), f._version) for f in factors if f is not None]
@@ -274,26 +267,24 @@ class Runs:
         self._last.clear()
 
 
-def _moment(timestep: Any) -> float | tuple[float, ...] | Tensor | None:
+def _moment(timestep: Any) -> float | list[float] | Tensor | None:
     """A timestep as it can be compared; one on an accelerator is not read."""
     if isinstance(timestep, (int, float)):
-        return float(timestep)
+        return timestep
     if type(timestep) is not Tensor or timestep.is_meta:
         return None
     if not timestep.is_cpu:
         return timestep
-    if timestep.ndim == 0:
-        return float(timestep.item())
-    return tuple(timestep.flatten().tolist()) if 0 < timestep.numel() <= _TIMESTEPS_AT_MOST else None
+    if not 0 < timestep.numel() <= _TIMESTEPS_AT_MOST:
+        return None
+    return (timestep if timestep.ndim < 2 else timestep.flatten()).tolist()
 
 
 def _later(now: Any, before: Any) -> bool:
-    if isinstance(now, float) and isinstance(before, float):
+    if isinstance(now, (int, float)) and isinstance(before, (int, float)):
         return now < before
-    if isinstance(now, tuple) and isinstance(before, tuple):
-        if len(now) != len(before):
-            return False
-        return all(n < b for n, b in zip(now, before, strict=True))
+    if isinstance(now, list) and isinstance(before, list):
+        return len(now) == len(before) and all(map(lt, now, before))
     if isinstance(now, Tensor) and isinstance(before, Tensor):  # schedulers walk through a tensor of timesteps
         same = now.untyped_storage()._cdata == before.untyped_storage()._cdata and now._version == before._version
         return same and now.storage_offset() > before.storage_offset()

@@ -89,8 +89,7 @@ class Prover:
         self._shared.tapped = sum(len(layer.taps) for layer in self._layers)
         watch = Watch()
         for adapter in self._shared.adapters:
-            for network in adapter.networks():
-                watch.network(network)
+            adapter.watch(watch)
         for layer in self._layers:
             if layer.reached:
                 layer.watch(watch)

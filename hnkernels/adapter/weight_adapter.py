@@ -144,9 +144,6 @@ class WeightAdapter(Handle):
             self._tell()
         return guided
 
-    def networks(self) -> Sequence[nn.Module]:
-        return ()  # the generated weights are watched where they act
-
     def arrange(self, layers: Sequence[TappedLayer]) -> None:
         by_name = {layer.name: layer for layer in layers}
         levels = {place.name: self._level_of[i] for i, place in enumerate(self._places)}

@@ -2,7 +2,7 @@
 
 The first call at inference decides (structure, folding, composition, casts, backend) while a ``Tape`` notes what it
 runs. The ``Plan`` made of that holds the programs, the tensors that were computed once, and what it all depends on:
-the MLPs' modules, flags, parameters and the projections, each with its storage and version. A call that finds its plan
+the MLPs' modules, flags, parameters and the projections, each with its memory and version. A call that finds its plan
 checks this and runs the programs. A plan lives on the first of its MLPs and holds no tensor of the caller.
 """
 
@@ -35,7 +35,7 @@ _version, _shape, _requires_grad = attrgetter("_version"), attrgetter("shape"), 
 _dtype, _device = attrgetter("dtype"), attrgetter("device")
 _TENSOR = object()
 
-_stride, _storage_of, _address = Tensor.stride, Tensor.untyped_storage, attrgetter("_cdata")
+_stride, _address, _freed = Tensor.stride, Tensor.data_ptr, torch.UntypedStorage._expired
 
 
 class Tape:
@@ -195,8 +195,9 @@ class Plan:
         self._flags = [(mlp.training, mlp.multiplier) for mlp in mlps]
         self._epoch = derived.epoch()
         tensors = self._tensors(tape.given)
-        self._storages = list(map(_address, map(_storage_of, tensors)))
-        self._kept_storages = [StorageWeakRef(_storage_of(t)) for t in tensors]  # no other takes their addresses
+        self._addresses = list(map(_address, tensors))
+        self._storages = [StorageWeakRef(t.untyped_storage()) for t in tensors]
+        self._memory = [storage.cdata for storage in self._storages]
         self._versions, self._shapes = list(map(_version, tensors)), list(map(_shape, tensors))
         self._strides = list(map(_stride, tensors))
 
@@ -218,7 +219,8 @@ class Plan:
         if (
             [(mlp.training, mlp.multiplier) for mlp in self._mlps] != self._flags
             or self._epoch != derived.epoch()
-            or list(map(_address, map(_storage_of, tensors))) != self._storages
+            or list(map(_address, tensors)) != self._addresses
+            or any(map(_freed, self._memory))  # another storage may have got the same address
             or list(map(_version, tensors)) != self._versions
             or list(map(_shape, tensors)) != self._shapes
             or list(map(_stride, tensors)) != self._strides

@@ -247,6 +247,35 @@ def test_what_is_changed_counts_at_once(unet, net, adapter, x, text, change, wit
             assert relative_error(after, before) > 1e-4
 
 
+@torch.no_grad()
+def test_a_weight_that_moves_within_its_storage_counts_at_once(unet, pure, net, adapter, x, text):
+    weights = [layer.to_v.weight for layer in attention_layers(unet).values()]
+    storages = [torch.stack([weight, 1.5 * weight]) for weight in weights]
+    for place in (0, 1):
+        for weight, storage in zip(weights, storages, strict=True):
+            version = weight._version
+            weight.data = storage[place]
+            assert weight._version == version
+        pure.load_state_dict(unet.state_dict())
+        check(unet, pure, net, x, text, 20 - place)
+
+
+@torch.no_grad()
+def test_widths_that_do_not_act_have_nothing_to_do_with_what_is_kept(unet, x, text):
+    net = make_net()
+    adapter = hn.attach(unet, net, targets="attn2")
+    denoise(unet, x, text, 20)
+    computed = adapter.stats().misses
+    for width in {*net} - {TEXT_WIDTH}:
+        write_through_data(net.layers[str(width)])
+        net.layers[str(width)][0].linear[0].weight.mul_(2)
+    denoise(unet, x, text, 10)
+    assert adapter.stats().misses == computed
+    net.layers[str(TEXT_WIDTH)][0].linear[0].weight.mul_(2)
+    denoise(unet, x, text, 5)
+    assert adapter.stats().misses == 2 * computed
+
+
 @pytest.mark.parametrize("inside", [torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
 def test_a_mode_that_changes_inside_a_call(unet, net, adapter, x, text, inside):
     block = unet.mid_block.attentions[0]

@@ -201,6 +201,19 @@ def test_a_plan_is_not_run_after(monkeypatch, change, options):
     assert len(decided) == 2
 
 
+def test_a_plan_is_not_run_after_a_parameter_has_moved_within_its_storage(monkeypatch):
+    call, decided = Call(), []
+    original = fused.project_pair
+    monkeypatch.setattr(fused, "project_pair", lambda *args: decided.append(1) or original(*args))
+    weight = call.mlps[0].linear[0].weight
+    both = torch.stack([weight.detach(), 2 * weight.detach()])
+    for place in (0, 1):
+        weight.data = both[place]
+        for _ in range(3):
+            call.run()
+        assert len(decided) == 1 + place
+
+
 @pytest.mark.parametrize("mode", ["autocast", "gradients", "training"])
 def test_a_mode_that_is_switched_on_and_off_has_plans_of_its_own(monkeypatch, mode):
     call, decided = Call(dtype=torch.float32), []
