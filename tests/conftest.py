@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, settings
 
 from hnkernels.triton.support import interpreting
 
+gc.disable()  # until all tests are there: none of what they import is garbage
+
 if interpreting():
     from tests import fast_interpreter
 
@@ -74,6 +76,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

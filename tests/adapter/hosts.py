@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hnkernels import Hypernetwork
-from tests.models import randomise, reference_of
+from tests.models import copied, randomise, reference_of
 
 # Relative, in float64: some dozens of layers, each of which adds a rounding of 1e-16 or so.
 FLOAT64_TOLERANCE = 1e-12
@@ -92,7 +91,7 @@ def by_hand(
     ``dtype``, or in that of the projections' weights. They are in the copy's ``by_hand``, under those that they stand
     for.
     """
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     twin.__dict__["by_hand"] = references = {}
     for name, layer in twin.named_modules():
         for projection, stream in STREAMS.items():

@@ -18,6 +18,7 @@ from tests.models import (
     WIDTHS,
     WebUIProcessor,
     attention_layers,
+    copied,
     denoise,
     make_net,
     noise,
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.on_device
 
 def web_ui(unet, nets, kinds=("attn1", "attn2")):
     """A float64 copy of the UNet in which the reference runs the networks, one call per layer."""
-    twin = nn.Module.to(copy.deepcopy(unet), torch.float64)
+    twin = nn.Module.to(copied(unet), torch.float64)
     twin.set_attn_processor(WebUIProcessor(nets, kinds))
     return twin
 
@@ -98,7 +99,7 @@ def test_in_fp32_too(unet, x, text, grad):
 def test_a_half_precision_unet_with_an_fp32_network_errs_no_more_than_eager(dtype):
     unet, net, x, text = tiny_unet(dtype), make_net(), noise(4, dtype), prompt(4, dtype)
     exact = denoise(web_ui(unet, [net]), x.double(), text.double())
-    eager = copy.deepcopy(unet)
+    eager = copied(unet)
     eager.set_attn_processor(WebUIProcessor([net], dtype=dtype))
     hn.attach(unet, net)
     out = denoise(unet, x, text)
@@ -141,7 +142,7 @@ def test_strength_scales_the_networks_multiplier(unet, x, text, strength):
 
 def unet_without(unet):
     """A copy of the UNet with no adapter on it."""
-    twin = copy.deepcopy(unet)
+    twin = copied(unet)
     for adapter in list(Host.of(twin).adapters):
         adapter.detach()
     return twin
@@ -192,7 +193,7 @@ def test_a_pipeline_is_taken_by_its_unet(unet, x, text):
 def test_networks_chain_in_order_and_come_off_in_any(unet, x, text, order):
     nets = [make_net(activation=a) for a in ("relu", None, "tanh")]
     before, base = fingerprint(unet), denoise(unet, x, text).detach()
-    pure = copy.deepcopy(unet)
+    pure = copied(unet)
     adapters = [hn.attach(unet, net) for net in nets]
     remaining = list(nets)
     with torch.no_grad():
@@ -207,7 +208,7 @@ def test_networks_chain_in_order_and_come_off_in_any(unet, x, text, order):
 
 def test_the_order_of_a_chain_matters(unet, x, text):
     a, b = make_net(), make_net()
-    twin = copy.deepcopy(unet)
+    twin = copied(unet)
     for model, nets in ((unet, (a, b)), (twin, (b, a))):
         for net in nets:
             hn.attach(model, net)
@@ -446,7 +447,7 @@ def test_inference_mode_gives_the_same(unet, x, text):
 def test_autocast_gives_the_web_uis_result_under_autocast(unet, x, text, dtype):
     net = make_net(layer_norm=True)
     exact = denoise(web_ui(unet, [net]), x.double(), text.double())
-    eager = copy.deepcopy(unet)
+    eager = copied(unet)
     eager.set_attn_processor(WebUIProcessor([net], dtype=torch.float32))
     hn.attach(unet, net)
     with torch.autocast(torch.get_default_device().type, dtype), torch.no_grad():

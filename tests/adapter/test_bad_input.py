@@ -1,6 +1,5 @@
 """What cannot work is said in plain words, and leaves the model as it was."""
 
-import copy
 import types
 
 import pytest
@@ -15,6 +14,7 @@ from tests.models import (
     UNET_TOLERANCE,
     WIDTHS,
     attention_layers,
+    copied,
     denoise,
     make_net,
     relative_error,
@@ -115,7 +115,7 @@ def test_a_model_that_changes_its_dtype_takes_the_network_along(unet, x, text, g
 
 def test_a_float64_network_on_a_float32_model(unet, x, text):
     net = make_net().double()
-    expected = denoise(by_hand(nn.Module.to(copy.deepcopy(unet), torch.float64), net), x.double(), text.double())
+    expected = denoise(by_hand(nn.Module.to(copied(unet), torch.float64), net), x.double(), text.double())
     hn.attach(unet, net)
     assert relative_error(denoise(unet, x, text), expected) < UNET_TOLERANCE
 

@@ -1,26 +1,27 @@
 """What a hypernetwork costs PyTorch's compiler: the model compiles as often with it as without, whatever changes."""
 
-import copy
 import functools
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 import hnkernels as hn
 from tests.adapter.hosts import CROSS_ATTENTION, by_hand
 from tests.marks import compiles_models, earlier
 from tests.models import (
+    ONE_WIDTH,
     TEXT_WIDTH,
     UNET_TOLERANCE,
     attention_layers,
+    copied,
     denoise,
     make_net,
     noise,
     prompt,
     randomise,
     relative_error,
+    tiny_unet,
 )
 
 pytestmark = compiles_models
@@ -67,21 +68,13 @@ def unet(compiled):
 
 def small_unet(compiled):
     """As small as will do, since tracing takes its time: blocks of two widths only where these are what is traced."""
-    if compiled is by_blocks:
-        return CROSS_ATTENTION["sd1"].model(torch.float32)
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        norm_num_groups=4,
-        mid_block_type=None,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        **blocks,
-    )
+    return CROSS_ATTENTION["sd1"].model(torch.float32) if compiled is by_blocks else unet_of_one_width()
+
+
+def unet_of_one_width():
+    unet = tiny_unet(**ONE_WIDTH)
     randomise(unet, 0.1)
-    return unet.eval().requires_grad_(False)
+    return unet
 
 
 @functools.cache
@@ -105,7 +98,7 @@ def compilations_without(compiled, grad):
 @pytest.mark.parametrize("grad", [False, True])
 def test_prompts_timesteps_and_strengths_compile_nothing_more(unet, compiled, grad):
     with torch.set_grad_enabled(grad):
-        pure, backend, net = copy.deepcopy(unet), Compilations(), make_net()
+        pure, backend, net = copied(unet), Compilations(), make_net()
         adapter = hn.attach(unet, net)
         model = compiled(unet, backend)
         for t, strength in enumerate(STRENGTHS[:-1] if grad else STRENGTHS):  # at 0 nothing is recorded: another graph
@@ -127,7 +120,7 @@ def test_rows_and_tables_compile_nothing_more(unet, x, text, compiled, strengths
     with torch.no_grad():
         backend, counts = Compilations(), []
         adapter = hn.attach(unet, make_net())
-        eager = copy.deepcopy(unet)
+        eager = copied(unet)
         (theirs,) = hn.adapters(eager).values()
         model = compiled(unet, backend)
         for strength in strengths:
@@ -141,7 +134,7 @@ def test_rows_and_tables_compile_nothing_more(unet, x, text, compiled, strengths
 
 def test_the_networks_own_multiplier_compiles_once_more(unet, x, text, compiled):
     with torch.no_grad():
-        pure, backend, net = copy.deepcopy(unet), Compilations(), make_net()
+        pure, backend, net = copied(unet), Compilations(), make_net()
         hn.attach(unet, net)
         model = compiled(unet, backend)
         counts = []
@@ -154,7 +147,7 @@ def test_the_networks_own_multiplier_compiles_once_more(unet, x, text, compiled)
 
 
 def test_trained_weights_compile_nothing_more(unet, x, text, compiled):
-    pure, backend = copy.deepcopy(unet), Compilations()
+    pure, backend = copied(unet), Compilations()
     net = make_net().train()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
     hn.attach(unet, net)
@@ -184,7 +177,7 @@ def test_the_whole_model_is_one_graph_with_the_right_gradients(unet, compiled, x
 
 def test_two_networks_compile_nothing_more(unet, x, text, compiled):
     with torch.no_grad():
-        pure, backend = copy.deepcopy(unet), Compilations()
+        pure, backend = copied(unet), Compilations()
         nets = [make_net(activation="relu"), make_net(activation="silu")]
         adapters = [hn.attach(unet, net) for net in nets]
         model = compiled(unet, backend)
@@ -199,7 +192,7 @@ def test_two_networks_compile_nothing_more(unet, x, text, compiled):
 
 def test_attached_to_a_compiled_model_and_detached_from_it(unet, x, text, compiled):
     with torch.no_grad():
-        pure, backend, net = copy.deepcopy(unet), Compilations(), make_net()
+        pure, backend, net = copied(unet), Compilations(), make_net()
         base, expected = denoise(pure, x, text), denoise(by_hand(pure, net), x, text)
         model = compiled(unet, backend)
         assert relative_error(denoise(model, x, text), base) < UNET_TOLERANCE
@@ -241,19 +234,19 @@ def test_a_lora_loaded_into_compiled_blocks_counts_at_once(unet, compiled, x, te
 
 
 def test_a_copy_after_a_training_step_with_compiled_blocks(x, text):
-    unet = small_unet(by_blocks)
-    hn.attach(unet, make_net())
+    unet = unet_of_one_width()
+    hn.attach(unet, make_net((8, TEXT_WIDTH)))
     by_blocks(unet, "aot_eager")
     loss = denoise(unet, x, text).square().sum()
     loss.backward()
-    twin = copy.deepcopy(unet)
+    twin = copied(unet)
     with torch.no_grad():
         assert relative_error(denoise(twin, x, text), denoise(unet, x, text)) <= UNET_TOLERANCE
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_with_blocks_compiled_by_themselves(x, text, checkpointing):
-    unet, net = small_unet(by_blocks), make_net(activation="silu").train()
+    unet, net = unet_of_one_width(), make_net((8, TEXT_WIDTH), activation="silu").train()
     hn.attach(unet, net)
     if checkpointing:
         unet.enable_gradient_checkpointing()
@@ -267,7 +260,7 @@ def test_training_with_blocks_compiled_by_themselves(x, text, checkpointing):
 @pytest.mark.parametrize("compiled", [whole], indirect=True)
 def test_attached_by_the_compiled_model(unet, compiled, x, text):
     with torch.no_grad():
-        pure, net = copy.deepcopy(unet), make_net()
+        pure, net = copied(unet), make_net()
         model = whole(unet, Compilations())
         adapter = hn.attach(model, net)
         assert sorted(name.removeprefix("_orig_mod.") for name in adapter.sites()) == sorted(attention_layers(pure))
@@ -277,7 +270,7 @@ def test_attached_by_the_compiled_model(unet, compiled, x, text):
 
 def test_a_fused_network(unet, x, text, compiled):
     with torch.no_grad():
-        pure, backend = copy.deepcopy(unet), Compilations()
+        pure, backend = copied(unet), Compilations()
         net = make_net(activation=None)
         adapter = hn.attach(unet, net).fuse()
         model = compiled(unet, backend)

@@ -1,7 +1,5 @@
 """Models that PyTorch's compiler may cut into graphs, as it must before PyTorch 2.8."""
 
-import copy
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ import hnkernels as hn
 from tests.adapter.hosts import by_hand
 from tests.adapter.test_compile import Compilations, small_unet, whole
 from tests.marks import earlier
-from tests.models import UNET_TOLERANCE, denoise, make_net, relative_error
+from tests.models import UNET_TOLERANCE, copied, denoise, make_net, relative_error
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +19,7 @@ def _nothing_compiled():
 
 def test_values(x, text):
     unet, backend, net = small_unet(whole), Compilations(), make_net()
-    pure = copy.deepcopy(unet)
+    pure = copied(unet)
     hn.attach(unet, net)
     model = torch.compile(unet, backend=backend)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from tests.models import (
     TEXT_WIDTH,
     UNET_TOLERANCE,
     attention_layers,
+    copied,
     denoise,
     make_net,
     randomise,
@@ -74,7 +75,7 @@ def attach(unet, net):
 
 
 def in_float64(model):
-    return nn.Module.to(copy.deepcopy(model), torch.float64)
+    return nn.Module.to(copied(model), torch.float64)
 
 
 def exactly(unet, *nets, x, text):
@@ -183,7 +184,7 @@ def ip_adapter(unet, image_width=6, tokens=4):
 def test_an_ip_adapter(unet, x, text, net, order, grad):
     weights, image = ip_adapter(unet), torch.randn(2, 1, 6)
     text_only = exactly(unet, net, x=x, text=text)
-    pure = copy.deepcopy(unet)
+    pure = copied(unet)
     pure._load_ip_adapter_weights([copy.deepcopy(weights)])
 
     def call(model, dtype=torch.float32):
@@ -264,7 +265,7 @@ def test_fused_projections_of_joint_attention_are_refused(name):
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("storage", [torch.bfloat16, torch.float8_e4m3fn])
 def test_layerwise_casting(unet, x, text, net, storage, order):
-    twins = copy.deepcopy(unet), by_hand(unet, net)
+    twins = copied(unet), by_hand(unet, net)
     for twin in twins:
         twin.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
     with torch.no_grad():
@@ -324,7 +325,7 @@ QUANTIZED = [(in_int8, UNET_TOLERANCE), (dynamically, 5e-3), (by_torchao, UNET_T
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize(("quantize", "tolerance"), QUANTIZED, ids=[q.__name__ for q, _ in QUANTIZED])
 def test_quantized_projections(unet, x, text, net, quantize, tolerance, order):
-    twin = copy.deepcopy(unet)
+    twin = copied(unet)
     quantize(twin)
     with torch.no_grad():
         base, expected = denoise(twin, x, text), denoise(by_hand(twin, net, dtype=x.dtype), x, text)

@@ -1,7 +1,5 @@
 """Affine networks inside the weights of ``to_k`` and ``to_v``."""
 
-import copy
-
 import pytest
 import torch
 
@@ -13,6 +11,7 @@ from tests.models import (
     UNET_TOLERANCE,
     WIDTHS,
     attention_layers,
+    copied,
     denoise,
     make_net,
     relative_error,
@@ -202,7 +201,7 @@ def test_projections_that_train_get_their_gradients_beside_a_fused_frozen_networ
 
 @torch.no_grad()
 def test_a_strength_that_changes_at_every_step_counts_and_leaves_no_folded_weights_behind(unet, x, text, net):
-    twin = copy.deepcopy(unet)
+    twin = copied(unet)
     unfused, adapter = hn.attach(twin, net), hn.attach(unet, net).fuse()
     for step in range(4):
         unfused.strength = adapter.strength = 1 - step / 2

@@ -12,6 +12,7 @@ from tests.models import (
     TEXT_WIDTH,
     WebUIProcessor,
     attention_layers,
+    copied,
     denoise,
     make_net,
     noise,
@@ -48,7 +49,7 @@ def test_they_are_the_web_uis_in_float64(train):
     unet, x = tiny_unet(torch.float64), noise(dtype=torch.float64)
     net = make_net(activation="silu", layer_norm=True).double().train(train)
     text = prompt(dtype=torch.float64).requires_grad_()
-    twin, processor = copy.deepcopy(unet), WebUIProcessor([net])
+    twin, processor = copied(unet), WebUIProcessor([net])
     twin.set_attn_processor(processor)
     references = [mlp for size in net for mlp in processor.pairs[0][size]]
     upstream = torch.randn(2, 4, 4, 4, dtype=torch.float64)
@@ -216,7 +217,7 @@ def test_a_sampling_pass_before_a_training_step_changes_nothing(unet, x, text):
 
 def test_one_prompt_through_several_optimizer_steps(unet, x, text):
     net = make_net(activation="silu")
-    twin_unet, twin_net = copy.deepcopy(unet), copy.deepcopy(net)
+    twin_unet, twin_net = copied(unet), copy.deepcopy(net)
     hn.attach(unet, net)
     hn.attach(twin_unet, twin_net)
     optimizers = [torch.optim.SGD(n.parameters(), lr=1e-2) for n in (net, twin_net)]
@@ -239,7 +240,7 @@ def test_a_second_backward_over_a_retained_graph(unet, x, text):
 
 def test_a_prompt_that_trains_gets_its_gradient_through_a_frozen_network(unet, x, text):
     net = make_net(activation="silu").requires_grad_(False)
-    twin = copy.deepcopy(unet).double()
+    twin = copied(unet).double()
     twin.set_attn_processor(WebUIProcessor([net]))
     hn.attach(unet, net)
     mine, theirs = text.clone().requires_grad_(), text.double().requires_grad_()

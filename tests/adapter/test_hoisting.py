@@ -16,6 +16,7 @@ from tests.models import (
     UNET_TOLERANCE,
     WIDTHS,
     attention_layers,
+    copied,
     denoise,
     make_net,
     noise,
@@ -247,7 +248,7 @@ def test_dropout_in_training_mode_is_drawn_in_every_call(unet, x, text):
 def test_prompts_that_come_and_go_at_the_same_address_are_not_confused(unet, x):
     net = make_net()
     hn.attach(unet, net)
-    fresh = copy.deepcopy(unet)
+    fresh = copied(unet)
     with torch.no_grad():
         for i in range(20):
             text = prompt() * (i + 1)
@@ -405,7 +406,7 @@ class Regions:
 def test_regional_prompts(unet, x, grad):
     net = make_net(activation="silu")
     text = torch.randn(2, 14, TEXT_WIDTH)
-    plain = copy.deepcopy(unet)
+    plain = copied(unet)
     for model in (unet, plain):
         model.set_attn_processor(Regions())
     for layer in attention_layers(plain).values():

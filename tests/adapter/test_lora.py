@@ -1,7 +1,5 @@
 """A hypernetwork beside LoRA, as diffusers and PEFT put it into a model: before, after, merged, and taken out again."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -12,6 +10,7 @@ from tests.models import (
     GRADIENT_TOLERANCE,
     UNET_TOLERANCE,
     attention_layers,
+    copied,
     denoise,
     make_net,
     randomise,
@@ -43,7 +42,7 @@ class LoRA:
     @torch.no_grad()
     def merged_into(self, unet, scale=1.0):
         """A copy of the UNet with the factors in its weights."""
-        twin = copy.deepcopy(unet)
+        twin = copied(unet)
         for layer, (down, up) in self.factors.items():
             twin.get_submodule(layer).weight.add_(scale * up @ down)
         return twin
@@ -52,7 +51,7 @@ class LoRA:
 @pytest.fixture
 def base(unet):
     """A copy of the UNet that nobody touches."""
-    return copy.deepcopy(unet)
+    return copied(unet)
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def _mode(request):
 def exactly(model, *nets, x, text):
     """The output of a float64 copy with the reference's MLPs in front of the projections."""
     with torch.no_grad():
-        return denoise(by_hand(nn.Module.to(copy.deepcopy(model), torch.float64), *nets), x.double(), text.double())
+        return denoise(by_hand(nn.Module.to(copied(model), torch.float64), *nets), x.double(), text.double())
 
 
 def check(unet, model, *nets, x, text):

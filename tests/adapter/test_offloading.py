@@ -1,7 +1,6 @@
 """A hypernetwork on a model whose weights are elsewhere between calls, and on a model that comes to its inputs."""
 
 import contextlib
-import copy
 
 import accelerate
 import pytest
@@ -15,6 +14,7 @@ import hnkernels as hn
 from tests.adapter.hosts import OriginalUNet, by_hand
 from tests.models import (
     UNET_TOLERANCE,
+    copied,
     denoise,
     make_net,
     relative_error,
@@ -70,7 +70,7 @@ def group_offload(unet, folder, **options):
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("offload", [accelerate_, by_blocks, by_leaves])
 def test_weights_that_are_there_during_a_call_only(unet, x, text, net, offload, order, grad, tmp_path):
-    pure = nn.Module.to(copy.deepcopy(unet), torch.float64)
+    pure = nn.Module.to(copied(unet), torch.float64)
     base = denoise(pure, x.double(), text.double())
     expected = denoise(by_hand(pure, net), x.double(), text.double())
     with memory_that_comes_as_nan(), torch.set_grad_enabled(grad):

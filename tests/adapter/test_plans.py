@@ -23,6 +23,7 @@ from tests.models import (
     TEXT_WIDTH,
     UNET_TOLERANCE,
     attention_layers,
+    copied,
     denoise,
     make_net,
     noise,
@@ -45,7 +46,7 @@ def adapter(unet, net):
 
 @pytest.fixture
 def pure(unet):
-    return copy.deepcopy(unet)
+    return copied(unet)
 
 
 def check(unet, pure, net, x, text, t=10):
@@ -340,16 +341,20 @@ def test_a_copy_plans_for_itself(unet, net, adapter, x, text, duplicate):
 
 
 @torch.no_grad()
-def test_a_pickle_works_in_another_process(unet, net, adapter, x, text, tmp_path):
-    denoise(unet, x, text)
-    torch.save((unet, x, text, denoise(unet, x, text)), tmp_path / "model.pt")
+def test_a_pickle_works_in_another_process(x, text, tmp_path):
+    kept, fused = tiny_unet(), tiny_unet()
+    hn.attach(kept, make_net())
+    hn.attach(fused, make_net(activation=None)).fuse()
+    for unet in (kept, fused):
+        denoise(unet, x, text)
+    torch.save([(unet, x, text, denoise(unet, x, text)) for unet in (kept, fused)], tmp_path / "model.pt")
     script = """
 import sys, torch
-unet, x, text, expected = torch.load(sys.argv[1], weights_only=False)
-with torch.no_grad():
-    for t in (10, 9):
-        unet(x, t, text)
-    assert torch.allclose(unet(x, torch.tensor(10), text).sample, expected, atol=1e-5)
+for unet, x, text, expected in torch.load(sys.argv[1], weights_only=False):
+    with torch.no_grad():
+        for t in (10, 9):
+            unet(x, t, text)
+        assert torch.allclose(unet(x, torch.tensor(10), text).sample, expected, atol=1e-5)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "model.pt")], check=True)
 
@@ -361,7 +366,7 @@ def test_threads_with_prompts_of_their_own(net, x, shared, grad):
     adapter = hn.attach(unet, net)
     if not net.config.activation:
         adapter.fuse()
-    unets = [unet if shared else copy.deepcopy(unet) for _ in range(3)]
+    unets = [unet if shared else copied(unet) for _ in range(3)]
     texts = [prompt() for _ in unets]
     with torch.set_grad_enabled(grad):
         expected = [denoise(u, x, text).detach() for u, text in zip(unets, texts, strict=True)]

@@ -29,9 +29,11 @@ import hnkernels as hn
 from tests.adapter.test_attach import fingerprint
 from tests.adapter.test_weights import make_generator
 from tests.models import (
+    FEWER_LAYERS,
     TEXT_WIDTH,
     WIDTHS,
     attention_layers,
+    copied,
     denoise,
     make_net,
     noise,
@@ -93,9 +95,9 @@ class Walk(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 2**16))
     def begin(self, seed):
         torch.manual_seed(seed)
-        self.unet = tiny_unet(torch.float64)
+        self.unet = tiny_unet(torch.float64, **FEWER_LAYERS)
         randomise(self.unet, 0.2)
-        self.pure = copy.deepcopy(self.unet)
+        self.pure = copied(self.unet)
         self.before = fingerprint(self.unet)
         self.there: dict[str, Truth] = {}  # in the order in which they were attached
         self.loras = 0

@@ -1,6 +1,5 @@
 """How strong a network is where: each layer is held to the web UI's way of running it, with that layer's multiplier."""
 
-import copy
 import math
 from fnmatch import fnmatchcase
 
@@ -15,6 +14,7 @@ from tests.models import (
     FORWARD_TOLERANCE,
     WebUIProcessor,
     attention_layers,
+    copied,
     denoise,
     make_mlp,
     make_net,
@@ -48,7 +48,7 @@ class ByHand(WebUIProcessor):
 
 def by_hand(unet, x, text, nets, strengths_of):
     """The UNet's output in float64 where ``strengths_of(name, kind)`` gives (k, v) for every network."""
-    truth = copy.deepcopy(unet).double()
+    truth = copied(unet).double()
     for name, layer in attention_layers(truth).items():
         layer.set_processor(ByHand(nets, strengths_of(name, name.rsplit(".", 1)[-1])))
     return denoise(truth, x.double(), text.double())

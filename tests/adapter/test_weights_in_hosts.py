@@ -17,7 +17,7 @@ from tests.adapter.test_compile import Compilations, by_blocks, compilations_wit
 from tests.adapter.test_lora import LoRA
 from tests.adapter.test_weights import make_generator, written_in
 from tests.marks import compiles_models, earlier
-from tests.models import UNET_TOLERANCE, denoise, make_net, noise, prompt, randomise, relative_error
+from tests.models import UNET_TOLERANCE, copied, denoise, make_net, noise, prompt, randomise, relative_error
 
 HOSTS = {**CROSS_ATTENTION, **JOINT_ATTENTION}
 CHECKPOINTED = ("sd1", "controlnet", "pixart", "sana", "wan", "sd3", "flux")
@@ -101,7 +101,7 @@ def test_training_gives_the_gradients_of_weights_by_hand(case, checkpointing):
 @pytest.mark.parametrize("grad", [False, True])
 def test_beside_lora(unet, gen, x, text, order, grad):
     pytest.importorskip("peft", reason="diffusers loads LoRA through PEFT")
-    base, lora = copy.deepcopy(unet), LoRA(unet)
+    base, lora = copied(unet), LoRA(unet)
     weights = gen("ink").detach()
     with torch.no_grad():
         pure = denoise(written_in(base, weights), x, text)
@@ -161,7 +161,7 @@ class TestCompiled:
     def test_conditions_strengths_and_timesteps_compile_nothing_more(self, compiled, grad):
         unet, backend = small_unet(compiled), Compilations()
         gen = gentle(unet)
-        pure = copy.deepcopy(unet)
+        pure = copied(unet)
         adapter = hn.attach(unet, gen)
         model = compiled(unet, backend)
         x, text = noise(), prompt()

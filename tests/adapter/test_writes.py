@@ -9,7 +9,7 @@ from torch import nn
 import hnkernels as hn
 from hnkernels.ops import derived, onednn
 from tests.adapter.test_forward_lora import Model
-from tests.models import FORWARD_TOLERANCE, make_net, relative_error
+from tests.models import FORWARD_TOLERANCE, copied, make_net, relative_error
 
 FACTOR = 1.05
 
@@ -101,7 +101,7 @@ WAYS = [
 def test_the_next_run_has_what_was_written(write, whose, kind, mode):
     model, net = Model(), make_net((12,), activation="relu" if kind == "kept" else None).eval()
     x, text = torch.randn(2, 5, 8), torch.randn(2, 7, 12)
-    untouched = copy.deepcopy(model), copy.deepcopy(net)
+    untouched = copied(model), copy.deepcopy(net)
     adapter = hn.attach(model, net)
     if kind == "fused":
         adapter.fuse()
@@ -124,7 +124,7 @@ def test_what_was_made_of_weights_goes_when_they_are_written_without_a_trace(wri
     monkeypatch.setattr(onednn, "LEAST_ELEMENTS", 0)  # weights of any size are packed
     model, net = Model().requires_grad_(False), make_net((12,), activation="relu").requires_grad_(False)
     x, text = torch.randn(2, 5, 8), torch.randn(2, 7, 12)
-    twin, other = copy.deepcopy(model), copy.deepcopy(net)
+    twin, other = copied(model), copy.deepcopy(net)
     hn.attach(model, net)
     with torch.no_grad():
         model(x, text)

@@ -10,7 +10,7 @@ from torch import nn
 import hnkernels as hn
 from hnkernels.assets import TINY_SD
 from hnkernels.convert.merging import ORIGINAL_PREFIX
-from tests.models import attention_layers, denoise, make_net, noise, prompt, relative_error, tiny_unet
+from tests.models import attention_layers, copied, denoise, make_net, noise, prompt, relative_error, tiny_unet
 
 FACTORS = 1e-6  # the factors of a LoRA are rounded to fp32
 PARTS = ("lora_A.weight", "lora_B.weight")
@@ -31,7 +31,7 @@ def without_constants(net):
 
 def with_lora(unet, state):
     """A copy of the UNet to whose weights the LoRA is added by hand."""
-    twin = copy.deepcopy(unet)
+    twin = copied(unet)
     for name in {key.removeprefix("unet.").rsplit(".lora_", 1)[0] for key in state}:
         down, up = (state[f"unet.{name}.{part}"].double() for part in PARTS)
         twin.get_submodule(name).weight.add_(up @ down)
@@ -70,7 +70,7 @@ def test_at_full_rank_only_the_constants_are_lost(net, strength):
     state, report = hn.to_lora(net, unet, 1000, strength)
     assert report.rank == 16  # the widest layers' own
     assert report.worst < FACTORS
-    twin = copy.deepcopy(unet)
+    twin = copied(unet)
     hn.merge(twin, without_constants(net), strength)
     assert relative_error(outputs(with_lora(unet, state)), outputs(twin)) < FACTORS
     hn.merge(unet, net, strength)
@@ -182,7 +182,7 @@ def test_diffusers_loads_it(biases, tmp_path):
     net = make_net((48, 80, 96), std=0.05, activation=None)
     state, report = hn.to_lora(net, pipe, 96, 0.5, biases=biases)
     safetensors.torch.save_file(state, tmp_path / "lora.safetensors")
-    twin = copy.deepcopy(pipe.unet)
+    twin = copied(pipe.unet)
     hn.merge(twin, net if biases else without_constants(net), 0.5)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lora_bias=True.*")  # that it cannot be fused

@@ -1,7 +1,5 @@
 """Networks merged into a model's weights, held to the model with the reference's networks in front of its layers."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from tests.models import (
     WIDTHS,
     WebUIProcessor,
     attention_layers,
+    copied,
     denoise,
     make_net,
     noise,
@@ -29,7 +28,7 @@ def net():
 
 def truth(unet, nets, x, text, kinds=("attn1", "attn2")):
     """The output in float64 of a copy of the UNet in which the reference runs the networks, one call per layer."""
-    twin = nn.Module.to(copy.deepcopy(unet), torch.float64)
+    twin = nn.Module.to(copied(unet), torch.float64)
     twin.set_attn_processor(WebUIProcessor(nets, kinds))
     with torch.no_grad():
         return denoise(twin, x.double(), text.double())
@@ -69,7 +68,7 @@ def test_in_fp32_it_is_as_exact_as_any_forward_pass(net):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_in_half_precision_every_weight_is_rounded_once(net, dtype):
     unet = tiny_unet(dtype)
-    exact = nn.Module.to(copy.deepcopy(unet), torch.float64)
+    exact = nn.Module.to(copied(unet), torch.float64)
     hn.merge(exact, net), hn.merge(unet, net)
     for key, tensor in unet.state_dict().items():
         assert torch.equal(tensor, exact.state_dict()[key].to(dtype)), key
@@ -158,7 +157,7 @@ def test_a_pipeline_is_merged_in_its_unet(net):
     class Pipeline:
         unet = tiny_unet()
 
-    twin = copy.deepcopy(Pipeline.unet)
+    twin = copied(Pipeline.unet)
     assert hn.merge(Pipeline(), net) == hn.merge(twin, net)
     assert all(torch.equal(t, twin.state_dict()[k]) for k, t in Pipeline.unet.state_dict().items())
 
@@ -227,7 +226,7 @@ def joint_attention(bias=True):
 
 def test_joint_attention_takes_the_constants_in_its_own_biases(net):
     model = joint_attention()
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     image, text = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 7, 12, dtype=torch.float64)
     changed = hn.merge(model, net.double(), 0.5)
     merged = hn.merge_state_dict(twin.state_dict(), net, 0.5)

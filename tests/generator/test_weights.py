@@ -10,7 +10,7 @@ from hnkernels.assets import TINY_SD
 from hnkernels.generator.architectures import projections_of
 from hnkernels.generator.targets import fits, select_layers
 from tests.generator.cases import make_weights, same, tiny_layers, trained_generator
-from tests.models import UNET_TOLERANCE, denoise, relative_error, tiny_unet
+from tests.models import UNET_TOLERANCE, copied, denoise, relative_error, tiny_unet
 
 RANKS = {"attn1": 3, "*": 2}
 
@@ -413,7 +413,7 @@ def test_diffusers_loads_the_lora_and_does_what_the_weights_do(rank, tmp_path):
     weights = net.generate_weights(["ink", "oil"]).detach()
     size = max(norm.max() for norm in weights.norms().values())
     weights = weights.scaled({"*": 1 / float(size), "attn2": 2.0})
-    twin = copy.deepcopy(pipe.unet)
+    twin = copied(pipe.unet)
     for name, delta in weights.dense().items():
         twin.get_submodule(name).weight += delta[1]
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 16, 96)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import torch
 import hnkernels as hn
 from tests.integrations.nodes import weight_net
 from tests.integrations.webui_double import STEPS, running
-from tests.models import TEXT_WIDTH, UNET_TOLERANCE, WIDTHS, make_net, relative_error
+from tests.models import TEXT_WIDTH, UNET_TOLERANCE, WIDTHS, copied, make_net, relative_error
 
 
 @pytest.fixture(params=["A1111", "Forge"])
@@ -33,7 +32,7 @@ def nets(webui):
 
 def attached(webui, *nets_and_strengths):
     """What ``attach`` computes on a copy of the web UI's UNet."""
-    unet = copy.deepcopy(webui.unet)
+    unet = copied(webui.unet)
     for net, strength in nets_and_strengths:
         hn.attach(unet, net, strength)
     with torch.no_grad():
@@ -93,7 +92,7 @@ def test_style_mixtures_of_weight_hypernetworks_act_as_generated(webui):
     net.save(webui.hypernetworks / "styles.safetensors")
     outputs = webui.draw("<hypernet:styles:0.9:ink=0.7:oil=0.3>", 1, '{"attn2": 0.5, "up": {"k": 0}}')[1]
     weights = net.generate_weights({"ink": 0.7, "oil": 0.3}).scaled(0.9).scaled({"attn2": 0.5}).scaled({"up.k": 0})
-    unet = copy.deepcopy(webui.unet)
+    unet = copied(webui.unet)
     order = [*(f"down_blocks.{i}.attentions.0" for i in range(2)), "mid_block.attentions.0"]
     order += [f"up_blocks.{i}.attentions.{j}" for i in range(2) for j in range(2)]
     paths = ["input_blocks.1.1", "input_blocks.3.1", "middle_block.1", *(f"output_blocks.{i}.1" for i in range(4))]
@@ -216,7 +215,7 @@ def test_the_refiners_model_has_the_networks_too(tmp_path):
     with running("A1111", tmp_path) as webui:
         net = make_net(activation="relu")
         hn.save_hypernetwork(net, webui.hypernetworks / "ink.pt")
-        second = copy.deepcopy(webui.unet)
+        second = copied(webui.unet)
         torch.nn.init.normal_(second.input_blocks[0][0].weight)
         from hnkernels.integrations.webui.acting import Acting
         from hnkernels.integrations.webui.files import Use

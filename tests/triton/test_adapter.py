@@ -13,6 +13,9 @@ from hnkernels.triton.launch import recording
 from tests.marks import compiles_models
 from tests.models import (
     GRADIENT_TOLERANCE,
+    ONE_WIDTH,
+    TEXT_WIDTH,
+    WIDTHS,
     WebUIProcessor,
     denoise,
     make_net,
@@ -97,8 +100,9 @@ def test_a_training_step_gives_the_portable_backends_gradients(monkeypatch, chec
 
 @compiles_models
 @pytest.mark.parametrize("training", [False, True])
-def test_the_whole_unet_compiles_as_one_graph(unet, training):
-    net, x, text = make_net(activation="silu"), noise(), prompt()
+def test_the_whole_unet_compiles_as_one_graph(training):
+    unet, net = tiny_unet(**ONE_WIDTH), make_net((*WIDTHS[:1], TEXT_WIDTH), activation="silu")
+    x, text = noise(), prompt()
     hn.attach(unet, net)
     net.train(training)
     with torch.set_grad_enabled(training):

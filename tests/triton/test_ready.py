@@ -10,7 +10,17 @@ import torch
 import hnkernels as hn
 from hnkernels.adapter.host import Host
 from hnkernels.triton.launch import recording
-from tests.models import attention_layers, denoise, make_net, noise, prompt, randomise, relative_error, tiny_unet
+from tests.models import (
+    FEWER_LAYERS,
+    attention_layers,
+    denoise,
+    make_net,
+    noise,
+    prompt,
+    randomise,
+    relative_error,
+    tiny_unet,
+)
 
 SELF = "attn1"
 
@@ -18,7 +28,7 @@ SELF = "attn1"
 @pytest.fixture
 def unet():
     torch.manual_seed(0)
-    return tiny_unet()
+    return tiny_unet(**FEWER_LAYERS)
 
 
 @pytest.fixture(params=["network", "generated"])
