@@ -20,6 +20,9 @@ from hnkernels.ops.hyper import hyper_kv, hyper_qkv
 from hnkernels.ops.portable import project
 from hnkernels.triton.support import why_not
 
+_CONTEXT = "context for v"
+"""What waits where V's own projection is not ours to compute."""
+
 
 class TracedContext:
     """The model's context while a call is traced: rewritten once, inside the graph."""
@@ -66,6 +69,9 @@ class TracedLayer(Layer, Protocol):
 def traced(layer: TracedLayer, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """The output of the linear for Q, K or V for the layer's context x. Shape: [..., d] → [..., n]."""
     stream = tap.stream
+    waiting = None if args or kwargs else _take(layer, stream, x)
+    if waiting is not None:
+        return waiting
     links, own = links_now(layer), acting_deltas(layer.deltas.get(stream, ()))
     if not (links or own) or stream not in layer.projections:
         return changed(tap, own, x, args, kwargs)
@@ -78,9 +84,6 @@ def traced(layer: TracedLayer, tap: Tap, x: Tensor, args: tuple, kwargs: dict[st
         return layer.prepared[1 + index]
     if not bare:
         return changed(tap, own, _pair(layer, stream, x, links)[index], args, kwargs)
-    context = layer.traced
-    if layer.shared_context and context is not None and context.tensor is x:
-        return _projected(layer, stream, context.rewritten(links)[index])
     return _both(layer, stream, x, links)
 
 
@@ -118,23 +121,25 @@ def _all_three(layer: TracedLayer, x: Tensor, links: Links) -> Tensor | None:
 
 
 def _both(layer: TracedLayer, stream: str, x: Tensor, links: Links) -> Tensor:
-    waiting = _take(layer, stream, x)
-    if waiting is not None:
-        return waiting
-    if not links:
-        return _projected(layer, stream, x)
-    if in_one_operation(links) and not layer.deltas:
+    """K, with V for when that is asked for; or V by itself."""
+    context = layer.traced
+    if layer.shared_context and context is not None and context.tensor is x:
+        pair = context.rewritten(links)
+    elif links and in_one_operation(links) and not layer.deltas:
         mlps_k, mlps_v, strength = arguments(links)
         k_linear, v_linear = (_grouped(layer, s) for s in STREAMS)
         k, v = hyper_kv(
             x, mlps_k, mlps_v, k_linear.weight, v_linear.weight, k_linear.bias, v_linear.bias, strength=strength
         )  # fmt: skip
+        if stream == "v":
+            return v
+        layer.waiting = (x, {"v": v})
+        return k
     else:
-        k, v = (_projected(layer, s, y) for s, y in zip(STREAMS, rewrite(x, links), strict=True))
-    if stream == "v":
-        return v
-    layer.waiting = (x, {"v": v})
-    return k
+        pair = rewrite(x, links) if links else (x, x)
+    if stream == "k":
+        layer.waiting = (x, {"v": _projected(layer, "v", pair[1])})
+    return _projected(layer, stream, pair[STREAMS.index(stream)])
 
 
 def _projected(layer: TracedLayer, stream: str, y: Tensor) -> Tensor:
@@ -144,14 +149,14 @@ def _projected(layer: TracedLayer, stream: str, y: Tensor) -> Tensor:
 
 def _pair(layer: TracedLayer, stream: str, x: Tensor, links: Links) -> tuple[Tensor, Tensor]:
     if stream == "v":
-        waiting = _take(layer, "v", x)
+        waiting = _take(layer, _CONTEXT, x)
         if waiting is not None:
             return x, waiting
     if not links:
         return x, x
     pair = rewrite(x, links)
     if stream == "k":
-        layer.waiting = (x, {"v": pair[1]})
+        layer.waiting = (x, {_CONTEXT: pair[1]})
     return pair
 
 
