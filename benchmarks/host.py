@@ -188,9 +188,9 @@ def page(lines: Sequence[Line]) -> str:
         "The web UIs' way computes in earnest. With one token 320 wide that is most of its time, which flatters "
         "kernels that do nothing; 16 wide it is next to nothing, and dispatch is compared with dispatch. The UNet has "
         "the structure of Stable Diffusion 1.5's (16 transformer blocks) with 4 and 8 channels; everything is put on "
-        "one and the same, by turns, and compared with its steps right before and after. That is done with six of "
-        "them, which lie elsewhere in memory, and the mean is what counts. What a network adds is compared with what "
-        "hooks add that run the same network on the same layers.",
+        f"one and the same, by turns, and compared with its steps right before and after; the mean over "
+        f"{host_calls.UNETS} such UNets counts, for where one lies in memory makes a difference of a percent. What a "
+        "network adds is compared with what hooks add that run the same network on the same layers.",
         "",
         *table(lines, "host"),
     ]

@@ -39,7 +39,9 @@ LAYERS = {"attn1": 16, "attn2": 16}
 _TIMESTEPS = range(999, 0, -50)
 """Of the 20 steps of a sampling run; after the last one the next run begins."""
 
-_UNETS = 6
+UNETS = 6
+"""That are measured one after another."""
+
 _WARM, _STEPS = 3, 7
 """Steps after something was put on the UNet that are not timed, and that are."""
 
@@ -291,7 +293,7 @@ def ratios(seconds: float) -> dict[str, float]:
     fast a processor is changes by more than a percent within seconds. ``"bare again"``, with nothing on it, shows the
     noise.
     """
-    each = [_ratios(Model(), seconds / _UNETS, random.Random(number)) for number in range(_UNETS)]
+    each = [_ratios(Model(), seconds / UNETS, random.Random(number)) for number in range(UNETS)]
     return {name: fmean(found[name] for found in each) for name in each[0]}
 
 

@@ -5,12 +5,11 @@ import copy
 import pytest
 import torch
 
-from tests.models import copied
+from tests.models import copied, make_net
 
 pytest.importorskip("diffusers", reason="the models are those of diffusers")
 
 from tests.adapter.hosts import CROSS_ATTENTION, by_hand, run
-from tests.models import make_net
 
 
 @pytest.mark.parametrize("case", CROSS_ATTENTION.values(), ids=CROSS_ATTENTION)

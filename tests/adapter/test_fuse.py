@@ -43,17 +43,17 @@ def test_fused_no_mlp_is_evaluated(unet, x, text, net, evaluations):
     assert not evaluations
 
 
-def test_q_is_left_alone_while_a_network_is_fused(unet, x, text, net):
-    def forwards():
+def test_q_is_left_alone_while_a_network_is_fused(unet, net):
+    def tapped():
         return [set(layer.taps) for layer in Host.of(unet).layers if layer.spec.kind == "attn1"]
 
     adapter = hn.attach(unet, net)
-    before = forwards()
+    before = tapped()
     assert {"q", "k", "v"} in before
     adapter.fuse()
-    assert all(streams == {"k", "v"} for streams in forwards())
+    assert all(streams == {"k", "v"} for streams in tapped())
     adapter.unfuse()
-    assert forwards() == before
+    assert tapped() == before
 
 
 def test_the_strength_may_still_change(unet, x, text, net):

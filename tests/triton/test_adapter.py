@@ -12,10 +12,8 @@ import hnkernels as hn
 from hnkernels.triton.launch import recording
 from tests.marks import compiles_models
 from tests.models import (
+    FEWER_LAYERS,
     GRADIENT_TOLERANCE,
-    ONE_WIDTH,
-    TEXT_WIDTH,
-    WIDTHS,
     WebUIProcessor,
     denoise,
     make_net,
@@ -101,7 +99,7 @@ def test_a_training_step_gives_the_portable_backends_gradients(monkeypatch, chec
 @compiles_models
 @pytest.mark.parametrize("training", [False, True])
 def test_the_whole_unet_compiles_as_one_graph(training):
-    unet, net = tiny_unet(**ONE_WIDTH), make_net((*WIDTHS[:1], TEXT_WIDTH), activation="silu")
+    unet, net = tiny_unet(**FEWER_LAYERS), make_net(activation="silu")
     x, text = noise(), prompt()
     hn.attach(unet, net)
     net.train(training)
