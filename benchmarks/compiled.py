@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -53,9 +53,13 @@ _VECTORS = "finishes a norm"
 LEAST_WGMMA_ROWS = 64
 WIDE_LOAD = 16
 
-T = TypeVar("T")
+_TOGETHER = 16
+"""Kernels that are read together, at most."""
 
-_work: list[Configuration] = []  # of forked processes; a kernel does not pickle
+T = TypeVar("T")
+Work = TypeVar("Work")
+
+_work: list[Any] = []  # of forked processes; a kernel does not pickle
 
 
 def main(arguments: list[str]) -> int:
@@ -81,23 +85,24 @@ def main(arguments: list[str]) -> int:
     return int(any(r.faults for r in rows))
 
 
-def in_processes(function: Callable[[Configuration], T], configurations: Sequence[Configuration]) -> Iterator[T]:
-    """What the function makes of every configuration, in order, by as many processes as there are processors."""
-    _work[:] = configurations
+def in_processes(function: Callable[[Work], T], work: Sequence[Work]) -> Iterator[T]:
+    """What the function makes of everything, in order, by as many processes as there are processors."""
+    _work[:] = work
     with multiprocessing.get_context("fork").Pool() as pool:
         yield from pool.imap(partial(_call, function), range(len(_work)))
 
 
-def _call(function: Callable[[Configuration], T], index: int) -> T:
+def _call(function: Callable[[Any], T], index: int) -> T:
     return function(_work[index])
 
 
 def compile_all(configurations: list[Configuration]) -> list[Row]:
     """The rows of configurations."""
+    batches = [configurations[at : at + _TOGETHER] for at in range(0, len(configurations), _TOGETHER)]
     rows: list[Row] = []
-    for found in in_processes(row, configurations):
-        rows.append(found)
-        if len(rows) % 100 == 0:
+    for found in in_processes(compile_some, batches):
+        rows += found
+        if len(rows) % 100 < _TOGETHER:
             print(f"{len(rows)} of {len(configurations)} compiled", file=sys.stderr)
     return rows
 
@@ -143,17 +148,27 @@ class Row:
         return cls(**{k: int(v) if k in numbers else v for k, v in line.items()})  # type: ignore[arg-type]
 
 
-def row(config: Configuration) -> Row:
-    """Compiles a configuration and reads its figures."""
-    what = (config.target.name, config.name, config.variant, config.tiles, config.dtype)
-    try:
-        code = read(compiled(config))
-    except Exception as fault:  # each backend says in its own way what it cannot compile
-        return Row(*what, 0, 0, 0, 0, 0, "", 0, 0, config.origin, f"does not compile: {fault}".splitlines()[0])
-    share = occupancy(config.target, code.registers, code.shared, config.warps)
+def compile_some(configurations: Sequence[Configuration]) -> list[Row]:
+    """Compiles configurations and reads their figures."""
+    kernels: dict[Configuration, Any] = {}
+    rows: dict[Configuration, Row] = {}
+    for config in configurations:
+        try:
+            kernels[config] = compiled(config)
+        except Exception as fault:  # each backend says in its own way what it cannot compile
+            wrong = f"does not compile: {fault}".splitlines()[0]
+            rows[config] = _row(config, MachineCode(0, 0, 0, 0, "", 0.0, 0), 0.0, wrong)
+    for config, code in zip(kernels, read(list(kernels.values())), strict=True):
+        share = occupancy(config.target, code.registers, code.shared, config.warps)
+        rows[config] = _row(config, code, share, "; ".join(faults(config, code)))
+    return [rows[config] for config in configurations]
+
+
+def _row(config: Configuration, code: MachineCode, share: float, wrong: str) -> Row:
     return Row(
-        *what, code.registers, code.stack, code.spills, code.shared, round(100 * share), code.matrix,
-        round(100 * code.matrix_share), code.load_bytes, config.origin, "; ".join(faults(config, code)),
+        config.target.name, config.name, config.variant, config.tiles, config.dtype, code.registers, code.stack,
+        code.spills, code.shared, round(100 * share), code.matrix, round(100 * code.matrix_share), code.load_bytes,
+        config.origin, wrong,
     )  # fmt: skip
 
 
@@ -294,20 +309,15 @@ def _range(values: Iterable[int]) -> str:
     return str(min(values)) if min(values) == max(values) else f"{min(values)}–{max(values)}"
 
 
-def epilogue_instructions(act: str) -> tuple[int, int, int]:
-    """The instructions outside the loop of the three kernels, in the order of ``EPILOGUES``."""
-    value, derivative, both = (
-        outside_loops(compiled(configuration(call, TARGETS["sm_90"]))) for call in _epilogues(act)
-    )
-    return value, derivative, both
-
-
 def print_epilogues(names: Sequence[str]) -> None:
-    """Prints them, of all activations that kernels take without a parameter if none are named."""
-    rows = {row.device for row in ACTIVATIONS.values() if row.device not in (None, "prelu")}
+    """Prints the instructions outside the loop of the kernels of ``EPILOGUES``, by activation: of all that kernels take
+    without a parameter if none are named."""
+    acts = names or sorted({row.device for row in ACTIVATIONS.values() if row.device not in (None, "prelu")})
+    kernels = [compiled(configuration(call, TARGETS["sm_90"])) for act in acts for call in _epilogues(act)]
+    counts = iter(outside_loops(kernels))
     print("activation", *EPILOGUES, sep=",")
-    for act in names or sorted(rows):
-        print(act, *epilogue_instructions(act), sep=",", flush=True)
+    for act in acts:
+        print(act, *(next(counts) for _ in EPILOGUES), sep=",")
 
 
 def _epilogues(act: str) -> list[Call]:

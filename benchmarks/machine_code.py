@@ -6,8 +6,11 @@ NVIDIA's is read by the disassembler that comes with Triton, AMD's from the asse
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 import re
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -33,7 +36,7 @@ _OPTIONAL = {
 
 _OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 
-_SASS = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*?);")
+_SASS = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*?);", re.MULTILINE)
 _SASS_MATRIX = re.compile(r"[HU]\w*MMA")
 _SASS_SPILL = ("STL", "LDL")
 # What touches global memory, or after which a thread may have ended.
@@ -179,7 +182,8 @@ def compiled(config: Configuration) -> Any:
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction: what it is called, the label it jumps to if it does, and whether the next one may follow it."""
+    """An instruction: what it is called, the label or address it jumps to if it does, and whether the next one may
+    follow it."""
 
     name: str
     jumps_to: str | None = None
@@ -213,9 +217,12 @@ class MachineCode:
     early: str = ""
 
 
-def read(kernel: Any) -> MachineCode:
-    """The figures of a kernel compiled by Triton."""
-    code, labels = _instructions(kernel)
+def read(kernels: Sequence[Any]) -> list[MachineCode]:
+    """The figures of kernels compiled by Triton. The disassembler takes a while to start, and then serves them all."""
+    return [_figures(kernel, *code) for kernel, code in zip(kernels, _instructions(kernels), strict=True)]
+
+
+def _figures(kernel: Any, code: Sequence[Instruction], labels: dict[str, int]) -> MachineCode:
     early = ""
     if "amdgcn" in kernel.asm:
         matrix_of, load_of = _amd_matrix, _amd_load
@@ -227,7 +234,7 @@ def read(kernel: Any) -> MachineCode:
         spills = value("vgpr_spill_count") + value("sgpr_spill_count")
     else:
         matrix_of, load_of = _sass_matrix, _sass_load
-        usage = _disassembled(kernel, "cuobjdump", "-res-usage")
+        usage = _output("cuobjdump", kernel.asm["cubin"], "-res-usage")
         registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[-1]) for word in ("REG", "STACK"))
         spills = sum(i.name.split(".")[0] in _SASS_SPILL for i in code)
         if "griddepcontrol.wait" in kernel.asm.get("ptx", ""):
@@ -247,17 +254,23 @@ def _before_waiting(names: Sequence[str]) -> str:
     return next((name for name in names[:wait] if name.startswith(_SASS_MEMORY_OR_END)), "")
 
 
-def outside_loops(kernel: Any) -> int:
-    """The instructions of a kernel outside its innermost loops that multiply: what comes before and its epilogue."""
-    code, labels = _instructions(kernel)
-    matrix_of = _amd_matrix if "amdgcn" in kernel.asm else _sass_matrix
-    return len(code) - len(set().union(*_innermost(code, labels, matrix_of)))
+def outside_loops(kernels: Sequence[Any]) -> list[int]:
+    """The instructions of kernels outside their innermost loops that multiply: what comes before, and epilogues."""
+    counts = []
+    for kernel, (code, labels) in zip(kernels, _instructions(kernels), strict=True):
+        matrix_of = _amd_matrix if "amdgcn" in kernel.asm else _sass_matrix
+        counts.append(len(code) - len(set().union(*_innermost(code, labels, matrix_of))))
+    return counts
 
 
-def _instructions(kernel: Any) -> tuple[list[Instruction], dict[str, int]]:
-    if "amdgcn" in kernel.asm:
-        return _parse_amd(kernel.asm["amdgcn"])
-    return _parse_sass(_disassembled(kernel, "nvdisasm", "-ndf", "-c"))
+def _instructions(kernels: Sequence[Any]) -> list[tuple[list[Instruction], dict[str, int]]]:
+    """Of each kernel, with the place of every label or address that is jumped to."""
+    lines = {}
+    targets = [None if "amdgcn" in k.asm else re.findall(r"\.target sm_(\w+)", k.asm["ptx"])[0] for k in kernels]
+    for target in {target for target in targets if target is not None}:
+        numbers = [i for i, other in enumerate(targets) if other == target]
+        lines |= zip(numbers, _disassembled([kernels[i].asm["cubin"] for i in numbers], target), strict=True)
+    return [_parse_sass(lines[i]) if i in lines else _parse_amd(k.asm["amdgcn"]) for i, k in enumerate(kernels)]
 
 
 def disassembler() -> Path:
@@ -267,11 +280,23 @@ def disassembler() -> Path:
     return Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
 
 
-def _disassembled(kernel: Any, tool: str, *arguments: str) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        return _output(disassembler().with_name(tool), *arguments, file.name)
+def _disassembled(cubins: Sequence[bytes], target: str) -> list[list[re.Match]]:
+    """The instructions of kernels for one target, at addresses as if these followed one another in memory."""
+    codes = [_code(cubin) for cubin in cubins]
+    ends = list(itertools.accumulate(map(len, codes)))
+    found: list[list[re.Match]] = [[] for _ in codes]
+    for line in _SASS.finditer(_output("nvdisasm", b"".join(codes), "--no-dataflow", "--binary", f"SM{target}")):
+        found[bisect.bisect_right(ends, int(line[1], 16))].append(line)
+    return found
+
+
+def _code(cubin: bytes) -> bytes:
+    """What the one kernel of an ELF file has in its section ``.text.<name>``."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<3H", cubin, 0x3A)
+    sections = [struct.unpack_from("<II4Q", cubin, table + i * size) for i in range(count)]
+    (code,) = (s for s in sections if cubin.startswith(b".text.", sections[names][4] + s[0]))
+    return cubin[code[4] : code[4] + code[5]]
 
 
 def _innermost(code: Sequence[Instruction], labels: dict[str, int], matrix_of) -> list[set[int]]:
@@ -317,20 +342,17 @@ def _reached(code: Sequence[Instruction], labels: dict[str, int], around: int) -
     return seen
 
 
-def _parse_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
-    code, labels = [], {}
-    for line in text.splitlines():
-        if line.startswith(".L_"):
-            labels[line.split(":")[0]] = len(code)
-        elif found := _SASS.match(line):
-            condition, name, operands = found.groups()
-            target = re.search(r"\((\.L_\w+)\)", operands) if name.startswith("BRA") else None
-            family = name.split(".")[0]
-            # A branch may have its condition among its operands: BRA.U UP0, `(.L_x_1).
-            always = operands.lstrip().startswith("`(") if family == "BRA" else family in ("EXIT", "RET")
-            leaves = condition is None and always
-            code.append(Instruction(name, target[1] if target else None, not leaves))
-    return code, labels
+def _parse_sass(lines: Sequence[re.Match]) -> tuple[list[Instruction], dict[str, int]]:
+    code, places = [], {}
+    for line in lines:
+        address, condition, name, operands = line.groups()
+        places[f"{int(address, 16):x}"] = len(code)
+        family = name.split(".")[0]
+        target = re.search(r"0x([0-9a-f]+)\s*$", operands) if family == "BRA" else None
+        # A branch may have its condition among its operands: BRA.U UP0, 0x10.
+        always = operands.lstrip().startswith("0x") if family == "BRA" else family in ("EXIT", "RET")
+        code.append(Instruction(name, target and target[1], bool(condition) or not always))
+    return code, {i.jumps_to: places[i.jumps_to] for i in code if i.jumps_to in places}
 
 
 def _parse_amd(text: str) -> tuple[list[Instruction], dict[str, int]]:
@@ -368,5 +390,10 @@ def _amd_load(instruction: Instruction) -> int:
     return next((size for word, size in _AMD_BYTES.items() if word in found[1]), 2) if found else 0
 
 
-def _output(*command: Any) -> str:
-    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+def _output(tool: str, file: bytes, *arguments: str) -> str:
+    """What one of NVIDIA's tools says of a file with this content."""
+    with tempfile.NamedTemporaryFile() as written:
+        written.write(file)
+        written.flush()
+        command = [disassembler().with_name(tool), *arguments, written.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,8 +1,10 @@
 """Every kernel compiles for every target, keeps within its registers and shared memory, and uses its matrix units."""
 
 import csv
+import itertools
 import os
 import re
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -169,21 +171,16 @@ def test_occupancy(target, registers, shared, warps, share):
     assert occupancy(TARGETS[target], registers, shared, warps) == pytest.approx(share)
 
 
-SASS = """
-.text.kernel:
-        /*0000*/                   LDG.E.U16 R1, [R2.64] ;
-.L_x_0:
-        /*0010*/                   LDGSTS.E.BYPASS.128 [R1], [R2.64], P0 ;
-        /*0020*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
-        /*0030*/                   IADD3 R1, R1, 0x1, RZ ;
-        /*0040*/              @!P4 BRA `(.L_x_0) ;
-        /*0050*/                   STL [R1], R2 ;
-.L_x_1:
-        /*0060*/                   BRA `(.L_x_1);
-"""
-
-LOOP = ".L_x_0:\n"
-WAITS = "        /*0000*/                   ACQBULK ;\n"
+SASS = (
+    "LDG.E.U16 R1, [R2.64] ;",
+    "LDGSTS.E.BYPASS.128 [R1], [R2.64], P0 ;",
+    "HMMA.16816.F32 R4, R8, R12, R4 ;",
+    "IADD3 R1, R1, 0x1, RZ ;",
+    "@!P4 BRA 0x10 ;",
+    "STL [R1], R2 ;",
+    "BRA 0x60;",
+)
+WAITS = "ACQBULK ;"
 
 AMDGCN = """
 \tglobal_load_ushort v1, v2, s[0:1]
@@ -211,32 +208,66 @@ class _Compiled:
         self.asm = asm
 
 
-def test_sass_is_read(monkeypatch):
-    answers = {"cuobjdump": "REG:40 STACK:8 SHARED:0", "nvdisasm": SASS}
-    monkeypatch.setattr(machine_code, "_output", lambda tool, *_: answers[tool.name])
-    code = machine_code.read(_Compiled(cubin=b""))
-    assert code == MachineCode(40, 8, 1, 1024, "HMMA", 0.25, 16)
+def _cubin(instructions):
+    """An ELF file with one kernel, of 16 bytes an instruction."""
+    names, code = b"\0.text.kernel\0", bytes(16 * len(instructions))
+    sections = [(0, 64, 0), (1, 64, len(code)), (0, 64 + len(code), len(names))]  # place of the name, start and size
+    header = struct.pack("<40xQ10x3H", 64 + len(code) + len(names), 64, len(sections), 2)
+    assert len(header) == 64
+    return header + code + names + b"".join(struct.pack("<II4Q24x", n, 1, 0, 0, *place) for n, *place in sections)
+
+
+@pytest.fixture
+def in_sass(monkeypatch):
+    """Kernels of these instructions, for sm_90, with tools that say so."""
+
+    def make(*kernels, ptx=""):
+        lines = [
+            f"        /*{16 * i:04x}*/                   {line}" for i, line in enumerate(itertools.chain(*kernels))
+        ]
+        answers = {"cuobjdump": "REG:40 STACK:8 SHARED:0", "nvdisasm": "\n".join(['\t.headerflags\t@""', *lines])}
+
+        def output(tool, file, *arguments):
+            if tool == "nvdisasm":
+                assert (len(file), arguments) == (16 * len(lines), ("--no-dataflow", "--binary", "SM90a"))
+            return answers[tool]
+
+        monkeypatch.setattr(machine_code, "_output", output)
+        return [_Compiled(cubin=_cubin(lines), ptx=f".target sm_90a\n{ptx}") for lines in kernels]
+
+    return make
+
+
+def test_sass_is_read(in_sass):
+    assert machine_code.read(in_sass(SASS)) == [MachineCode(40, 8, 1, 1024, "HMMA", 0.25, 16)]
+
+
+def test_kernels_are_read_together(in_sass):
+    jumps = [line.replace("0x10 ", "0x50 ").replace("0x60", "0xa0") for line in SASS]  # after four of the first's
+    kernels = in_sass(SASS[2:6], jumps)
+    kernels.insert(1, _Compiled(amdgcn=AMDGCN))
+    first, amd, second = machine_code.read(kernels)
+    assert (first.matrix, first.matrix_share) == ("HMMA", 0.0)
+    assert amd.matrix == "v_mfma_f32_32x32x8_f16"
+    assert second == MachineCode(40, 8, 1, 1024, "HMMA", 0.25, 16)
+    assert machine_code.read([]) == []
 
 
 @pytest.mark.parametrize(
-    ("code", "early"), [(WAITS + SASS, ""), (SASS.replace(LOOP, WAITS + LOOP), "LDG.E.U16"), (SASS, "LDG.E.U16")]
+    ("code", "early"), [((WAITS, *SASS), ""), ((SASS[0], WAITS, *SASS[1:]), "LDG.E.U16"), (SASS, "LDG.E.U16")]
 )
-def test_what_comes_before_the_wait_is_found(monkeypatch, code, early):
-    answers = {"cuobjdump": "REG:40 STACK:8 SHARED:0", "nvdisasm": code}
-    monkeypatch.setattr(machine_code, "_output", lambda tool, *_: answers[tool.name])
-    assert machine_code.read(_Compiled(cubin=b"", ptx="griddepcontrol.wait;")).early == early
-    assert machine_code.read(_Compiled(cubin=b"", ptx="")).early == ""  # it is not set up early
+def test_what_comes_before_the_wait_is_found(in_sass, code, early):
+    assert machine_code.read(in_sass(code, ptx="griddepcontrol.wait;"))[0].early == early
+    assert machine_code.read(in_sass(code))[0].early == ""  # it is not set up early
 
 
 def test_amdgcn_is_read():
-    code = machine_code.read(_Compiled(amdgcn=AMDGCN))
+    (code,) = machine_code.read([_Compiled(amdgcn=AMDGCN)])
     assert code == MachineCode(94, 4, 3, 1024, "v_mfma_f32_32x32x8_f16", 0.25, 16)
 
 
-def test_what_is_outside_the_loops_is_counted(monkeypatch):
-    monkeypatch.setattr(machine_code, "_output", lambda *_: SASS)
-    assert machine_code.outside_loops(_Compiled(cubin=b"")) == 3
-    assert machine_code.outside_loops(_Compiled(amdgcn=AMDGCN)) == 2
+def test_what_is_outside_the_loops_is_counted(in_sass):
+    assert machine_code.outside_loops([*in_sass(SASS), _Compiled(amdgcn=AMDGCN)]) == [3, 2]
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +295,7 @@ def test_epilogues_are_short(instructions, act):
 def test_a_jump_back_to_a_common_exit_is_no_loop():
     entry = "\ts_cbranch_scc1 .LBB0_3\n\ts_branch .LBB0_1\n.LBB0_3:\n\ts_endpgm\n"
     jumps_back = AMDGCN.replace("\ts_endpgm", "\ts_branch .LBB0_3")
-    code = machine_code.read(_Compiled(amdgcn=entry + jumps_back))
+    (code,) = machine_code.read([_Compiled(amdgcn=entry + jumps_back)])
     assert code.matrix_share == 0.25
 
 
@@ -281,5 +312,5 @@ def test_a_loop_may_be_closed_by_falling_through():
         "\ts_cbranch_scc0 .LBB0_3\n.LBB0_2:\n\tglobal_load_dwordx4 v[0:3], v4, s[0:1]\n\ts_branch .LBB0_1\n"
         ".LBB0_3:\n\ts_endpgm\n"
     )
-    code = machine_code.read(_Compiled(amdgcn=rotated + AMDGCN[AMDGCN.index(".Lfunc_end0") :]))
+    (code,) = machine_code.read([_Compiled(amdgcn=rotated + AMDGCN[AMDGCN.index(".Lfunc_end0") :])])
     assert code.matrix_share == 0.25
