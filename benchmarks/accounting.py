@@ -175,7 +175,7 @@ def count(chosen: Sequence[Shape] = COUNTED, compiled: bool = True) -> list[Row]
     rows: list[Row] = []
     for shape in chosen:
         names = [*counting.providers(shape), *(["compile"] if compiled and counting.compilable(shape) else [])]
-        everyone = {name: counting.accounts(shape, name) for name in names}
+        everyone = {name: counting.accounts(shape, name, recompute=True) for name in names}
         counted = {mode for accounts in everyone.values() for mode in accounts}
         everyone["bound"] = {mode: account for mode, account in bounds(shape).items() if mode in counted}
         for provider, accounts in everyone.items():

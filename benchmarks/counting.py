@@ -83,8 +83,11 @@ def compilable(shape: Shape) -> bool:
     return isinstance(shape, Layers) and shape.network.activation == "relu" and shape.of(RELU) in COMPILED
 
 
-def accounts(shape: Shape, provider: str, target: str = TARGET) -> Accounts:
-    """What a provider does at a shape, by mode; an affine network is counted at inference alone."""
+def accounts(shape: Shape, provider: str, target: str = TARGET, recompute: bool = False) -> Accounts:
+    """What a provider does at a shape, by mode; an affine network is counted at inference alone.
+
+    With ``recompute`` also of a step that keeps its arguments alone, where the provider can.
+    """
     if provider == "compile" and isinstance(shape, Layers):
         return _compiled(shape)
     counting = CountingKernels if provider == "triton" else Counting
@@ -93,7 +96,7 @@ def accounts(shape: Shape, provider: str, target: str = TARGET) -> Accounts:
         if isinstance(shape, Layers) and shape.network.activation is None:
             return found
         found |= training(*work(shape, provider, True), counting)
-        if isinstance(shape, Layers) and provider in ("reference", "triton"):
+        if recompute and isinstance(shape, Layers) and provider in ("reference", "triton"):
             done = work(shape, provider, True, recompute=True)
             step = training(*done, counting)["forward + backward"]
             # What checkpointing keeps are its arguments, which autograd's hooks do not see.
