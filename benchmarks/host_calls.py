@@ -64,7 +64,7 @@ class HostProvider:
     batch: int = 1
 
     def seconds(self) -> float:
-        """Of this thread on its processor, per run: what else the machine does is no cost of ours."""
+        """Of this thread on its processor, per run: what else the machine does is not our cost."""
         run, runs = self.run, range(self.batch)
         if self.prepare is None:
             started = time.thread_time_ns()

@@ -125,7 +125,7 @@ def interleave(
         index += 1
         if index == 1:
             rounds = min(max(int(seconds / (time.perf_counter() - started)), least), most)
-            if rounds > least and calls == 1:  # such a short round is still warming up; the check was no round
+            if rounds > least and calls == 1:  # such a short round is still warming up; the check was not a round
                 found = {name: [] for name in providers}
                 rounds += 1
     return Timings(found)

@@ -189,7 +189,7 @@ def _stale_compiled() -> Iterator[Path]:
         recorded = [compiled.Row.of(line) for line in csv.DictReader(file)]
     with PROVEN.open(newline="", encoding="utf-8") as file:
         chosen_from = list(csv.DictReader(file))
-    # Of tiles with a fault in some forms the others may be recorded, as forms of another kind: they are no lines there.
+    # Of tiles with a fault in some forms others may be recorded, as forms of another kind: they are not lines there.
     lines = [{name: str(value) for name, value in line.items()} for line in compiled.accepted(recorded)[1]]
     if any(line not in lines for line in chosen_from):
         yield PROVEN

@@ -56,7 +56,7 @@ SUMMED = ("weight_gradient_kernel", "lowrank_factor_gradient_kernel")
 """Their steps go along BLOCK_M, tokens; those of the others along BLOCK_K."""
 
 TILES = "tiles"
-"""The benchmark of the rows of products by tiles, which are no case."""
+"""The benchmark of the rows of products by tiles, which are not a case."""
 
 STRICTER = "time by the stricter model"
 """The quantity of the rows of the stricter model."""

@@ -133,7 +133,7 @@ class Adapter(Handle):
         mlp_k, mlp_v = self.net[width]
         values = level.tensors if torch.compiler.is_compiling() else level.values
         k, v = values["k"], values["v"]
-        # In training mode strength has no effect, and so is no reason to tell parts of the batch apart.
+        # In training mode strength has no effect, and so is not a reason to tell parts of the batch apart.
         link = Link(
             mlp_k, mlp_v, 1.0 if mlp_k.training else k, 1.0 if mlp_v.training else v, self.parallel, self.fused
         )  # fmt: skip

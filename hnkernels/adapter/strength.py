@@ -113,7 +113,7 @@ def resolve(strength: Strength, places: Sequence[Place], streams: Sequence[str] 
     """The strength at every place.
 
     Raises:
-        ValueError: something is no strength, or a key of the table fits no place.
+        ValueError: something is not a strength, or a key of the table fits no place.
     """
     _check_keys(strength, [(place, stream) for place in places for stream in streams])
     resolved = []

@@ -189,7 +189,7 @@ def _check_entries(where: str, entries: Mapping[Any, Any], parameter: Tensor, op
         if key in _NOT_NEGATIVE and (
             number.dtype in (torch.bool, torch.complex64, torch.complex128) or number.lt(0).any()
         ):
-            raise Fault(f"has {brief(key)} {where} with values that are no numbers >= 0", _DELETE)
+            raise Fault(f"has {brief(key)} {where} with values that are not numbers >= 0", _DELETE)
 
 
 def _in_one_group(optimizer: torch.optim.Optimizer, net: Hypernetwork) -> dict[str, Any]:

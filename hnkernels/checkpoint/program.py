@@ -21,7 +21,7 @@ def check_program(program: bytes | BinaryIO) -> None:
 
     Raises:
         Fault: it would.
-        Exception: it is no pickle; of several types.
+        Exception: it is not a pickle; of several types.
     """
     weights: dict[int, int] = {}  # of tuples by their place in the memo: how many values a hash may visit, at most
     visits, last, puts = 0, None, 0

@@ -41,7 +41,7 @@ def checked(training: Any) -> dict[str, str]:
     """``training``, if a file can hold it.
 
     Raises:
-        Fault: it is no mapping of texts to texts under the names above, or larger than 16 MiB.
+        Fault: it is not a mapping of texts to texts under the names above, or larger than 16 MiB.
     """
     if not isinstance(training, Mapping):
         raise Fault(f"cannot hold provenance.training = {brief(training)}", "give a dict of texts")

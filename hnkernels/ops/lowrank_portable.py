@@ -178,12 +178,12 @@ def _of_the_factors(
     if not used:
         return
     if any(needs[i].a for i in used):
-        together = torch.bmm(_behind(gs, 2).mT, x)
+        together = torch.bmm(_concatenated(gs, 2).mT, x)
         for i, da in zip(used, _split(together, [slices[i].a for i in used], 1), strict=True):
             pieces[i]["a"].append(da)
     into_x = [(g, slices[i].a) for i, g in zip(used, gs, strict=True) if not merged[i]]
     if dx is not None and into_x:
-        _of(dx, part).baddbmm_(_behind([g for g, _ in into_x], 2), _joined([a for _, a in into_x], part))
+        _of(dx, part).baddbmm_(_concatenated([g for g, _ in into_x], 2), _joined([a for _, a in into_x], part))
 
 
 def _slices(flat: Sequence[Tensor | None]) -> list[Slice]:
@@ -222,7 +222,7 @@ def _of(t: Tensor, part: tuple[int, int]) -> Tensor:
     return t if part == (0, t.shape[0]) else t[part[0] : part[1]]
 
 
-def _behind(tensors: Sequence[Tensor], dim: int) -> Tensor:
+def _concatenated(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
@@ -233,7 +233,7 @@ def _split(t: Tensor, factors: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
 
 def _joined(factors: Sequence[Tensor], part: tuple[int, int]) -> Tensor:
     """The factors A of these samples one after another, [S', Σ r, d]."""
-    return _behind([_of(a, part) for a in factors], 1)
+    return _concatenated([_of(a, part) for a in factors], 1)
 
 
 def _rows(b: Tensor, part: tuple[int, int]) -> Tensor:

@@ -300,11 +300,11 @@ def all_norm_vectors(layers: Sequence[Layer], parameters: Sequence[Parameters]) 
     vectors: list[Tensor] = []
     for i in range(len(layers) - 1):
         if waits_for_product(layers, i):
-            vectors += _vectors_behind(parameters, i)
+            vectors += _vectors_after(parameters, i)
     return vectors
 
 
-def _vectors_behind(parameters: Sequence[Parameters], index: int) -> tuple[Tensor, Tensor]:
+def _vectors_after(parameters: Sequence[Parameters], index: int) -> tuple[Tensor, Tensor]:
     before, p = parameters[index], parameters[index + 1]
     assert before.gamma is not None
     assert before.beta is not None
@@ -318,5 +318,5 @@ def _norm_in(
     if state.moments is None:
         return None
     at = 2 * (state.norms - 1)
-    wg, wb = _vectors_behind(parameters, index - 1) if vectors is None else vectors[at : at + 2]
+    wg, wb = _vectors_after(parameters, index - 1) if vectors is None else vectors[at : at + 2]
     return NormIn(state.moments, state.width, wg, wb, state.gamma)

@@ -52,7 +52,7 @@ def test_an_operation_in_place_reads_and_writes_its_tensor(device):
 
 
 @DEVICES
-def test_views_and_bare_allocations_are_no_launches(device):
+def test_views_and_bare_allocations_are_not_launches(device):
     x = torch.ones(4, 6, device=device)
     account = account_of(lambda: (x.T, x[1:], x.view(24), x.squeeze_(0), x.detach(), torch.empty(8, device=device)))
     assert account.operations == []

@@ -38,6 +38,6 @@ def test_a_label_tells_layers_apart():
     assert LayerShape("attn2", 768, 320, 77, 1).label == "cross-attention 768 → 320"
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_what_is_not_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a diffusers model"):
         layers_of(tmp_path)

@@ -42,7 +42,7 @@ def test_a_network_that_fits_in_part_says_where_it_acts(unet):
         adapter.net = make_net((8, 640))
 
 
-def test_targets_that_leave_widths_out_are_no_reason_to_warn(unet, recwarn):
+def test_targets_that_leave_widths_out_are_not_a_reason_to_warn(unet, recwarn):
     hn.attach(unet, make_net(), targets="attn2")
     hn.attach(unet, make_net((8,)))
     assert not recwarn

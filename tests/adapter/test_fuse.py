@@ -104,7 +104,7 @@ def test_active_dropout_is_refused_and_computed_if_it_comes_later(unet, x, text)
         assert not torch.equal(denoise(unet, x, text), denoise(unet, x, text))
 
 
-def test_a_network_behind_it_that_is_not_fused_is_in_the_way(unet):
+def test_a_network_after_it_that_is_not_fused_is_in_the_way(unet):
     first, second = hn.attach(unet, make_net(activation=None)), hn.attach(unet, make_net(activation="relu"))
     with pytest.raises(hn.AdapterError, match="comes after this network in the chain and is not fused"):
         first.fuse()
@@ -112,7 +112,7 @@ def test_a_network_behind_it_that_is_not_fused_is_in_the_way(unet):
     first.fuse()
 
 
-def test_a_network_behind_it_at_other_layers_is_not(unet):
+def test_a_network_after_it_at_other_layers_is_not(unet):
     first = hn.attach(unet, make_net(activation=None), targets="attn2")
     hn.attach(unet, make_net(WIDTHS), targets="attn1")
     first.fuse()

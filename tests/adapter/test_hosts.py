@@ -202,7 +202,7 @@ def test_an_attention_class_of_ones_own_says_its_names():
 @pytest.mark.parametrize(
     "names", [("query", "key"), ("query", "key", "velue"), ("query", "key", "forward"), "qkv", None]
 )
-def test_names_that_are_no_linears_are_refused(names):
+def test_names_that_are_not_linears_are_refused(names):
     model = own_model()
     model["text"].hypernetwork_projections = names
     with pytest.raises(

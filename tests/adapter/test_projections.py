@@ -84,7 +84,7 @@ def test_a_class_with_names_of_its_own_is_found_and_an_output_that_is_not_there_
     assert find_projections(model)[-1] == Projection("layer.to_out", "layer", "attn2", "out", 8, 6)
 
 
-def test_a_class_that_names_what_is_no_linear_is_refused():
+def test_a_class_that_names_what_is_not_a_linear_is_refused():
     model = Foreign()
     model.hypernetwork_projections = ("wq", "wk", "nothing")
     with pytest.raises(AdapterError, match="must name three of its linears"):

@@ -252,7 +252,7 @@ def test_networks_side_by_side_add_up(unet, x, text):
         (torch.tensor(1.0), "must be a number"),
     ],
 )
-def test_what_is_no_strength_is_refused_and_changes_nothing(unet, net, strength, message):
+def test_what_is_not_a_strength_is_refused_and_changes_nothing(unet, net, strength, message):
     before = dict(unet.__dict__)
     with pytest.raises(ValueError, match=message):
         hn.attach(unet, net, strength=strength)

@@ -339,7 +339,7 @@ def test_weights_for_another_model_are_refused(unet, gen, weights):
         hn.attach(unet, gen, beside=True)
 
 
-def test_a_batch_that_is_no_multiple_of_the_sets_is_refused(unet, weights):
+def test_a_batch_that_is_not_a_multiple_of_the_sets_is_refused(unet, weights):
     with torch.no_grad(), hn.attach(unet, weights) as adapter:
         with pytest.raises(hn.AdapterError, match="2 rows of a batch have generated weights, and a batch of 3"):
             denoise(unet, noise(3, torch.float64), prompt(3, torch.float64))

@@ -48,7 +48,7 @@ def test_a_row_of_unknown_kind_and_a_file_of_other_columns_are_refused(tmp_path)
         results.read(tmp_path / "old.csv")
 
 
-def test_speed_is_the_ratio_of_medians_and_the_interpreters_time_is_no_speed():
+def test_speed_is_the_ratio_of_medians_and_the_interpreters_time_is_not_speed():
     lines = "\n".join(tables.speed(ROWS))
     assert "| projection, inference, 320 x 4096 | fp32 | 5 | 1.50 |" in lines
     assert "16 x 24" not in lines

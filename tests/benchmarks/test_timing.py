@@ -48,7 +48,7 @@ def test_the_budget_decides_how_many_rounds_and_short_ones_have_a_round_to_warm_
     assert len(timings.seconds["a"]) == 4
 
 
-def test_nothing_to_time_is_no_error():
+def test_nothing_to_time_is_not_an_error():
     assert interleave({}, seconds=1).seconds == {}
 
 

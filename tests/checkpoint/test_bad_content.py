@@ -1,4 +1,4 @@
-"""A file that unpickles but is no consistent hypernetwork gives one CheckpointError that says what is wrong."""
+"""A file that unpickles but is not a consistent hypernetwork gives one CheckpointError that says what is wrong."""
 
 import pytest
 import torch

@@ -65,7 +65,7 @@ def test_a_state_of_other_weights_is_ignored(tmp_path):
     assert load_optimizer_state(path) is None
 
 
-def test_no_side_file_is_no_state(tmp_path):
+def test_without_a_side_file_there_is_no_state(tmp_path):
     save_hypernetwork(Hypernetwork((4,)), tmp_path / "f.pt")
     assert load_optimizer_state(tmp_path / "f.pt") is None
 
@@ -307,9 +307,9 @@ def test_a_state_that_does_not_fit_is_refused_and_the_optimizer_stays(tmp_path):
         ("step", ..., "has no step of parameter 0"),
         ("step", torch.zeros(3), r"has \[3\] for 'step'"),
         ("step", "ten", "has 'ten' for 'step'"),
-        ("step", torch.tensor(-1.0), "'step' of parameter 0 with values that are no numbers >= 0"),
-        ("step", torch.tensor(True), "'step' of parameter 0 with values that are no numbers >= 0"),
-        ("exp_avg_sq", -torch.ones(8, 4), "'exp_avg_sq' of parameter 0 with values that are no numbers >= 0"),
+        ("step", torch.tensor(-1.0), "'step' of parameter 0 with values that are not numbers >= 0"),
+        ("step", torch.tensor(True), "'step' of parameter 0 with values that are not numbers >= 0"),
+        ("exp_avg_sq", -torch.ones(8, 4), "'exp_avg_sq' of parameter 0 with values that are not numbers >= 0"),
         ("note", "abc", "has 'abc' for 'note'"),
         ("note", [1, [2]], "has a list for 'note'"),
     ],
@@ -326,7 +326,7 @@ def test_what_would_fail_in_a_later_step_is_refused(tmp_path, key, value, messag
     assert not optimizer.state
 
 
-def test_a_count_of_steps_that_is_no_tensor_is_taken_up(tmp_path):
+def test_a_count_of_steps_that_is_not_a_tensor_is_taken_up(tmp_path):
     net, _, path = saved(tmp_path)
     state = torch.load(tmp_path / "style.pt.optim", weights_only=True)["optimizer_state_dict"]
     for entries in state["state"].values():

@@ -69,7 +69,7 @@ def test_info_shows_the_widths_of_a_checkpoint_in_one_file(cli, tmp_path, extens
         ("unet/config.json", '{"_class_name": "NoSuchModel"}', "NoSuchModel"),
     ],
 )
-def test_info_of_what_is_no_model(cli, tmp_path, name, content, message):
+def test_info_of_what_is_not_a_model(cli, tmp_path, name, content, message):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.mkdir() if content is None else path.write_text(content)
@@ -219,7 +219,7 @@ def test_train_then_sample(cli, images, tmp_path):
     assert Image.open(picture).size == (32, 32)
 
 
-def test_the_plain_defaults_are_no_recipe(cli, images, tmp_path):
+def test_the_plain_defaults_are_not_a_recipe(cli, images, tmp_path):
     config, out = tmp_path / "config.json", tmp_path / "run"
     config.write_text(json.dumps({"training": {"max_steps": 1, "progress": False}}))
     code, printed, err = cli("train", TINY_SD, images, "--config", config, "--recipe", "none", "--output-dir", out)

@@ -126,7 +126,7 @@ def test_numbers_are_read():
 
 
 @pytest.mark.parametrize(("text", "whole"), [("a", False), ("1-2", False), ("1.5", True), ("1-x", True), ("-", True)])
-def test_what_is_no_number_is_refused(text, whole):
+def test_what_is_not_a_number_is_refused(text, whole):
     with pytest.raises(ValueError, match=r"values must be (numbers|integers) such as"):
         numbers(text, whole)
 

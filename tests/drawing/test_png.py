@@ -84,7 +84,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(asks, tmp_path, monkeypatch):
         (b"\x89PNG\r\n\x1a\n", "is not a PNG, or is damaged"),
     ],
 )
-def test_what_is_no_png_is_refused(content, message, tmp_path):
+def test_what_is_not_a_png_is_refused(content, message, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):

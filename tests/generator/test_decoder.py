@@ -144,6 +144,6 @@ def test_features_for_other_layers_are_refused(shape):
         hn.HypernetworkDecoder(HIDDEN, tiny_layers())(torch.zeros(shape))
 
 
-def test_the_positions_of_layers_are_no_part_of_the_state():
+def test_the_positions_of_layers_are_not_part_of_the_state():
     assert isinstance(make().heads, nn.ModuleDict)
     assert all(key.startswith("heads.") for key in make().state_dict())

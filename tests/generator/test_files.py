@@ -82,7 +82,7 @@ def test_flipped_bytes_are_refused_or_change_numbers_alone(path, load):
             load(path)
 
 
-def test_paths_that_are_no_files_are_refused(load, tmp_path):
+def test_paths_that_are_not_files_are_refused(load, tmp_path):
     refused(tmp_path / "nothing.safetensors", "does not exist", load)
     folder = tmp_path / "folder.safetensors"
     folder.mkdir()

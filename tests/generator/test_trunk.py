@@ -59,7 +59,7 @@ def test_an_empty_batch_gives_no_features():
     assert hn.WeightGenerator(HIDDEN, LAYERS)(latents(0)).shape == (len(LAYERS), 0, HIDDEN)
 
 
-def test_the_positions_of_layers_are_no_part_of_the_state():
+def test_the_positions_of_layers_are_not_part_of_the_state():
     assert all("ids" not in key for key in hn.WeightGenerator(HIDDEN, LAYERS).state_dict())
 
 

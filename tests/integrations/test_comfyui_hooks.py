@@ -43,7 +43,7 @@ def test_hooks_chain_in_their_order_and_before_the_model(comfy):
     assert relative_error(hooked(apply(patcher, third), two, x, context), expected) < UNET_TOLERANCE
 
 
-def test_a_network_without_strength_is_no_hook(comfy):
+def test_a_network_without_strength_is_not_a_hook(comfy):
     patcher, net = make_patcher(), make_net()
     assert hook(patcher, net, 0.0).hooks == []
     before = hook(patcher, net)

@@ -123,7 +123,7 @@ def test_interrupting_saves_and_detaches(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_resume_drops_the_rows_that_were_logged_behind_the_checkpoint(tmp_path):
+def test_a_resume_drops_the_rows_that_were_logged_after_the_checkpoint(tmp_path):
     with pytest.raises(RuntimeError, match="stop"):
         trainer(tmp_path, callback=raise_at(5), checkpoint_every=3).train()
     assert len(log_of(tmp_path)) == 5

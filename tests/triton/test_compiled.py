@@ -292,7 +292,7 @@ def test_epilogues_are_short(instructions, act):
     assert derivative <= EPILOGUES[act][1]
 
 
-def test_a_jump_back_to_a_common_exit_is_no_loop():
+def test_a_jump_back_to_a_common_exit_is_not_a_loop():
     entry = "\ts_cbranch_scc1 .LBB0_3\n\ts_branch .LBB0_1\n.LBB0_3:\n\ts_endpgm\n"
     jumps_back = AMDGCN.replace("\ts_endpgm", "\ts_branch .LBB0_3")
     (code,) = machine_code.read([_Compiled(amdgcn=entry + jumps_back)])

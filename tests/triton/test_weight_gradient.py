@@ -39,7 +39,7 @@ def draw(*size: int) -> Tensor:
 
 @pytest.mark.parametrize("tiles", TILES, ids=str)
 @pytest.mark.parametrize("streams", [1, 2])
-def test_those_behind_a_layer_norm(parts, tiles, streams):
+def test_those_after_a_layer_norm(parts, tiles, streams):
     m, n, k = 75, 37, 83
     da, h, w = ([draw(*size) for _ in range(streams)] for size in ((m, n), (m, k), (n, k)))
     gamma, beta = ([draw(k) for _ in range(streams)] for _ in range(2))
@@ -79,7 +79,7 @@ def test_whole_networks_with_layer_norms(parts, tiles, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_behind_a_layer_norm(parts, dtype):
+def test_half_precision_after_a_layer_norm(parts, dtype):
     def make() -> Call:
         return Call.make(dim=36, shape=(75,), n=(21, 35), dtype=dtype, activation="relu", layer_norm=True, std=1 / 6)
 

@@ -187,7 +187,7 @@ def test_pictures_of_ones_own_become_a_data_set_that_can_be_trained_on(started_h
     assert Runs(started_home)["my-style"].request.data == str(started_home.data / "things")
 
 
-def test_a_file_that_is_no_picture_is_refused(started_home, page, tmp_path):
+def test_a_file_that_is_not_a_picture_is_refused(started_home, page, tmp_path):
     (tmp_path / "evil.exe").write_bytes(b"MZ")
     page.get_by_role("button", name="Add pictures of your own").click()
     page.locator("#new-files input[type=file]").set_input_files([tmp_path / "evil.exe"])

@@ -273,7 +273,7 @@ def _full(path):
 
 
 @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(1000), b"\x80\x04cos\nsystem\n."])
-def test_a_file_that_is_no_png_is_refused(home, page_at, tmp_path, content):
+def test_a_file_that_is_not_a_png_is_refused(home, page_at, tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     page = page_at(home, "/try")
     page.get_by_role("tab", name="From a picture").click()

@@ -32,7 +32,7 @@ def take_in(library: Library, source: Path, name: str = "") -> str:
         The key of the network.
 
     Raises:
-        ValueError: it is no ordinary file, is too large, has another extension, or is not called by a name.
+        ValueError: it is not an ordinary file, is too large, has another extension, or is not called by a name.
         CheckpointError: it is damaged, hostile or not a hypernetwork, or cannot be written.
     """
     name = check_name(name or source.name)

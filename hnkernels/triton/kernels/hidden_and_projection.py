@@ -77,7 +77,7 @@ def hidden_and_projection_kernel(
 ):
     """``out = x wᵀ + act(x w1ᵀ + b1) gᵀ + c``; with a query, stream 2 is ``x query_wᵀ + query_b``.
 
-    320 is no power of two: x and the result are a left part of BLOCK_N columns and a right one of BLOCK_N / 4.
+    320 is not a power of two: x and the result are a left part of BLOCK_N columns and a right one of BLOCK_N / 4.
     """
     wait_for_launches_before()
     stream = tl.program_id(1)

@@ -177,7 +177,7 @@ def normed_weight_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The gradients behind a LayerNorm of what several splits of the tokens have: U and db are added up in order."""
+    """The gradients after a LayerNorm of what several splits of the tokens have: U and db are added up in order."""
     wait_for_launches_before()
     stream = tl.program_id(1)
     w_ptr, g_ptr, b_ptr, weight_at, bias_at = w_k_ptr, g_k_ptr, b_k_ptr, 0 * weight_v, bias_k

@@ -1,6 +1,6 @@
 """Weight and bias gradients: a long sum over tokens, split into parts that are added in a fixed order. No atomics.
 
-Where one part is enough, a product's epilogue writes the gradients themselves, even those behind a LayerNorm.
+Where one part is enough, a product's epilogue writes the gradients themselves, even those after a LayerNorm.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def add_tokens(
 def weight_gradient_kernel(
     da_k_ptr,  # [M, N]
     da_v_ptr,
-    h_k_ptr,  # [M, K]; behind a LayerNorm ẑ
+    h_k_ptr,  # [M, K]; after a LayerNorm ẑ
     h_v_ptr,
     out_ptr,  # [splits, elements]: this layer's part begins here
     vectors_ptr,  # [tiles of N, streams, 2, K]: dγ and dβ of the LayerNorm in front, which is finished here; or None
@@ -188,7 +188,7 @@ def _finish(
     N,
     K,
 ):
-    """Stores a part of dw of a linear behind a LayerNorm."""
+    """Stores a part of dw of a linear after a LayerNorm."""
     mask = (rows < N)[:, None] & (cols < K)[None, :]
     at = rows[:, None].to(tl.int64) * K + cols[None, :]
     w = tl.load(w_ptr + at, mask=mask, other=0.0)
@@ -355,7 +355,7 @@ class WeightGradients:
                 vendor.sum_columns(self._flat[starts[streams + s] :][:n], da[s], scale[s])
 
     def _finish(self, index: int, norm: NormInFront) -> Tensor:
-        """Adds up the parts of a linear behind a LayerNorm, and makes of U what ``add`` returns."""
+        """Adds up the parts of a linear after a LayerNorm, and makes of U what ``add`` returns."""
         streams, starts = self.shapes[index], self.offsets[index]
         n, k = streams[0]
         block = row_tiles("normed weight gradient", n, k, self._target)

@@ -100,7 +100,7 @@ def test_a_weight_hypernetwork_and_what_it_generates(library, add_weights, home)
     assert generated.structure.startswith("1 set, ")
 
 
-def test_files_that_are_no_networks_say_why(library, home):
+def test_files_that_are_not_networks_say_why(library, home):
     marker = home.path / "ran"
     (home.networks / "empty.pt").touch()
     (home.networks / "noise.safetensors").write_bytes(b"not one")

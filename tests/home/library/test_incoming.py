@@ -97,14 +97,14 @@ def test_a_network_cut_short_and_one_with_another_extension_than_its_own(library
     refused(library, home, arrival("style.pt"), "not a safetensors file", name="style.safetensors")
 
 
-def test_a_lora_is_no_hypernetwork(library, home, tmp_path):
+def test_a_lora_is_not_a_hypernetwork(library, home, tmp_path):
     import safetensors.torch
 
     safetensors.torch.save_file({"unet.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
     refused(library, home, tmp_path / "lora.safetensors", "not a LoRA")
 
 
-def test_what_is_no_ordinary_file(library, home, arrival, tmp_path):
+def test_what_is_not_an_ordinary_file(library, home, arrival, tmp_path):
     link, pipe = tmp_path / "link.pt", tmp_path / "pipe.pt"
     link.symlink_to(arrival())
     os.mkfifo(pipe)

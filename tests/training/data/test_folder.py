@@ -198,7 +198,7 @@ def test_a_number_that_cannot_be_meant_as_repeats_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["cat_10", "10", "10-cat", "_10_cat", "\u0661_cat"])
-def test_other_names_of_folders_are_no_repeats(tmp_path, silent, name):
+def test_other_names_of_folders_are_not_repeats(tmp_path, silent, name):
     save(tmp_path / name / "a dog.png")
     assert [(e.caption, e.repeats) for e in read_image_folder(tmp_path)] == [("a dog", 1)]
 
@@ -215,7 +215,7 @@ def test_links_may_go_round_and_no_folder_is_read_twice(tmp_path):
         assert [name for name, _ in read(data)] == ["b/b.png", "c/c.png"]
 
 
-def test_what_a_training_run_wrote_is_no_data(tmp_path, silent):
+def test_what_a_training_run_wrote_is_not_data(tmp_path, silent):
     save(tmp_path / "a.png")
     for out in (tmp_path, tmp_path / "runs" / "train"):
         write(out / "log.csv")

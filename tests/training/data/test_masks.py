@@ -93,7 +93,7 @@ def test_a_mask_that_is_transparent_in_places_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["a.png", "m.png"])
-def test_a_file_that_is_no_picture_is_named(tmp_path, broken):
+def test_a_file_that_is_not_a_picture_is_named(tmp_path, broken):
     for name in ("a.png", "m.png"):
         Image.new("L", (4, 4)).save(tmp_path / name)
     (tmp_path / broken).write_text("no picture")

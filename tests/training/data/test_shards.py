@@ -88,7 +88,7 @@ def test_other_members_are_named(tmp_path):
         assert read(tmp_path) == [("0.png", "x")]
 
 
-def test_folders_and_what_systems_leave_are_no_data(tmp_path, recwarn):
+def test_folders_and_what_systems_leave_are_not_data(tmp_path, recwarn):
     files = {"0.png": picture(), "0.txt": b"x", "._0.png": b"", ".DS_Store": b"", "__MACOSX/0.png": b""}
     shard(tmp_path / "0.tar", files, [entry("folder", tarfile.DIRTYPE), entry(".", tarfile.DIRTYPE)])
     assert read(tmp_path) == [("0.png", "x")]
@@ -139,7 +139,7 @@ def backwards(data):
 
 
 @pytest.mark.parametrize("spoil", [cut, backwards, gzip.compress, lambda data: b"no shard", lambda data: b""])
-def test_a_file_that_is_no_whole_shard_is_named(tmp_path, spoil):
+def test_a_file_that_is_not_a_whole_shard_is_named(tmp_path, spoil):
     path = shard(tmp_path / "0.tar", {"0.png": picture(), "0.txt": b"x"})
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ValueError, match=r"cannot read the shard .*0\.tar: .*; it must be a whole tar file"):

@@ -241,7 +241,7 @@ def test_a_row_of_a_parquet_file_that_cannot_be_used_is_named(folder, columns, s
         read(folder)
 
 
-def test_a_file_that_is_no_parquet_is_named(folder):
+def test_a_file_that_is_not_parquet_is_named(folder):
     pytest.importorskip("pyarrow", reason="pyarrow, which reads parquet, is not installed")
     table(folder, "PAR1 nothing PAR1", "metadata.parquet")
     with pytest.raises(ValueError, match=r"cannot read .*metadata\.parquet: "):
@@ -299,7 +299,7 @@ def test_an_entry_that_cannot_be_used_is_named(folder, entries, said):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"a": 5}', '{"a": {"width": 4}}', "5"])
-def test_another_file_of_that_name_is_no_table(folder, text):
+def test_another_file_of_that_name_is_not_a_table(folder, text):
     for name in "ab":
         (folder / f"{name}.txt").write_text(name)
     table(folder, text, "metadata.json")

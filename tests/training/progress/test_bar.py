@@ -108,7 +108,7 @@ def test_a_clock_that_jumps_back_does_not_stop_the_lines():
     assert all("1.00 step/s" in line for line in lines)
 
 
-def test_a_clock_that_jumps_ahead_or_stands_still_is_no_error():
+def test_a_clock_that_jumps_ahead_or_stands_still_is_not_an_error():
     stream, clock = io.StringIO(), Clock()
     with Progress(1000, stream=stream, clock=clock) as progress:
         progress.update(METRICS)

@@ -111,7 +111,7 @@ def test_a_row_is_what_the_log_of_validations_holds():
         ([[10**400]], [[1.0]], "losses must be numbers"),
     ],
 )
-def test_what_is_no_pair_of_tables_is_refused(losses, base, message):
+def test_what_is_not_a_pair_of_tables_is_refused(losses, base, message):
     with pytest.raises(ValueError, match=message):
         Measured(losses, base)
 
