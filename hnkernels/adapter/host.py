@@ -18,6 +18,7 @@ from hnkernels.adapter.call import Call, in_backward
 from hnkernels.adapter.contexts import ContextStore
 from hnkernels.adapter.layer import TappedLayer
 from hnkernels.adapter.layers import AttentionSpec
+from hnkernels.adapter.links import Chain
 from hnkernels.adapter.projecting import keep_for_graph, plan_of
 from hnkernels.adapter.proof import Watch
 from hnkernels.adapter.prover import Prover
@@ -135,8 +136,9 @@ class Host:
                 layer.begin_arranging()
             for adapter in self.adapters:
                 adapter.arrange(self.layers)
+            chains: dict[tuple, Chain] = {}
             for layer in self.layers:
-                layer.end_arranging()
+                layer.end_arranging(chains)
             self.changed()
             if any(layer.deltas for layer in self.layers) != bool(self._replaying):
                 for hook in self._replaying:

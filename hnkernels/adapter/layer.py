@@ -11,8 +11,8 @@ from torch.compiler import is_compiling
 from hnkernels.adapter.call import Call
 from hnkernels.adapter.deltas import WeightDelta
 from hnkernels.adapter.layers import AdapterError, AttentionSpec
-from hnkernels.adapter.links import Action, Links
-from hnkernels.adapter.plan import acting_deltas, links_now
+from hnkernels.adapter.links import Action, Chain, Links
+from hnkernels.adapter.plan import acting_deltas
 from hnkernels.adapter.projecting import Projection, RunLayer
 from hnkernels.adapter.proof import Watch
 from hnkernels.adapter.run import tapped
@@ -42,7 +42,7 @@ class TappedLayer:
         self.attention, self.projections = spec.module, spec.projections
         self.shared = shared
         self.peers: Sequence[RunLayer] = ()
-        self.actions: list[Action] = []  # in the order of the host's adapters
+        self.chain = Chain(spec.width, ())
         self.deltas: dict[str, list[WeightDelta]] = {}  # by stream
         self.taps: dict[str, Tap] = {}
         self.watched: dict[str, Tensor] = {}
@@ -52,6 +52,7 @@ class TappedLayer:
         self.waiting: tuple[Tensor, dict[str, Tensor]] | None = None
         self.together = True
         self.unrecorded = False
+        self._actions: list[Action] = []  # of the chain
         self._paths: dict[str, str] = {}  # of what is tapped
         self._hooks: list[Any] = []
         self._hooked = False
@@ -85,11 +86,11 @@ class TappedLayer:
 
     def begin_arranging(self) -> None:
         """The adapters say once more what they do here."""
-        self.actions, self.deltas, self._paths = [], {}, {}
+        self._actions, self.deltas, self._paths = [], {}, {}
 
     def add_action(self, action: Action) -> None:
         """An adapter that rewrites the layer's context."""
-        self.actions.append(action)
+        self._actions.append(action)
         if action.level is not None:
             streams = STREAMS if action.adapter.fused else self.projections  # Q gains nothing from folded weights
             self._paths.update({stream: self.projections[stream] for stream in streams})
@@ -99,8 +100,10 @@ class TappedLayer:
         self.deltas.setdefault(stream, []).append(delta)
         self._paths.update({**self.projections, stream: path})
 
-    def end_arranging(self) -> None:
-        """Taps what is changed now, and nothing else."""
+    def end_arranging(self, chains: dict[tuple, Chain]) -> None:
+        """Taps what is changed now, and nothing else. Of the chains those of other layers serve it too."""
+        key = (self.width, *((id(action.adapter), id(action.level)) for action in self._actions))
+        self.chain = chains.setdefault(key, Chain(self.width, self._actions))
         for stream in [stream for stream in self.taps if stream not in self._paths]:
             self.taps.pop(stream).remove()
         for stream, path in self._paths.items():
@@ -258,7 +261,7 @@ class TappedLayer:
         lost = [self.taps[stream] for stream in STREAMS if stream in self.taps and stream not in reached]
         changed = [tap for s, tap in self.taps.items() if s not in reached and acting_deltas(self.deltas.get(s, ()))]
         # A processor may do without one of the two; a tap that another tool threw away is another matter.
-        if changed or ((len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and links_now(self)):
+        if changed or ((len(lost) == len(STREAMS) or not all(tap.in_place for tap in lost)) and self.chain.links()):
             names = " and ".join(self._paths[tap.stream] for tap in changed or lost)
             raise AdapterError(
                 f"{self.name} computed its attention without the hypernetwork's {names} (processor: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -76,6 +76,22 @@ class Action(NamedTuple):
 
     adapter: LinkSource
     level: Level | None  # None where it does not reach
+
+
+class Chain:
+    """The adapters of a model at layers of one width, each with its strength there; one for all layers that are alike.
+
+    Args:
+        width: of the contexts.
+        actions: in the order of the model's adapters.
+    """
+
+    def __init__(self, width: int, actions: Sequence[Action]):
+        self.width, self.actions = width, tuple(actions)
+
+    def links(self) -> Links:
+        """What they do now, in order of application."""
+        return acting([(a.adapter.link(self.width, a.level), a.adapter.parallel) for a in self.actions])
 
 
 def acting(candidates: Iterable[tuple[Link | None, bool]]) -> Links:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from hnkernels.adapter.deltas import ActingDelta, Deltas, Replay, WeightDelta
-from hnkernels.adapter.links import Action, Arguments, Link, Links, acting, arguments, in_one_operation
+from hnkernels.adapter.links import Arguments, Chain, Link, Links, arguments, in_one_operation
 from hnkernels.adapter.strength import STREAMS
 from hnkernels.adapter.taps import Tap
 from hnkernels.network.mlp import HypernetworkMLP
@@ -50,7 +50,7 @@ class Layer(Protocol):
 
     number: int
     width: int
-    actions: list[Action]
+    chain: Chain
     deltas: dict[str, list[WeightDelta]]
     taps: dict[str, Tap]
 
@@ -66,7 +66,7 @@ def make_plan(layer: Layer, grad: bool, fold: bool = True, replay: Replay | None
         fold: whether networks may live in the projections' weights.
         replay: the generated weights of a recorded call that is computed once more.
     """
-    links = links_now(layer)
+    links = layer.chain.links()
     deltas = {stream: acting_deltas(given, replay) for stream, given in layer.deltas.items()}
     deltas = {stream: found for stream, found in deltas.items() if found}
     plain = layer.plain
@@ -80,11 +80,6 @@ def make_plan(layer: Layer, grad: bool, fold: bool = True, replay: Replay | None
     one_operation = arguments(computed) if computed and in_one_operation(computed) else None
     mlps = [mlp for link in computed for mlp in (link.mlp_k, link.mlp_v)]
     return Plan(links, computed, links[count:], deltas, changed_kv, plain, one_operation, mlps)
-
-
-def links_now(layer: Layer) -> Links:
-    """What the adapters do with the layer's context now, in order of application."""
-    return acting([(a.adapter.link(layer.width, a.level), a.adapter.parallel) for a in layer.actions])
 
 
 def acting_deltas(given: Sequence[WeightDelta], replay: Replay | None = None) -> Deltas:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hnkernels.adapter import deltas as with_deltas
 from hnkernels.adapter.deltas import GroupedLinear, grouped_linears
-from hnkernels.adapter.links import Link, Links, arguments, in_one_operation, rewrite
-from hnkernels.adapter.plan import Layer, acting_deltas, links_now
+from hnkernels.adapter.links import Chain, Link, Links, arguments, in_one_operation, rewrite
+from hnkernels.adapter.plan import Layer, acting_deltas
 from hnkernels.adapter.strength import STREAMS
 from hnkernels.adapter.taps import Tap
 from hnkernels.ops.hyper import hyper_kv, hyper_qkv
@@ -25,11 +25,24 @@ _CONTEXT = "context for v"
 
 
 class TracedContext:
-    """The model's context while a call is traced: rewritten once, inside the graph."""
+    """The model's context while a call is traced: rewritten once, inside the graph.
+
+    Chains are asked once as well: every question takes the compiler time, and is one more thing that a graph guards.
+    """
 
     def __init__(self, source: Tensor):
         self.tensor = source
+        self._links: list[tuple[Chain, Links]] = []
         self._rewritten: list[tuple[Links, tuple[Tensor, Tensor]]] = []
+
+    def links(self, chain: Chain) -> Links:
+        """What the adapters do at the layers of this chain."""
+        for known, links in self._links:
+            if known is chain:
+                return links
+        links = chain.links()
+        self._links.append((chain, links))
+        return links
 
     def rewritten(self, links: Links) -> tuple[Tensor, Tensor]:
         """The context for K and for V, after the links."""
@@ -72,7 +85,9 @@ def traced(layer: TracedLayer, tap: Tap, x: Tensor, args: tuple, kwargs: dict[st
     waiting = None if args or kwargs else _take(layer, stream, x)
     if waiting is not None:
         return waiting
-    links, own = links_now(layer), acting_deltas(layer.deltas.get(stream, ()))
+    context = layer.traced
+    links = layer.chain.links() if context is None else context.links(layer.chain)
+    own = acting_deltas(layer.deltas.get(stream, ()))
     if not (links or own) or stream not in layer.projections:
         return changed(tap, own, x, args, kwargs)
     bare = not args and not kwargs and layer.plain
@@ -103,15 +118,16 @@ def _grouped(layer: TracedLayer, stream: str) -> GroupedLinear:
 def _all_three(layer: TracedLayer, x: Tensor, links: Links) -> Tensor | None:
     if not layer.together:
         return None
-    q, k, v = (_grouped(layer, stream) for stream in ("q", *STREAMS))
     if layer.deltas:
+        q, k, v = (_grouped(layer, stream) for stream in ("q", *STREAMS))
         if links or not (q.deltas and k.deltas and v.deltas):
             return None
         results = tuple(grouped_linears([(x, q), (x, k), (x, v)]))
     else:
         mlps = [mlp for link in links for mlp in (link.mlp_k, link.mlp_v)]
-        if not links or not in_one_operation(links) or why_not(x, mlps) is not None:
+        if not links or why_not(x, mlps) is not None or not in_one_operation(links):
             return None
+        q, k, v = (_grouped(layer, stream) for stream in ("q", *STREAMS))
         mlps_k, mlps_v, strength = arguments(links)
         results = hyper_qkv(
             x, mlps_k, mlps_v, q.weight, k.weight, v.weight, q.bias, k.bias, v.bias, strength=strength

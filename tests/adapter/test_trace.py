@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from hnkernels.adapter.links import Link, rewrite
+import hnkernels as hn
+from hnkernels.adapter.host import Host
+from hnkernels.adapter.links import Action, Chain, Link, rewrite
 from hnkernels.adapter.trace import TracedContext
-from tests.models import make_mlp
+from tests.models import make_mlp, make_net, tiny_unet
 
 
 @pytest.mark.parametrize("differs", ["mlp_k", "mlp_v", "k", "v", "parallel", "count"])
@@ -27,3 +29,40 @@ def test_a_context_is_rewritten_once_for_the_same_links_and_again_for_others(dif
             torch.testing.assert_close(ours, expected)
     for links in chains:
         assert context.rewritten(links)[0] is context.rewritten(tuple(links))[0]
+
+
+def test_layers_that_are_alike_have_one_chain_and_others_another():
+    unet = tiny_unet()
+    adapters = [hn.attach(unet, make_net(), targets=targets) for targets in ("attn2", ("attn1", "attn2"))]
+    layers = Host.of(unet).layers
+
+    def chains():
+        return len({layer.chain for layer in layers})
+
+    alike = len({(layer.spec.kind, layer.width) for layer in layers})
+    assert chains() == alike > 2
+    adapters[0].strength = {"up": 0.5, "down": 1}  # the text is of one width everywhere
+    halves = {layer.name.split("_")[0] for layer in layers}
+    assert chains() == alike - 1 + len(halves)
+    adapters[0].strength = 0.3
+    assert chains() == alike
+
+
+class Asked(Chain):
+    count = 0
+
+    def links(self):
+        self.count += 1
+        return super().links()
+
+
+def test_a_chain_is_asked_once_in_a_call():
+    mlp = make_mlp()
+    link = Link(mlp, mlp, torch.tensor(0.5), torch.tensor(0.7))
+    source = type("Source", (), {"parallel": False, "link": lambda self, width, level: link})()
+    first, second = Asked(8, ()), Asked(8, [Action(source, None)] * 2)
+    context = TracedContext(torch.randn(2, 3, 8))
+    for _ in range(3):
+        assert context.links(first) == ()
+        assert context.links(second) == (link, link)
+    assert (first.count, second.count) == (1, 1)
