@@ -21,6 +21,8 @@ MLPs = HypernetworkMLP | Sequence[HypernetworkMLP]
 Strength = float | Tensor | Sequence[float | Tensor]
 """One for all MLPs of a chain, or one each. A tensor of no dimensions is read when the kernels run."""
 
+_GREATEST = sys.float_info.max  # by itself, because the compiler of PyTorch 2.6 cannot trace where it comes from
+
 
 def hyper_context(
     context: Tensor,
@@ -238,7 +240,7 @@ def _chain(name: str, mlps: MLPs, strength: Strength) -> portable.Chain:
     strengths: tuple[Any, ...] = tuple(strength) if isinstance(strength, (tuple, list)) else (strength,) * len(mlps)
     for s in strengths:
         if not (isinstance(s, Tensor) and s.ndim == 0 and is_real(s)) and not (
-            isinstance(s, (int, float)) and abs(s) <= sys.float_info.max
+            isinstance(s, (int, float)) and abs(s) <= _GREATEST
         ):
             raise InputError(
                 "strength must be a number, not infinite, or a tensor without dimensions, or one per MLP of the chain, "
