@@ -61,6 +61,7 @@ RUNNING = ("numpy", "safetensors", "pytest", "pytest-xdist", "hypothesis")
 EVERYTHING = (
     *(*RUNNING, "diffusers", "transformers", "accelerate", "peft", "typer", "rich", "tqdm", "pillow"),
     *("matplotlib", "scikit-learn", "pytest-benchmark", "tensorboard"),
+    *("pandas", "pyarrow", "lion-pytorch", "prodigyopt"),
 )
 ENVIRONMENTS = (
     Environment("oldest", "3.10", (*oldest(), "numpy", "tqdm", "pillow"), "the oldest that are accepted"),

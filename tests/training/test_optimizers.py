@@ -12,6 +12,8 @@ from tests.models import TEXT_WIDTH, WIDTHS
 from tests.training.nets import make_net, make_rows, make_unet
 from tests.training.test_weights import make_gen
 
+PACKAGES = {"lion": "lion_pytorch", "prodigy": "prodigyopt"}
+
 
 def optimizer(net=None, unet=None, **config):
     return make_optimizer(net or make_net(), TrainingConfig.of(config), unet or make_unet())
@@ -44,6 +46,8 @@ def test_an_optimizer_goes_by_its_name(name, expected, tmp_path):
     ids=lambda config: config["optimizer"],
 )
 def test_a_run_with_any_optimizer_is_resumed_bit_for_bit(tmp_path, config):
+    if config["optimizer"] in PACKAGES:
+        pytest.importorskip(PACKAGES[config["optimizer"]])
     whole = train(tmp_path / "whole", max_steps=6, checkpoint_every=3, **config)
     folder = tmp_path / "whole" / "checkpoints" / "step-000003"
     net, out = make_net(), tmp_path / "rest"
@@ -54,6 +58,7 @@ def test_a_run_with_any_optimizer_is_resumed_bit_for_bit(tmp_path, config):
 
 
 def test_prodigy_with_several_learning_rates_is_refused_and_may_leave_parts_out():
+    pytest.importorskip(PACKAGES["prodigy"])
     with pytest.raises(ValueError, match=r"finds one learning rate .* makes 0\.5 and 1 of it; leave them out"):
         optimizer(optimizer="prodigy", learning_rate=1.0, learning_rate_factors={"k": 0.5})
     made = optimizer(optimizer="prodigy", learning_rate=1.0, learning_rate_factors={"k": 0})
