@@ -101,7 +101,7 @@ class TappedLayer:
         self._paths.update({**self.projections, stream: path})
 
     def end_arranging(self, chains: dict[tuple, Chain]) -> None:
-        """Taps what is changed now, and nothing else. Of the chains those of other layers serve it too."""
+        """Taps what is changed now, and nothing else. ``chains`` has those of the layers before, for it to share."""
         key = (self.width, *((id(action.adapter), id(action.level)) for action in self._actions))
         self.chain = chains.setdefault(key, Chain(self.width, self._actions))
         for stream in [stream for stream in self.taps if stream not in self._paths]:
