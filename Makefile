@@ -84,8 +84,12 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
+# PyTorch's CPU build takes any Triton; its wheels with CUDA ask for the one that they were built with.
 .venv/.train .venv/.dev .venv/.ui .venv/.test-ui .venv/.docs: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]" || { \
+		echo "once more, with the Triton that this PyTorch asks for instead of the one in constraints.txt" >&2; \
+		grep -v "^triton==" constraints.txt > .venv/constraints.txt; \
+		$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable ".[$*]"; }
 	touch $@
 
 # The headless shell is Chromium without its windows; it takes a quarter less time. Where it cannot be had, Chromium.
