@@ -67,6 +67,12 @@ ENVIRONMENTS = (
     Environment("oldest", "3.10", (*oldest(), "numpy", "tqdm", "pillow"), "the oldest that are accepted"),
     Environment("bare", "3.12", ("torch==2.11.*", "triton==3.6.*", *RUNNING), "without diffusers, peft, accelerate"),
     Environment("pinned", "3.11", ("--constraint=constraints.txt", ".[dev]"), "what `make` installs"),
+    Environment(
+        "cuda",
+        "3.11",
+        ("torch==2.13.0", "triton==3.7.1", *EVERYTHING),
+        "the same PyTorch, with its CUDA build's Triton",
+    ),
     Environment("newest", "3.13", ("torch", "triton", *EVERYTHING), "the newest that pip finds"),
 )
 

@@ -110,12 +110,14 @@ class Call:
         self.outer, calls.current = outer, self
         self._frame = sys._getframe(2)  # who calls the forward pre-hook, and then the forward itself
         calls.loose = None
-        self._casts_outside = exchange_casts({} if self.grad and self.autocasting else None)
+        if self.grad and self.autocasting:
+            self._casts_outside = exchange_casts({})
         return self
 
     def end(self, calls: Calls) -> None:
         """Gives way to the call around it."""
-        exchange_casts(self._casts_outside)
+        if self.grad and self.autocasting:
+            exchange_casts(self._casts_outside)
         calls.current = self.outer
         self.outer = self._frame = None
 
