@@ -73,6 +73,7 @@ class Handle(ABC):
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
+        self._here()
         self._enabled = value
         self._tell()
 
@@ -86,6 +87,7 @@ class Handle(ABC):
 
     @strength.setter
     def strength(self, value: Strength) -> None:
+        self._here()
         self._resolve(value)
         self._rewind = None
 
@@ -169,7 +171,7 @@ class Handle(ABC):
         """Lets the strength follow the denoising steps: give the result to a pipeline as ``callback_on_step_end``.
 
         The first step's strength is set at once, again after the last step, and when the scheduler's next run begins,
-        should one end before its last step.
+        should one end before its last step. A network that is detached during a run is left alone from then on.
 
         Args:
             strengths: one per step, of which the last also serves all later steps; or a function of the progress, from
@@ -190,6 +192,8 @@ class Handle(ABC):
             return strengths[min(step, len(strengths) - 1)]
 
         def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            if not self.attached:
+                return tensors
             steps = pipeline.num_timesteps
             self.strength = at(step + 1 if step + 1 < steps else 0, steps)
             scheduler: Any = getattr(pipeline, "scheduler", None)

@@ -102,6 +102,7 @@ class WeightAdapter(Handle):
         """
         from hnkernels.generator import GeneratedWeights
 
+        self._here()
         if not isinstance(x, GeneratedWeights):
             if self.net is None:
                 raise AdapterError("weights were attached, not a network that could generate others; give such weights")

@@ -86,6 +86,32 @@ def test_detaching_twice_says_so_and_harms_nothing(unet, x, text):
     assert torch.equal(denoise(unet, x, text), base)
 
 
+def test_a_detached_network_takes_no_strength(unet):
+    adapter = hn.attach(unet, make_net(), 0.5)
+    step = adapter.schedule([0.5, 1.0])
+    adapter.detach()
+    for name, value in (("strength", 1.0), ("enabled", False)):
+        with pytest.raises(hn.AdapterError, match="detached already; attach it again"):
+            setattr(adapter, name, value)
+    with pytest.raises(hn.AdapterError, match="detached already; attach it again"):
+        adapter.schedule([1.0])
+    assert (adapter.strength, adapter.enabled) == (0.5, True)
+    tensors = {"latents": 1}
+    assert step(types.SimpleNamespace(num_timesteps=2), 0, 1000, tensors) is tensors  # a pipeline goes on without it
+
+
+def test_detached_generated_weights_take_no_condition(unet):
+    gen = hn.WeightHypernetwork(["attn2"], embedding_dim=6, hidden_dim=8, rank=3, model=unet).eval()
+    adapter = hn.attach(unet, gen)
+    with adapter.condition(torch.randn(2, 6)):
+        adapter.detach()  # leaving the with is no fault
+    with (
+        pytest.raises(hn.AdapterError, match="detached already; attach it again"),
+        adapter.condition(torch.randn(2, 6)),
+    ):
+        pass
+
+
 def test_attaching_reads_no_weight(x, text):
     net = make_net()
     with torch.device("meta"):
