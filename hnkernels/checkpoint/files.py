@@ -26,9 +26,8 @@ def extension_of(path: str | os.PathLike[str]) -> str:
     """
     extension = Path(path).suffix.lower()
     if extension not in EXTENSIONS:
-        raise CheckpointError(
-            f"{os.fspath(path)}: the extension {extension!r} is not accepted; use one of {', '.join(EXTENSIONS)}"
-        )
+        what = "is a folder" if os.path.isdir(path) else f"the extension {extension!r} is not accepted"
+        raise CheckpointError(f"{os.fspath(path)}: {what}; use a file in one of the formats {', '.join(EXTENSIONS)}")
     return extension
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 
 import typer
-from rich.markup import escape
 
 from hnkernels.cli.drawing import sample
 from hnkernels.cli.home import library, runs, ui
 from hnkernels.cli.machine import doctor, explain
 from hnkernels.cli.models import export_lora, merge
 from hnkernels.cli.networks import convert, generate, info, interpolate
-from hnkernels.cli.terminal import errors
+from hnkernels.cli.terminal import complain
 from hnkernels.cli.training import demo, study, train
 from hnkernels.cli.training import read_config as _read_config  # noqa: F401  scripts know it by this name
 from hnkernels.errors import HNKernelsError
@@ -40,14 +39,14 @@ def main() -> None:
     try:
         app(prog_name="hnkernels")
     except KeyboardInterrupt:
-        errors.print("interrupted")
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     except (HNKernelsError, ValueError, OSError) as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        complain(error)
         sys.exit(1)
     except ImportError as error:
         said = str(error)
         if "pip install" not in said:
             said += "; install what this needs with: pip install 'hnkernels[train]'"
-        errors.print(f"[red]error:[/red] {escape(said)}", highlight=False, soft_wrap=True)
+        complain(said)
         sys.exit(1)

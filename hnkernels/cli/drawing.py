@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hnkernels.cli.arguments import Model, check_target, mixture, one_each
-from hnkernels.cli.terminal import console
+from hnkernels.cli.terminal import say
 from hnkernels.errors import InputError
 
 
@@ -60,4 +60,4 @@ def sample(
         raise InputError(f"--{error}") from None
     out.parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
-    console.print(f"wrote {out}")
+    say(f"wrote {out}")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from hnkernels.cli.arguments import print_json
-from hnkernels.cli.terminal import console, printable
+from hnkernels.cli.terminal import console, printable, say
 from hnkernels.errors import InputError
 
 HOME = Path("hnkernels-home")
@@ -77,14 +77,12 @@ def runs(
         print_json(found)
         return
     for run in listed:
-        console.print(
-            f"[bold]{printable(run.name)}[/bold] {printable(run.sentence())}", highlight=False, soft_wrap=True
-        )
+        say((printable(run.name), "bold"), " ", printable(run.sentence()))
     if not listed:
-        console.print(f"no runs in {home}")
+        say(f"no runs in {home}")
     if name is not None:
         for line in listed[0].last_lines():
-            console.print(f"  {printable(line)}", highlight=False, soft_wrap=True)
+            say("  ", printable(line))
 
 
 def library(
@@ -107,7 +105,7 @@ def library(
         print_json([entry.to_json() for entry in entries])
         return
     if not entries:
-        console.print(f"no network here matches {printable(search)}" if everything else f"no networks in {home}")
+        say(f"no network here matches {printable(search)}" if everything else f"no networks in {home}")
         return
     headings = ("run", "kind", "base", "widths", "structure", "activation", "step", "MB", "hash", "A1111")
     table = Table(Column("name", overflow="fold"), *headings, box=None)
@@ -132,7 +130,7 @@ def library(
         console.print(table)
     for entry in entries:
         if entry.facts.problem:
-            console.print(f"[red]{printable(entry.facts.problem)}[/red]", highlight=False, soft_wrap=True)
+            say((printable(entry.facts.problem), "red"))
 
 
 def _check_home(home: Path) -> None:

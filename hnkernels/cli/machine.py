@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from hnkernels.cli.arguments import model_folder, print_json
-from hnkernels.cli.terminal import console, printable
+from hnkernels.cli.terminal import console, printable, say
 from hnkernels.errors import InputError
 
 MODELS = {"sd15": "Stable Diffusion 1.5, 512 pixels", "sdxl": "Stable Diffusion XL, 1024 pixels"}
@@ -43,7 +44,7 @@ def doctor(
         checks = Table("device", "tried", "error", Column("", overflow="fold"), box=None)
         for check in report.checks:
             error = "" if check.error is None else f"{check.error:.2f} x eager's"
-            said = f"[red]{printable(check.fault)}[/red]" if check.fault else "right"
+            said = Text(printable(check.fault), "red") if check.fault else "right"
             checks.add_row(check.device, check.what, error, said)
         console.print(checks)
     if not report.right:
@@ -102,7 +103,7 @@ def explain(
         print_json({**found, "layers": [one.to_json() for one in work]})
         return
     if layer is not None:
-        console.print(str(work[layer - 1].one.ours), markup=False, highlight=False, soft_wrap=True)
+        say(str(work[layer - 1].one.ours))
         return
     rows = [one.to_json() for one in work]
     kind = "a training step" if training else "inference"

@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from hnkernels.cli.arguments import Model, check_target, model_folder, one_each, print_json
-from hnkernels.cli.terminal import console
+from hnkernels.cli.terminal import console, say
 from hnkernels.errors import InputError
 
 
@@ -35,7 +35,7 @@ def merge(
     strengths = one_each(strength, hypernetwork)
     check_target(out, force)
     merge_files(model, out, [load_hypernetwork(file) for file in hypernetwork], strengths)
-    console.print(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def export_lora(
@@ -72,4 +72,4 @@ def export_lora(
     table.add_row("worst", f"{report.worst:.2%}", f"{report.dropped:.2%}")
     table.add_row("mean", f"{report.mean:.2%}", "")
     console.print(table)
-    console.print(f"wrote {out}")
+    say(f"wrote {out}")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from hnkernels.cli.arguments import check_target, mixture, model_folder, print_json
-from hnkernels.cli.terminal import console, printable
+from hnkernels.cli.terminal import console, printable, say
 from hnkernels.errors import InputError
 
 
@@ -79,7 +79,7 @@ def convert(
     extension_of(target)
     check_target(target, force)
     save_hypernetwork(load_hypernetwork(source, allow_legacy_activations=True), target)
-    console.print(f"wrote {target}")
+    say(f"wrote {target}")
 
 
 def interpolate(
@@ -97,7 +97,7 @@ def interpolate(
     extension_of(out)
     check_target(out, force)
     save_hypernetwork(mix(load_hypernetwork(a), load_hypernetwork(b), t), out)
-    console.print(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def generate(
@@ -119,4 +119,4 @@ def generate(
     with torch.no_grad():
         weights = WeightHypernetwork.load(network).generate_weights(mixture(style)).scaled(strength)
     write_tensors(out, weights.to_lora_state_dict())
-    console.print(f"wrote {out}")
+    say(f"wrote {out}")

@@ -5,14 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-console, errors = Console(), Console(stderr=True)
+# Names of files and what is in them are shown as they are: ":x:" is not a picture, "[b]" is not bold.
+console, _errors = (Console(stderr=stderr, markup=False, emoji=False, highlight=False) for stderr in (False, True))
 
 _LONGEST = 500  # characters of a value that is shown: tags of a data set may be megabytes
 
 
 def printable(value: Any) -> str:
-    """What a file says, as text that is neither markup nor control characters to a terminal, and not too long."""
+    """What a file says, as text without control characters, and not too long."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
-    return escape(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def say(*parts: str | tuple[str, str]) -> None:
+    """A line, never broken: a path can be copied whole. Parts are texts, or texts with a style."""
+    console.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def complain(error: object) -> None:
+    """What went wrong, as a line on stderr."""
+    _errors.print(Text.assemble(("error:", "red"), " ", str(error)), soft_wrap=True)

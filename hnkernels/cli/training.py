@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hnkernels.cli.arguments import Model, check_target
-from hnkernels.cli.terminal import console
+from hnkernels.cli.terminal import say
 from hnkernels.errors import InputError
 
 
@@ -91,10 +91,7 @@ def train(
         with folder.locked():
             folder.check_resumable() if resume else folder.check_unused(net)
         if unnamed:
-            console.print(
-                f"settings that the config leaves out come from the recipe {recipe}; --recipe none takes the defaults",
-                soft_wrap=True,
-            )
+            say(f"settings that the config leaves out come from the recipe {recipe}; --recipe none takes the defaults")
     processes.wait()
     examples = examples_of(contents, training.progress and processes.main)
     pipeline = load_pipeline(model, processes.device, model_dtype)
@@ -105,9 +102,9 @@ def train(
     result = trainer.train(resume=resume, allow_changes=allow_changes, optimizer_from=optimizer_from)
     if not processes.main:
         return
-    console.print(f"{result.step} steps, mean loss {result.loss:.4f}, {result.iterations_per_second:.2f} it/s")
+    say(f"{result.step} steps, mean loss {result.loss:.4f}, {result.iterations_per_second:.2f} it/s")
     for file in result.files:
-        console.print(f"wrote {file}")
+        say(f"wrote {file}")
 
 
 def demo(
@@ -130,7 +127,7 @@ def demo(
             raise InputError(f"--data {data} exists already; name a new folder")
         check_target(data, force=False)
         write_sample_pictures(data)
-        console.print(f"wrote {data}")
+        say(f"wrote {data}")
     elif kind == "context":
         from hnkernels.demo.run import run_demo
 
@@ -160,7 +157,7 @@ def study(
     from hnkernels.study.study import run_study
 
     names = [name.strip() for text in questions or () for name in text.split(",")]
-    console.print(f"wrote {run_study(out, questions_named(names), minutes, processes)}")
+    say(f"wrote {run_study(out, questions_named(names), minutes, processes)}")
 
 
 def read_config(path: Path | None) -> dict[str, dict[str, Any]]:

@@ -68,10 +68,10 @@ def average(nets: Sequence[Hypernetwork], weights: Sequence[float] | None = None
 
 
 def _mixed(nets: Sequence[Hypernetwork], shares: Sequence[float]) -> Hypernetwork:
-    for net in nets:
+    for number, net in enumerate(nets, 1):
         if not isinstance(net, Hypernetwork):
             raise InputError(f"only a Hypernetwork can be mixed, not {type(net).__name__}")
-        _check_alike(nets[0], net)
+        _check_alike(nets[0], net, number)
     try:
         records = [record_of(net) for net in nets]
         first = records[0]
@@ -107,12 +107,14 @@ def _origin(records: Sequence[Record], shares: Sequence[float]) -> Provenance:
     return Provenance(name=name, sd_checkpoint=checkpoint, sd_checkpoint_name=checkpoint_name)
 
 
-def _check_alike(one: Hypernetwork, other: Hypernetwork) -> None:
+def _check_alike(one: Hypernetwork, other: Hypernetwork, number: int) -> None:
+    names = [repr(net.provenance.name) for net in (one, other)]
+    if names[0] == names[1]:
+        names = ["the first", f"number {number}"]
     for (what, a), (_, b) in zip(_structure(one), _structure(other), strict=True):
         if a != b:
             raise InputError(
-                f"only networks of equal structure can be mixed; {one.provenance.name!r} has {what} {a} and "
-                f"{other.provenance.name!r} has {b}"
+                f"only networks of equal structure can be mixed; {names[0]} has {what} {a} and {names[1]} has {b}"
             )
 
 

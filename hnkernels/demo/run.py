@@ -62,12 +62,11 @@ def run_demo(out: Path, seed: int = 0, settings: Settings | None = None) -> dict
     """
     settings = settings or Settings()
     started = time.perf_counter()
-    console = Console()
     remove_earlier_run(out)
     pipeline = load_pipeline(TINY_SD)
     pipeline.set_progress_bar_config(disable=True)
 
-    console.print("training two small classifiers as judges …")
+    print("training two small classifiers as judges …", flush=True)
     judges = train_judges(pipeline.vae, seed)
     written = handwritten_digits("train")
     write_image_folder(written, out / "data")
@@ -75,13 +74,13 @@ def run_demo(out: Path, seed: int = 0, settings: Settings | None = None) -> dict
     torch.manual_seed(seed)
     sizes = sorted({spec.width for spec in find_attention(pipeline.unet)})
     net = hn.Hypernetwork(sizes, settings.layer_structure, activation=settings.activation, init="identity", name=NAME)
-    console.print(f"training a hypernetwork of widths {sizes} on {len(written)} handwritten digits …")
+    print(f"training a hypernetwork of widths {sizes} on {len(written)} handwritten digits …", flush=True)
     trainer = hn.HypernetworkTrainer(net, pipeline, training_config(settings, out, seed), out / "data")
     result = trainer.train()
     for file in result.files:
         shutil.copyfile(file, out / file.name)
 
-    console.print("sampling at strengths 0, 0.5 and 1 …")
+    print("sampling at strengths 0, 0.5 and 1 …", flush=True)
     with hn.attach(pipeline, hn.load_hypernetwork(out / f"{NAME}.pt")) as adapter:
         pictures = {}
         for strength in STRENGTHS:
@@ -108,8 +107,8 @@ def run_demo(out: Path, seed: int = 0, settings: Settings | None = None) -> dict
         "seconds": round(time.perf_counter() - started, 1),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    console.print(_table(summary))
-    console.print(f"pictures, networks and summary are in {out}")
+    Console().print(_table(summary))
+    print(f"pictures, networks and summary are in {out}", flush=True)
     return summary
 
 

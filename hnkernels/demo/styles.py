@@ -83,12 +83,11 @@ def run_styles_demo(out: Path, seed: int = 0, settings: Settings | None = None) 
     """
     settings = settings or Settings()
     started = time.perf_counter()
-    console = Console()
     remove_earlier_run(out)
     pipeline = load_pipeline(TINY_SD)
     pipeline.set_progress_bar_config(disable=True)
 
-    console.print("training two small classifiers as judges …")
+    print("training two small classifiers as judges …", flush=True)
     judges = train_style_judges(pipeline.vae, seed)
     taught = {style: styled_digits(style, count, seed) for style, count in TAUGHT.items()}
     write_styles(taught, out / "data")
@@ -104,7 +103,7 @@ def run_styles_demo(out: Path, seed: int = 0, settings: Settings | None = None) 
         name=NAME,
     )
     net.generator = hn.WeightGenerator(settings.hidden_dim, net.layers, depth=settings.depth)
-    console.print(f"training one weight hypernetwork on {len(STYLES)} styles: {', '.join(STYLES)} …")
+    print(f"training one weight hypernetwork on {len(STYLES)} styles: {', '.join(STYLES)} …", flush=True)
     config = training_config(settings, out, seed)
     result = hn.HypernetworkTrainer(net, pipeline, config, out / "data").train()
     for file in result.files:
@@ -112,7 +111,7 @@ def run_styles_demo(out: Path, seed: int = 0, settings: Settings | None = None) 
 
     net = hn.WeightHypernetwork.load(out / f"{NAME}.safetensors")
     write_tensors(out / f"{EXPORTED}-lora.safetensors", net.generate_weights(EXPORTED).to_lora_state_dict())
-    console.print("sampling the base model, every style, and mixtures that were never trained …")
+    print("sampling the base model, every style, and mixtures that were never trained …", flush=True)
     base = draw_digits(pipeline, settings, SEEDS_PER_DIGIT, seed)
     with hn.attach(pipeline, net) as adapter:
         drawn = {style: _draw(adapter, style, pipeline, settings, seed) for style in STYLES}
@@ -153,8 +152,8 @@ def run_styles_demo(out: Path, seed: int = 0, settings: Settings | None = None) 
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for table in (_styles_table(summary), _mixtures_table(summary)):
-        console.print(table)
-    console.print(f"pictures, networks and summary are in {out}")
+        Console().print(table)
+    print(f"pictures, networks and summary are in {out}", flush=True)
     return summary
 
 

@@ -265,7 +265,7 @@ def test_a_tag_in_the_prompt_sets_the_strength(cli, style, tmp_path):
     ("words", "message"),
     [
         (["info", "none.pt"], "none.pt: does not exist"),
-        (["info", "."], "extension"),
+        (["info", "."], "is a folder"),
         (["convert", "{style}", "b.ckpt"], "'.ckpt' is not accepted"),
         (["train", "{images}", "{images}"], "is not a diffusers pipeline"),
         (["train", "{model}", "none"], "is not a folder"),

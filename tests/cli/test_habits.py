@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import hnkernels as hn
 from hnkernels.assets import TINY_SD
 
 
@@ -28,8 +29,6 @@ def test_info_prints_json(cli, style):
 
 
 def test_export_lora_prints_json(cli, tmp_path):
-    import hnkernels as hn
-
     hn.save_hypernetwork(hn.Hypernetwork((48, 80, 96), activation=None), tmp_path / "affine.pt")
     code, out, _ = cli("export-lora", tmp_path / "affine.pt", "tiny-sd", tmp_path / "lora.safetensors", "--json")
     found = json.loads(out)
@@ -70,6 +69,21 @@ def test_no_color_is_obeyed_where_colour_is_forced(tmp_path):
     plain = shell("info", tmp_path / "missing.pt", FORCE_COLOR="1", TERM="xterm", NO_COLOR="1")
     assert "\x1b[31m" in colourful.stderr
     assert "\x1b[31m" not in plain.stderr
+
+
+@pytest.mark.parametrize("name", [":x:", "[b]", "[red]", "a" * 90], ids=["emoji", "bold", "red", "long"])
+def test_names_are_shown_as_they_are(tmp_path, name):
+    missing, target = tmp_path / f"{name}.pt", tmp_path / f"{name}.safetensors"
+    assert shell("info", missing, COLUMNS="80").stderr == f"error: {missing}: does not exist; check the path\n"
+    hn.save_hypernetwork(hn.Hypernetwork((4,), name=name), missing)
+    assert shell("convert", missing, target, COLUMNS="80").stdout == f"wrote {target}\n"
+    assert name in shell("info", target).stdout.replace("\n", "")
+
+
+def test_a_folder_in_the_place_of_a_file_is_called_one(cli, tmp_path):
+    code, _, err = cli("info", tmp_path)
+    assert code == 1
+    assert f"{tmp_path}: is a folder; use a file in one of the formats .pt, .safetensors" in err
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])

@@ -102,8 +102,8 @@ def test_the_first_difference_is_named(options, difference):
             call()
 
 
-def test_other_sizes_are_a_difference():
-    with pytest.raises(ValueError, match=r"has sizes \(4,\) and 'hypernetwork' has \(4, 8\)"):
+def test_networks_of_one_name_are_told_apart_by_their_number():
+    with pytest.raises(ValueError, match=r"the first has sizes \(4,\) and number 2 has \(4, 8\)"):
         hn.interpolate(make_net((4,)), make_net((4, 8)), 0.5)
 
 
