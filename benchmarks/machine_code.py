@@ -37,6 +37,8 @@ _OPTIONAL = {
 _OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 
 _SASS = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*?);", re.MULTILINE)
+# Some disassemblers write after the operands what an instruction waits for: &req={2} ?WAIT5_END_GROUP.
+_SASS_JUMP = re.compile(r"0x([0-9a-f]+)\s*(?:[&?].*)?$")
 _SASS_MATRIX = re.compile(r"[HU]\w*MMA")
 _SASS_SPILL = ("STL", "LDL")
 # What touches global memory, or after which a thread may have ended.
@@ -348,7 +350,7 @@ def _parse_sass(lines: Sequence[re.Match]) -> tuple[list[Instruction], dict[str,
         address, condition, name, operands = line.groups()
         places[f"{int(address, 16):x}"] = len(code)
         family = name.split(".")[0]
-        target = re.search(r"0x([0-9a-f]+)\s*$", operands) if family == "BRA" else None
+        target = _SASS_JUMP.search(operands) if family == "BRA" else None
         # A branch may have its condition among its operands: BRA.U UP0, 0x10.
         always = operands.lstrip().startswith("0x") if family == "BRA" else family in ("EXIT", "RET")
         code.append(Instruction(name, target and target[1], bool(condition) or not always))

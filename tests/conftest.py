@@ -35,7 +35,7 @@ settings.load_profile("hnkernels")
 
 OPTIONAL = (
     *("diffusers", "transformers", "accelerate", "peft", "torchao", "tensorboard", "huggingface_hub", "yaml"),
-    *("typer", "rich", "tqdm", "PIL", "matplotlib", "sklearn", "pytest_benchmark", "triton", "pandas"),
+    *("typer", "rich", "tqdm", "PIL", "matplotlib", "sklearn", "pytest_benchmark", "triton", "pandas", "psutil"),
 )
 """Packages that tests import and that need not be there."""
 

@@ -46,6 +46,7 @@ def test_every_public_name_is_there():
 
 
 def test_a_name_says_what_it_needs():
+    pytest.importorskip("PIL", reason="is missed first")
     code = BLOCKED.format(names=["tqdm", "tqdm.auto"]) + "import hnkernels; hnkernels.HypernetworkTrainer"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     message = "hnkernels.HypernetworkTrainer needs tqdm.auto; install it with: pip install 'hnkernels[train]'"

@@ -5,13 +5,14 @@ import sys
 import pytest
 
 import hnkernels as hn
-from hnkernels.cli import main
-from hnkernels.cli.terminal import console
 
 
 @pytest.fixture
 def cli(capsys, monkeypatch):
     """Runs a command; returns (exit code, stdout, stderr)."""
+    from hnkernels.cli import main
+    from hnkernels.cli.terminal import console
+
     monkeypatch.setattr(console, "_width", 200)
 
     def run(*words):

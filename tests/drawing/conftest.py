@@ -6,12 +6,12 @@ import torch
 import hnkernels as hn
 from hnkernels.assets import TINY_SD
 from hnkernels.convert.survey import model_without_weights
-from hnkernels.drawing.artist import Artist
-from hnkernels.drawing.request import DrawRequest, NetworkUse
 
 
 @pytest.fixture(scope="package")
 def artist():
+    from hnkernels.drawing.artist import Artist
+
     return Artist("cpu")
 
 
@@ -48,4 +48,6 @@ def styles(folder):
 @pytest.fixture
 def asks(ink):
     """A request of two steps with a network."""
+    from hnkernels.drawing.request import DrawRequest, NetworkUse
+
     return DrawRequest(TINY_SD, "digit seven", networks=(NetworkUse(ink, "ink"),), seed=3, steps=2, guidance=3.0)

@@ -4,8 +4,6 @@ import signal
 
 import pytest
 
-from hnkernels.training.progress import reporter
-
 
 @pytest.fixture
 def with_report():
@@ -15,6 +13,8 @@ def with_report():
 @pytest.fixture(autouse=True)
 def _without_report(request, monkeypatch):
     """Runs write no report, which takes matplotlib longer than all their steps; tests that look at it ask for it."""
+    from hnkernels.training.progress import reporter
+
     if "with_report" not in request.fixturenames:
         monkeypatch.setattr(reporter, "write_report", lambda folder: folder)
 

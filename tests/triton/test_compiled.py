@@ -176,7 +176,7 @@ SASS = (
     "LDGSTS.E.BYPASS.128 [R1], [R2.64], P0 ;",
     "HMMA.16816.F32 R4, R8, R12, R4 ;",
     "IADD3 R1, R1, 0x1, RZ ;",
-    "@!P4 BRA 0x10 ;",
+    "@!P4 BRA 0x10                &req={2}         ?WAIT5_END_GROUP;",
     "STL [R1], R2 ;",
     "BRA 0x60;",
 )
