@@ -43,7 +43,7 @@ def info(
         training = said.pop("training", {})
         table = Table(show_header=False, box=None)
         for key, value in (said | training).items():
-            table.add_row(printable(key), printable(value))
+            table.add_row(printable(key), printable(_said(value)))
         tables.append(table)
     if model is not None:
         known = None if file is None else load_hypernetwork(file, allow_legacy_activations=True).sizes
@@ -120,3 +120,12 @@ def generate(
         weights = WeightHypernetwork.load(network).generate_weights(mixture(style)).scaled(strength)
     write_tensors(out, weights.to_lora_state_dict())
     say(f"wrote {out}")
+
+
+def _said(value: Any) -> Any:
+    """A value as people write it."""
+    if value is None or value == []:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
