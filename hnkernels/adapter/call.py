@@ -66,7 +66,8 @@ class Call:
         grouped: the contexts and links for which one operation for all layers was tried.
         compiled: whether a part of the model is compiled by itself.
         triton: whether the Triton backend runs, once that has been asked.
-        captured: whether the call is recorded into a CUDA graph: what depends on the context is then computed in it.
+        captured: whether the call is recorded into a graph that is replayed (CUDA's, or ``torch.jit.trace``'s): what
+            depends on the context is then computed in it.
     """
 
     __slots__ = (
@@ -104,9 +105,8 @@ class Call:
 
     def begin(self, calls: Calls) -> Self:
         """Makes it the thread's present call. What lasts as long as a call may be entered here."""
-        outer = calls.current
-        while outer is not None and not outer._runs():
-            outer = outer.outer  # KeyboardInterrupt ends a call without a word
+        while (outer := calls.current) is not None and not outer._runs():
+            outer.end(calls)  # KeyboardInterrupt ends a call without a word
         self.outer, calls.current = outer, self
         self._frame = sys._getframe(2)  # who calls the forward pre-hook, and then the forward itself
         calls.loose = None
@@ -137,7 +137,8 @@ class Call:
     def replan(self) -> None:
         """Forgets what was ready: something has changed in the middle of the call."""
         self.plans = None
-        self.kept = self.ready = (None,) * len(self.reached)
+        self.ready = (None,) * len(self.reached)
+        self.kept = [None] * len(self.reached)  # filled again for the rest of the call
 
 
 class Calls(threading.local):
@@ -161,7 +162,9 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def capturing(device: torch.device | None) -> bool:
-    """Whether what is launched now goes into a CUDA graph."""
+    """Whether what is launched now goes into a CUDA graph, or into one of ``torch.jit.trace``."""
+    if torch._C._get_tracing_state() is not None:
+        return True
     on_gpu = device is not None and device.type == "cuda" and torch.cuda.is_available()
     return on_gpu and torch.cuda.is_current_stream_capturing()
 

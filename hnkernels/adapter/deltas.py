@@ -11,6 +11,7 @@ from torch import Tensor
 from hnkernels.adapter.layers import AdapterError
 from hnkernels.adapter.strength import Level, Value, parts
 from hnkernels.ops.lowrank import lowrank_add, lowrank_linear, lowrank_linears, lowrank_runner
+from hnkernels.ops.memo import version_of
 from hnkernels.ops.portable import project
 
 
@@ -99,7 +100,9 @@ class WeightDelta:
             scale, index = _scale_and_index(state, self.level.tensors[self.projection], guided, x.shape[0])
             return Rows(state.a, state.b, scale, index, None)
         recorded = state.a.requires_grad and torch.is_grad_enabled()
-        key = (state.serial, strength, guided, x.shape[0], x.device, recorded)
+        key: tuple = (state.serial, strength, guided, x.shape[0], x.device, recorded)
+        if state.scale is not None or state.serving is not None:  # their values are in what is kept
+            key = (*key, version_of([t for t in (state.scale, state.serving) if t is not None]))
         if state.scale is not None and state.scale.requires_grad and torch.is_grad_enabled():
             return Rows(state.a, state.b, *_scale_and_index(state, strength, guided, x.shape[0]), key)  # for one graph
         kept = self._rows  # read once: another thread may put others in their place

@@ -59,7 +59,7 @@ class Host:
         parameters = list(inspect.signature(type(model).forward).parameters)
         self._context = _argument(parameters, _CONTEXT_ARGUMENTS)
         self._timestep = _argument(parameters, _TIMESTEP_ARGUMENTS)
-        self.layers = [TappedLayer(spec, number, self.shared) for number, spec in enumerate(specs)]
+        self.layers = [TappedLayer(spec, number, self.shared, model) for number, spec in enumerate(specs)]
         for layer in self.layers:
             layer.peers = self.layers
         inside = {m for spec in specs for m in _path(model, spec.path)}
@@ -162,7 +162,7 @@ class Host:
     def dtype(self) -> torch.dtype:
         """Of the model's linears; fp32 where these are quantised."""
         dtypes = (p.dtype for layer in self.layers for p in layer.attention.parameters())
-        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
+        return next((d for d in dtypes if d.is_floating_point and d.itemsize > 1), torch.float32)
 
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         context = _value(self._context, args, kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from hnkernels.adapter.call import Call
@@ -35,8 +35,9 @@ class TappedLayer:
     must have the class, forward and processor that it had when one did.
     """
 
-    def __init__(self, spec: AttentionSpec, number: int, shared: Shared):
+    def __init__(self, spec: AttentionSpec, number: int, shared: Shared, model: nn.Module):
         self.spec = spec
+        self.model = model
         self.number = number
         self.name, self.width, self.shared_context = spec.name, spec.width, spec.shared
         self.attention, self.projections = spec.module, spec.projections
@@ -133,8 +134,8 @@ class TappedLayer:
             if module is not tap.module:
                 tap.remove()
                 self._tap(stream, module)
-            elif not tap.in_place:
-                tap.runs = None  # where another tool holds on to it, it passes everything through
+            elif not tap.in_place or tap.runs is None:
+                tap.remove()  # where another tool holds on to it, it passes everything through
                 self._tap(stream, module)
         if self._paths and self._signature() != self._verified:
             self._put_hooks()
@@ -192,9 +193,23 @@ class TappedLayer:
         reached = self._reached_in(call)
         if len(reached) == len(self.taps):
             return
+        if self._replaced():
+            raise AdapterError(
+                f"{self.name} is another module than when the hypernetwork was attached; detach it and attach it again"
+            )
         if self._verified is not None and self._signature() != self._verified:
             self._check(reached)
         self.doubt()
+
+    def _replaced(self) -> bool:
+        """Whether another attention of its class is in its place, and it is nowhere else in the model."""
+        try:
+            there = self.model.get_submodule(self.spec.path)
+        except AttributeError:
+            return False
+        if there is self.attention or type(there) is not type(self.attention):
+            return False
+        return all(module is not self.attention for module in self.model.modules())
 
     def doubt(self) -> None:
         """Has the next call verify the attention once more."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from hnkernels.adapter.deltas import State
@@ -135,7 +136,8 @@ class Watch:
         for parameter in parameters.values():
             if parameter is None:
                 continue
-            if parameter.is_inference():  # it carries no version, and is never taken for unchanged
+            # Without a version, or memory of its own (in torch.func): it is never taken for unchanged.
+            if parameter.is_inference() or is_functorch_wrapped_tensor(parameter):
                 self._unversioned = True
                 continue
             self._tensors.append(_as_it_is(parameter))
@@ -155,7 +157,7 @@ class Watch:
 
     def factors(self, state: State) -> None:
         """Generated weights. They are not held on to: what was kept of them is found no more when they are gone."""
-        for factor in (state.a, state.b):
+        for factor in (t for t in (state.a, state.b, state.scale, state.serving) if t is not None):
             if factor.is_inference():
                 self._unversioned = True
             else:
@@ -193,6 +195,7 @@ class Watch:
     def renew(self) -> None:
         """Takes the present values for those that were there."""
         self._tensors = [(*_as_it_is(tensor)[:-1], grad) for tensor, *_, grad in self._tensors]
+        self._sources = [(tensor, _integers(tensor)) for tensor, _ in self._sources]  # it may have another dtype
         self._columns = None
         factors = [ref() for ref, _ in self._factors]
         self._factors = [(weakref.ref(f), f._version) for f in factors if f is not None]

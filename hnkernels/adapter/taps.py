@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +27,13 @@ def _leave_the_graph(why: str) -> None:
 
 
 class Runs(Protocol):
-    """What answers for a projection where the tap itself cannot."""
+    """What answers for a projection where the tap itself cannot.
+
+    Attributes:
+        model: that it belongs to.
+    """
+
+    model: nn.Module
 
     def run(self, tap: Tap, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The output of the projection."""
@@ -57,8 +64,10 @@ class Tap:
         self.number = number
         self.module = module
         wrapped = module.__dict__.get("forward")  # another tool's instance forward, or None
+        while isinstance(old := getattr(wrapped, "__self__", None), Tap) and old.runs is None:
+            wrapped = old.wrapped  # a tool that took itself off has put back one of ours that acts no more
         # Tools that take themselves off leave the class's own behind.
-        self.wrapped = None if getattr(wrapped, "__func__", None) is type(module).forward else wrapped
+        self.wrapped: Any = None if getattr(wrapped, "__func__", None) is type(module).forward else wrapped
         # A bound method: PyTorch's compiler compares its function, and one compiled block can serve all its like.
         module.forward = self.forward
 
@@ -113,13 +122,24 @@ class Tap:
         """Whether the module is a linear whose weight and bias say all there is to say, before it is called too."""
         alone = self.wrapped is None and self.in_place and not self.module._forward_pre_hooks
         # A subclass of a parameter may be quantised.
-        own = type(self.module) is nn.Linear and type(self.module.weight) in (Tensor, nn.Parameter)
+        parameters = self.module._parameters  # in which a tool may have left an attribute or a buffer instead
+        own = type(self.module) is nn.Linear and type(parameters.get("weight")) in (Tensor, nn.Parameter)
+        own = own and "bias" in parameters
         return alone and own and nn.Linear.forward is _FORWARD
 
     @property
     def in_place(self) -> bool:
         """Whether the tap is what the module calls: neither wrapped by another tool nor thrown away by it."""
         return getattr(self.module.__dict__.get("forward"), "__self__", None) is self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
+        # A copy of a part of the model is a part without networks: they would take the whole model along.
+        whole = self.runs is not None and id(self.runs.model) in memo
+        twin = memo[id(self)] = Tap.__new__(Tap)
+        for name in self.__slots__:
+            value = None if name == "runs" and not whole else getattr(self, name)
+            setattr(twin, name, copy.deepcopy(value, memo))
+        return twin
 
     def remove(self) -> None:
         """Gives the module back as it was."""

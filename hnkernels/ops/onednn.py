@@ -46,6 +46,7 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         # Forward-mode AD and torch.func (vmap, grad) know nothing of the autograd function below.
         and torch.autograd.forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None  # torch.jit.trace has no name for a packed weight
     )
 
 

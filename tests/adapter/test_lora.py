@@ -276,3 +276,17 @@ def test_a_network_that_was_changed_while_it_was_merged(unet, base, lora, net, x
     unet.fuse_lora()
     randomise(net)
     check(unet, lora.merged_into(base), net, x=x, text=text)
+
+
+@torch.no_grad()
+def test_projections_that_peft_saves_as_a_whole(unet, x, text):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    net, pure = make_net(), copied(unet)
+    adapter = hn.attach(unet, net)
+    denoise(unet, x, text, 20)
+    inject_adapter_in_model(LoraConfig(r=RANK, target_modules=["to_q"], modules_to_save=["to_k", "to_v"]), unet)
+    for t in (20, 10):
+        assert relative_error(denoise(unet, x, text, t), denoise(by_hand(pure, net), x, text, t)) < UNET_TOLERANCE
+    adapter.detach()
+    assert torch.equal(denoise(unet, x, text), denoise(pure, x, text))

@@ -1,6 +1,8 @@
 """Beside other tools that put their hands on the attention layers: it works on, or says that it cannot."""
 
+import copy
 import functools
+import pickle
 import types
 
 import pytest
@@ -188,6 +190,68 @@ def test_a_forward_that_another_tool_has_reset_is_tapped_again(unet, x, text, lo
     assert torch.equal(denoise(unet, x, text), before)
     adapter.detach()
     assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+def in_front_of(module):
+    """How many forwards lie before the module's own."""
+    count, forward = 0, module.__dict__.get("forward")
+    while forward is not None:
+        count, forward = count + 1, getattr(getattr(forward, "__self__", None), "wrapped", None)
+    return count
+
+
+def test_hooks_that_come_and_go_leave_nothing(unet, x, text, adapter):
+    hooks = pytest.importorskip("accelerate.hooks")
+    expected, linears = denoise(unet, x, text), projections(unet)
+    for _ in range(3):
+        for linear in linears:
+            hooks.add_hook_to_module(linear, hooks.ModelHook())
+        assert relative_error(denoise(unet, x, text), expected) < UNET_TOLERANCE
+        for linear in linears:
+            hooks.remove_hook_from_module(linear)
+        assert relative_error(denoise(unet, x, text), expected) < UNET_TOLERANCE
+    assert {in_front_of(linear) for linear in linears} == {1}
+    adapter.detach()
+    assert {in_front_of(linear) for linear in linears} == {0}
+
+
+def test_networks_on_a_model_and_on_one_around_it(unet, x, text):
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = unet
+
+        def forward(self, sample, timestep, encoder_hidden_states):
+            return self.inner(sample, timestep, encoder_hidden_states)
+
+    around = Around()
+    inner, outer = hn.attach(unet, make_net()), hn.attach(around, make_net())
+    expected = denoise(around, x, text)
+    for _ in range(3):
+        assert relative_error(denoise(around, x, text), expected) < UNET_TOLERANCE
+    assert max(map(in_front_of, projections(unet))) == 2
+    inner.detach()
+    outer.detach()
+    assert {in_front_of(linear) for linear in projections(unet)} == {0}
+
+
+def test_a_copied_part_of_a_model_is_one_without_networks(unet, x, text, adapter):
+    denoise(unet, x, text)
+    layer = list(attention_layers(unet).values())[-1]
+    for linear in (copy.deepcopy(layer.to_k), copy.deepcopy(layer).to_k):
+        assert torch.equal(linear(text), F.linear(text, layer.to_k.weight))
+        assert not torch.equal(layer.to_k(text), linear(text))
+        assert len(pickle.dumps(linear)) < 2 * len(pickle.dumps(nn.Linear(TEXT_WIDTH, layer.to_k.out_features)))
+
+
+def test_a_weight_that_is_a_buffer(unet, x, text, adapter):
+    expected = denoise(unet, x, text)
+    for linear in projections(unet):
+        weight = linear.weight
+        del linear.weight
+        linear.register_buffer("weight", weight.detach())
+    for _ in range(2):
+        assert relative_error(denoise(unet, x, text), expected) < UNET_TOLERANCE
 
 
 def test_a_processor_that_needs_only_v_is_let_through(unet, x, text):

@@ -16,6 +16,7 @@ from torch import nn
 
 import hnkernels as hn
 from hnkernels.adapter.host import Host
+from hnkernels.ops.casting import exchange_casts
 from tests.adapter.hosts import by_hand
 from tests.adapter.test_composition import Int8Linear
 from tests.adapter.test_weights import make_generator
@@ -313,19 +314,96 @@ def test_recording_switched_off_inside_a_call_takes_nothing_from_the_gradient(un
 
 
 @torch.no_grad()
-def test_the_strength_may_change_inside_a_call(unet, pure, x, text):
+@pytest.mark.parametrize(("attribute", "value", "later"), [("enabled", False, 0.0), ("strength", 0.5, 0.5)])
+def test_the_strength_may_change_inside_a_call(unet, pure, x, text, attribute, value, later):
     net = make_net()
     adapter = hn.attach(unet, net)
-    hook = unet.mid_block.register_forward_pre_hook(lambda *_: setattr(adapter, "enabled", False))
+    hook = unet.mid_block.register_forward_pre_hook(lambda *_: setattr(adapter, attribute, value))
     expected = denoise(by_hand(pure, net), x, text)
     for t in (20, 10):
-        adapter.enabled = True
+        adapter.enabled, adapter.strength = True, 1.0
         mixed = denoise(unet, x, text, t)
     hook.remove()
     assert relative_error(mixed, expected) > 1e-3
-    adapter.strength = {"mid": 0, "up": 0}
+    adapter.strength = {"mid": later, "up": later}
     adapter.enabled = True
     assert relative_error(denoise(unet, x, text, 10), mixed) < UNET_TOLERANCE
+
+
+def forget(unet, adapter):
+    adapter.clear_cache()
+
+
+def attach_another(unet, adapter):
+    hn.attach(unet, make_net())
+
+
+def detach_one(unet, adapter):
+    hn.adapters(unet)["second"].detach()
+
+
+def replace_a_projection(unet, adapter):
+    layer = list(attention_layers(unet).values())[-1]
+    layer.to_k = nn.Linear(TEXT_WIDTH, layer.to_k.out_features, bias=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [forget, attach_another, detach_one, replace_a_projection])
+def test_a_change_inside_a_call_counts_in_the_next(unet, adapter, x, text, change):
+    hn.attach(unet, make_net(), name="second")
+    denoise(unet, x, text, 30)
+    hook = unet.mid_block.register_forward_pre_hook(lambda *_: change(unet, adapter))
+    assert denoise(unet, x, text, 20).isfinite().all()
+    hook.remove()
+    after = denoise(unet, x, text, 10)
+    assert relative_error(after, uncached(unet, adapter, x, text, 10)) < UNET_TOLERANCE
+
+
+@torch.no_grad()
+def test_a_network_of_odd_width_changes_its_dtype(unet, x, text):
+    net = make_net(layer_structure=(1, 0.8, 1))  # 9 values in a row: those of half precision fill no integer of 32 bits
+    hn.attach(unet, net)
+    expected = denoise(unet, x, text)
+    net.half()
+    assert relative_error(denoise(unet, x, text), expected) < 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_traced_model_follows_its_prompt(unet, pure, net, adapter, x, text, warm):
+    class Traced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, *args):
+            return self.unet(*args, return_dict=False)[0]
+
+    net.requires_grad_(False)
+    t = torch.tensor(20)
+    if warm:
+        denoise(unet, x, text, 30)
+    traced = torch.jit.trace(Traced(), (x, t, text), check_trace=False)
+    text = prompt()
+    assert relative_error(traced(x, t, text), denoise(by_hand(pure, net), x, text, 20)) < UNET_TOLERANCE
+
+
+@torch.no_grad()
+def test_parameters_under_a_transform_of_functions(unet, pure, x, text):
+    net = make_net()
+    hn.attach(unet, net)
+    denoise(unet, x, text, 20)
+
+    def changed(scale):
+        parameters = {name: p * scale for name, p in unet.named_parameters()}
+        return torch.func.functional_call(unet, parameters, (x, 10, text), {"return_dict": False})[0]
+
+    doubled = copied(pure)
+    for p in doubled.parameters():
+        p.mul_(2)
+    y = torch.func.vmap(changed)(torch.tensor([1.0, 2.0]))
+    for actual, model in zip(y, (pure, doubled), strict=True):
+        assert relative_error(actual, denoise(by_hand(model, net), x, text)) < UNET_TOLERANCE
 
 
 @torch.no_grad()
@@ -448,6 +526,16 @@ def test_a_call_that_is_interrupted_is_not_taken_for_one_that_runs(unet, net, ad
     assert Host.of(unet).shared.calls.current is None
 
 
+def test_an_interrupted_call_keeps_no_casts(unet, x, text):
+    hn.attach(unet, make_net())
+    hook = unet.mid_block.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(KeyboardInterrupt):
+        denoise(unet, x, text)
+    hook.remove()
+    denoise(unet, x, text)
+    assert exchange_casts(None) is None
+
+
 @torch.no_grad()
 def test_a_call_within_a_call(unet, net, adapter, x, text):
     other = prompt()
@@ -504,6 +592,23 @@ def test_an_attention_that_is_swapped_after_it_was_verified(unet, net, adapter, 
             del layer.forward
         assert torch.equal(denoise(unet, x, text), expected)
         assert not layer._forward_hooks
+
+
+@torch.no_grad()
+def test_an_attention_that_is_replaced_is_said(unet, net, adapter, x, text):
+    before, block = denoise(unet, x, text), unet.mid_block
+    unet.mid_block = copy.deepcopy(block)
+    with pytest.raises(hn.AdapterError, match=r"mid_block.*is another module than when the hypernetwork was attached"):
+        denoise(unet, x, text)
+    unet.mid_block = block
+    assert torch.equal(denoise(unet, x, text), before)
+    block.attentions, attentions = nn.ModuleList([nn.Identity()]), block.attentions
+    assert not hasattr(block.attentions[0], "transformer_blocks")  # taken out on purpose: nothing is in its place
+    block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    assert denoise(unet, x, text).isfinite().all()
+    del block.forward
+    block.attentions = attentions
+    assert torch.equal(denoise(unet, x, text), before)
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from hnkernels.adapter.projections import find_projections
 from hnkernels.adapter.strength import PerRow
 from tests.models import (
     TEXT_WIDTH,
+    UNET_TOLERANCE,
+    copied,
     denoise,
     make_net,
     noise,
@@ -99,6 +101,44 @@ def test_every_row_has_the_weights_of_its_condition(unet, gen, x, text):
         assert torch.equal(denoise(unet, x, text), base)
     assert relative_error(y, row_by_row(unet, weights, x, text, [0, 1])) <= EXACT
     assert relative_error(y, base) > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("what", ["scale", "index"])
+def test_scales_and_indices_that_are_written_count_at_once(unet, weights, x, text, what):
+    scale, index = torch.ones(SETS), torch.tensor([0, 1])
+    hn.attach(unet, weights.scaled(scale) if what == "scale" else weights.with_index(index))
+    denoise(unet, x, text, 20)
+    if what == "scale":
+        scale.fill_(0.5)
+        expected = row_by_row(unet, weights, x, text, [0, 1], strength=0.5)
+    else:
+        index.copy_(torch.tensor([1, 0]))
+        expected = row_by_row(unet, weights, x, text, [1, 0])
+    for prompt_ in (text, text.clone()):
+        assert relative_error(denoise(unet, x, prompt_), expected) <= EXACT
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before", [False, True], ids=["cast after", "cast before"])
+def test_layerwise_casting_leaves_generated_weights_as_they_are(before):
+    unet, x, text = tiny_unet(), noise(), prompt()
+    by_hand = copied(unet)
+    weights = make_generator(unet).float()("ink").detach()
+    casting = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
+    by_hand.enable_layerwise_casting(**casting)
+    base = denoise(by_hand, x, text)
+    for name, (change,) in weights.dense().items():
+        linear = by_hand.get_submodule(name)
+        linear.register_forward_hook(lambda _, args, y, change=change: y + args[0] @ change.T)
+    if before:
+        unet.enable_layerwise_casting(**casting)
+    hn.attach(unet, weights)
+    if not before:
+        unet.enable_layerwise_casting(**casting)
+    expected = denoise(by_hand, x, text)
+    assert relative_error(denoise(unet, x, text), expected) < UNET_TOLERANCE
+    assert relative_error(base, expected) > 0.01
 
 
 @pytest.mark.parametrize("rows", [4, 6])
