@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+pytest.importorskip("rich")
+pytest.importorskip("typer")
+
 import hnkernels as hn
 from hnkernels.assets import TINY_SD
 
