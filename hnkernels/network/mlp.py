@@ -151,6 +151,10 @@ class Prepared:
         self._sources = [(module._parameters, name) for module, name in self._owners]
         self.is_linears = [isinstance(module, nn.Linear) for module, _ in self._owners]
 
+    def is_bare(self) -> bool:
+        """Whether every parameter is one, and nothing that another tool computes in its place."""
+        return all([name in parameters for parameters, name in self._sources])
+
     def parameters(self) -> list[Tensor]:
         """Layer by layer: weight and bias of the linear, prelu's slope, LayerNorm's weight and bias."""
         try:

@@ -79,6 +79,8 @@ def recorded_pair(
     """
     if len(chain_k) != 1 or len(chain_v) != 1 or (with_query and not QUERY_COMES_ALONG):
         return None
+    if not all([mlp.prepared().is_bare() for mlp, _ in (*chain_k, *chain_v)]):
+        return None
     mlps, multipliers = (chain_k[0][0], chain_v[0][0]), (chain_k[0][1], chain_v[0][1])
     known = not any([isinstance(m, Tensor) or m == 0 for m in multipliers])
     structure, dtype = _structure(mlps[0]), compute_dtype(x)
@@ -340,7 +342,9 @@ def _fold(w: Tensor, b: Tensor | None, tail: Chain) -> Projection:
 
 def _structure(mlp: HypernetworkMLP) -> Structure:
     known = Prepared(mlp) if torch.compiler.is_compiling() else mlp.prepared()
-    dropouts = tuple([layer.dropout for layer in known.layers]) if mlp.training else (0.0,) * len(known.norms)
+    dropouts = (0.0,) * len(known.norms)
+    if mlp.training and known.drops:  # as they are now: a schedule may have changed them
+        dropouts = tuple([layer.dropout for layer in mlp.layers()])
     return Structure(known.act, known.activated, known.norms, dropouts)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class Slice(NamedTuple):
@@ -33,7 +34,7 @@ class Slice(NamedTuple):
 
 def lowrank_linears(x: Tensor, slices: Sequence[Slice]) -> tuple[Tensor, ...]:
     """Every slice's y. Shape: x [S, T, d] → [S, T, n] each."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return tuple(_plain(x, s) for s in slices)
     runs = _acting([s.scale for s in slices], x.shape[0])
     return _LowRank.apply(runs, x, *(t for s in slices for t in s))

@@ -50,39 +50,43 @@ class Memo(Generic[T]):
     """One such value. A deep copy or a pickle of it starts empty: the copied tensors are other tensors."""
 
     def __init__(self) -> None:
-        self._snapshot: Snapshot | None = None
-        self._value: T | None = None
-        self._version = 0
+        self._kept: tuple[Snapshot, T, int] | None = None  # one object, so that no thread sees half of another's
 
     def get(self, tensors: Sequence[Tensor], compute: Callable[[], T], extra: Hashable = None) -> T:
         """The kept value if ``tensors`` and ``extra`` are what it was made from, else ``compute()``, which is kept.
 
         A kept tensor that its receiver has written into is made again.
         """
-        if not self.is_current(tensors, extra):
-            self._value = _outside_inference_mode(compute)
-            self._snapshot = Snapshot(tensors, extra)
-            self._version = version_of(self._value)
-        return self._value  # type: ignore[return-value]
+        kept = self._kept
+        if kept is not None and _is_current(kept, tensors, extra):
+            return kept[1]
+        value = _outside_inference_mode(compute)
+        self._kept = Snapshot(tensors, extra), value, version_of(value)
+        return value
 
     def is_current(self, tensors: Sequence[Tensor], extra: Hashable = None) -> bool:
         """Whether the kept value is what ``get`` would return."""
-        current = self._snapshot is not None and self._snapshot.is_current(tensors, extra)
-        return current and version_of(self._value) == self._version
+        kept = self._kept
+        return kept is not None and _is_current(kept, tensors, extra)
 
     def peek(self) -> T | None:
         """The kept value, current or not."""
-        return self._value
+        return None if self._kept is None else self._kept[1]
 
     def clear(self) -> None:
         """Forgets the value."""
-        self._snapshot = self._value = None
+        self._kept = None
 
     def __deepcopy__(self, memo: dict) -> Memo[T]:
         return Memo()
 
     def __reduce__(self):
         return Memo, ()
+
+
+def _is_current(kept: tuple[Snapshot, object, int], tensors: Sequence[Tensor], extra: Hashable) -> bool:
+    snapshot, value, version = kept
+    return snapshot.is_current(tensors, extra) and version_of(value) == version
 
 
 @lru_cache

@@ -311,6 +311,8 @@ def runner(
 def keep(owner: HypernetworkMLP, key: Any, tape: Tape, mlps: Sequence[HypernetworkMLP]) -> None:
     """Makes a plan of what the tape noted, and keeps it."""
     parameters = [p for mlp in mlps for p in mlp.parameters()]
+    if any(mlp.training and mlp.prepared().drops for mlp in mlps):  # whose probabilities may change
+        return
     if not tape.context.is_contiguous() or any(t.is_inference() for t in (*tape.given, *parameters)):
         return
     try:
@@ -328,6 +330,11 @@ def store(owner: HypernetworkMLP, key: Any, plan: Any, given: Sequence[Tensor | 
     while len(plans) >= _AT_MOST:
         plans.pop(next(iter(plans)))
     plans[key] = plan
-    for t in given:
-        if t is not None:
-            weakref.finalize(t, plans.pop, key, None).atexit = False
+    # Held by the plan, not by the weights: a finalizer of theirs would keep the network alive for as long as they live.
+    of = weakref.ref(owner)
+
+    def drop(_: weakref.ref) -> None:
+        if (mlp := of()) is not None and mlp.plans is not None:
+            mlp.plans.pop(key, None)
+
+    plan.given = [weakref.ref(t, drop) for t in given if t is not None]

@@ -422,3 +422,26 @@ def test_a_wider_base_keeps_its_digits(of_base, of_x):
 def test_the_portable_backend_plans_on_the_meta_device():
     x, weight, a, b = (torch.empty(*shape, device="meta") for shape in ((4, 5, 12), (9, 12), (4, 2, 12), (4, 9, 2)))
     assert lowrank_linear(x, weight, a, b, backend="portable").shape == (4, 5, 9)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: torch.func.vmap(torch.func.grad(f), in_dims=0)])
+def test_transforms_of_functions(transform):
+    x, weight, a, b = torch.randn(2, 3, 8), torch.randn(6, 8), torch.randn(2, 2, 8), torch.randn(2, 6, 2)
+
+    def loss(x):
+        return lowrank_linear(x, weight, a, b, backend="portable").square().sum()
+
+    if transform is torch.func.grad:
+        given = x
+        expected = torch.autograd.grad(loss(leaf := x.clone().requires_grad_()), leaf)[0]
+    else:
+        given = torch.stack([x, 2 * x])
+        expected = torch.stack([torch.autograd.grad(loss(leaf := t.clone().requires_grad_()), leaf)[0] for t in given])
+    assert relative_error(transform(loss)(given), expected) < GRADIENT_TOLERANCE
+
+
+def test_a_tangent_comes_through():
+    x, weight, a, b = torch.randn(2, 3, 8), torch.randn(6, 8), torch.randn(2, 2, 8), torch.randn(2, 6, 2)
+    tangent = torch.randn_like(x)
+    _, actual = torch.func.jvp(lambda x: lowrank_linear(x, weight, a, b, backend="portable"), (x,), (tangent,))
+    assert relative_error(actual, lowrank_linear(tangent, weight, a, b)) < FORWARD_TOLERANCE

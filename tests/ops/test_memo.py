@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+import sys
+import threading
 import weakref
 from functools import partial
 
@@ -213,3 +215,22 @@ def test_a_copy_starts_empty(duplicate):
     counted.memo = duplicate(counted.memo)
     counted.get()
     assert counted.times == 2
+
+
+def test_threads_with_values_of_their_own_get_no_other():
+    memo, t, wrong = Memo(), torch.zeros(1), []
+
+    def ask(own):
+        for _ in range(2000):
+            if memo.get([t], lambda: own, extra=own) != own:
+                wrong.append(own)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=ask, args=(own,)) for own in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(before)
+    assert not wrong
