@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 
@@ -11,7 +12,7 @@ from hnkernels.cli.home import library, runs, ui
 from hnkernels.cli.machine import doctor, explain
 from hnkernels.cli.models import export_lora, merge
 from hnkernels.cli.networks import convert, generate, info, interpolate
-from hnkernels.cli.terminal import complain
+from hnkernels.cli.terminal import complain, warn
 from hnkernels.cli.training import demo, study, train
 from hnkernels.cli.training import read_config as _read_config  # noqa: F401  scripts know it by this name
 from hnkernels.errors import HNKernelsError
@@ -36,8 +37,13 @@ def main() -> None:
     Exit codes: 0, all is well; 1, it cannot be done, or ``doctor`` has found something wrong, with one line on stderr;
     2, the command or an option does not exist; 130, interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that it cannot write is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="hnkernels")
+        with warnings.catch_warnings():
+            warnings.showwarning = warn
+            app(prog_name="hnkernels")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

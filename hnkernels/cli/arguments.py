@@ -32,8 +32,11 @@ def mixture(styles: list[str]) -> dict[str, float]:
     mixture: dict[str, float] = {}
     for text in styles:
         name, colon, weight = text.rpartition(":")
+        name = name if colon else text
+        if name in mixture:
+            raise InputError(f"--style {name} is given twice; give it once, with its weight")
         try:
-            mixture[name if colon else text] = float(weight) if colon else 1.0
+            mixture[name] = float(weight) if colon else 1.0
         except ValueError:
             raise InputError(f"--style must be STYLE or STYLE:WEIGHT, not {text!r}") from None
     return mixture

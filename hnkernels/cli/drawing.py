@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hnkernels.checkpoint.atomic import replacing
+from hnkernels.checkpoint.errors import naming
 from hnkernels.cli.arguments import Model, check_target, mixture, one_each
 from hnkernels.cli.terminal import say
 from hnkernels.errors import InputError
@@ -59,5 +61,6 @@ def sample(
     except SettingError as error:
         raise InputError(f"--{error}") from None
     out.parent.mkdir(parents=True, exist_ok=True)
-    image.save(out)
+    with naming(out), replacing(out) as file:
+        image.save(file, {".png": "PNG", ".webp": "WEBP"}.get(out.suffix.lower(), "JPEG"))
     say(f"wrote {out}")

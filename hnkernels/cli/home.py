@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from hnkernels.cli.arguments import print_json
-from hnkernels.cli.terminal import console, printable, say
+from hnkernels.cli.terminal import printable, say, show
 from hnkernels.errors import InputError
 
 HOME = Path("hnkernels-home")
@@ -108,7 +108,7 @@ def library(
         say(f"no network here matches {printable(search)}" if everything else f"no networks in {home}")
         return
     headings = ("run", "kind", "base", "widths", "structure", "activation", "step", "MB", "hash", "A1111")
-    table = Table(Column("name", overflow="fold"), *headings, box=None)
+    table = Table(Column("name"), *headings, box=None)
     for entry in entries:
         facts = entry.facts
         if facts.problem:
@@ -127,7 +127,7 @@ def library(
             "no" if facts.a1111 else "yes",
         )
     if table.row_count:
-        console.print(table)
+        show(table)
     for entry in entries:
         if entry.facts.problem:
             say((printable(entry.facts.problem), "red"))

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hnkernels.cli.arguments import model_folder, print_json
-from hnkernels.cli.terminal import console, printable, say
+from hnkernels.cli.terminal import printable, say, show
 from hnkernels.errors import InputError
 
 MODELS = {"sd15": "Stable Diffusion 1.5, 512 pixels", "sdxl": "Stable Diffusion XL, 1024 pixels"}
@@ -36,17 +36,17 @@ def doctor(
             table.add_row(name, printable(value), "set in the environment")
         for name, folder in report.caches.items():
             table.add_row(f"cache of {name}", printable(folder), "" if Path(folder).exists() else "nothing there yet")
-        console.print(table)
-        devices = Table("device", "", "backend", Column("why not the kernels", overflow="fold"), box=None)
+        show(table)
+        devices = Table("device", "", "backend", Column("why not the kernels"), box=None)
         for device in report.devices:
             devices.add_row(device.name, printable(device.what), device.backend, printable(device.why))
-        console.print(devices)
-        checks = Table("device", "tried", "error", Column("", overflow="fold"), box=None)
+        show(devices)
+        checks = Table("device", "tried", "error", Column(""), box=None)
         for check in report.checks:
             error = "" if check.error is None else f"{check.error:.2f} x eager's"
             said = Text(printable(check.fault), "red") if check.fault else "right"
             checks.add_row(check.device, check.what, error, said)
-        console.print(checks)
+        show(checks)
     if not report.right:
         raise typer.Exit(1)
 
@@ -125,4 +125,4 @@ def explain(
         table.add_row(str(number), one.shape.label, *cells([row]))
     table.add_section()
     table.add_row("", "all", *cells(rows))
-    console.print(table)
+    show(table)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from hnkernels.cli.arguments import Model, check_target, model_folder, one_each, print_json
-from hnkernels.cli.terminal import console, say
+from hnkernels.cli.terminal import say, show
 from hnkernels.errors import InputError
 
 
@@ -65,11 +65,11 @@ def export_lora(
         return
     title, caption = f"LoRA of rank {report.rank}", "lost: the share of a constant that the LoRA cannot hold"
     # The names must come out whole on 80 columns.
-    table = Table(Column("projection", overflow="fold"), "error", "lost", title=title, caption=caption, box=None)
+    table = Table(Column("projection"), "error", "lost", title=title, caption=caption, box=None)
     for layer in report.layers:
         table.add_row(layer.name, f"{layer.error:.2%}", f"{layer.dropped:.2%}")
     table.add_section()
     table.add_row("worst", f"{report.worst:.2%}", f"{report.dropped:.2%}")
     table.add_row("mean", f"{report.mean:.2%}", "")
-    console.print(table)
+    show(table)
     say(f"wrote {out}")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from hnkernels.cli.arguments import check_target, mixture, model_folder, print_json
-from hnkernels.cli.terminal import console, printable, say
+from hnkernels.cli.terminal import printable, say, show
 from hnkernels.errors import InputError
 
 
@@ -64,7 +64,7 @@ def info(
         print_json(found)
         return
     for table in tables:
-        console.print(table)
+        show(table)
 
 
 def convert(

@@ -18,8 +18,11 @@ def train(
     data: Annotated[Path, typer.Argument(help="Folder of pictures with captions beside them or in a table.")],
     config: Annotated[Path | None, typer.Option(help="JSON file with the objects 'training' and 'network'.")] = None,
     kind: Annotated[
-        str, typer.Option(help="Of a new network: 'context' as in the web UIs, or 'weights', which generates weights.")
-    ] = "context",
+        str | None,
+        typer.Option(
+            help="Of a new network: 'context' as in the web UIs (the default), or 'weights', which generates weights."
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -31,7 +34,7 @@ def train(
         Path | None,
         typer.Option(help="Continue from this hypernetwork instead of a new one, with the .optim file beside it."),
     ] = None,
-    name: Annotated[str, typer.Option(help="Name of a new hypernetwork.")] = "hypernetwork",
+    name: Annotated[str | None, typer.Option(help="Name of the hypernetwork; 'hypernetwork' for a new one.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Overrides the config's output_dir.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in output_dir.")
@@ -61,6 +64,10 @@ def train(
     from hnkernels.training.recipes import DEFAULT, recipe_named
 
     settings = read_config(config)
+    if init_from is not None and kind is not None:
+        raise InputError(f"--init-from takes the network as it is; leave out --kind {kind}")
+    unused = init_from is not None and bool(settings["network"])
+    kind = kind or "context"
     unnamed = recipe is None and kind == "context" and init_from is None
     if unnamed:
         recipe = DEFAULT
@@ -81,15 +88,19 @@ def train(
     contents = read_folder(data, training.mask_data, training.regularization_data)
     unet = model_without_weights(model)
     if init_from is None:
-        net = new_network(kind, unet, training.target_layers, name, settings["network"], contents.rows)
+        title = "hypernetwork" if name is None else name
+        net = new_network(kind, unet, training.target_layers, title, settings["network"], contents.rows)
     else:
         net = load_hypernetwork(init_from)
+        net.provenance.name = net.provenance.name if name is None else name
     check_fit(net, unet, training.target_layers)
     folder = RunFolder(training.output_dir)
     folder.files_for(net)
     if processes.main:
         with folder.locked():
             folder.check_resumable() if resume else folder.check_unused(net)
+        if unused:
+            say(f"the config's 'network' is left aside: {init_from} is taken as it is")
         if unnamed:
             say(f"settings that the config leaves out come from the recipe {recipe}; --recipe none takes the defaults")
     processes.wait()

@@ -129,9 +129,10 @@ def learning_rate_at(config: TrainingConfig, end: int) -> Callable[[int], float 
         scheduler = get_scheduler(
             config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=end, **options
         )
-    except (TypeError, ValueError) as error:
+        factor = scheduler.lr_lambdas[0]
+        factor(0)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"lr_scheduler {config.lr_scheduler!r} with {options} cannot be made: {error}") from error
-    factor = scheduler.lr_lambdas[0]
     return lambda step: float(config.learning_rate) * factor(step)
 
 

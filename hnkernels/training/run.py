@@ -104,9 +104,8 @@ class Run:
             self.data: TensorData | PipelineData = data
         else:
             assert trainer.family is not None
-            self.data = PipelineData(
-                trainer.family, [*data, *prior], config, self.net.provenance.name, self.processes, len(prior), cache
-            )
+            name = (self.net if checkpoint is None else checkpoint.net).provenance.name  # captions may have it in them
+            self.data = PipelineData(trainer.family, [*data, *prior], config, name, self.processes, len(prior), cache)
         self.own, held = split(len(rows) - len(prior), config.validation_split)
         self.plan = self._planned()
         content = self.data.content_hash if isinstance(self.data, PipelineData) else hash_of

@@ -1,6 +1,8 @@
 """The command line: what a user types, and the mistakes they make."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -523,9 +525,62 @@ def test_train_resumes_with_changes_when_told_to(cli, images, tmp_path):
     code, _, err = cli(*words, "--resume")
     assert code == 1
     assert "learning_rate (1e-05 then, 0.001 now); go on with" in err
-    with pytest.warns(UserWarning, match="learning_rate"):
-        assert cli(*words, "--resume", "--allow-changes")[0] == 0
+    code, _, err = cli(*words, "--resume", "--allow-changes")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if "learning_rate" in line]
+    assert line.startswith("warning: ")
     assert hn.load_hypernetwork(out / "red.pt").provenance.step == 2
+
+
+def test_a_run_that_is_resumed_has_the_name_that_it_began_with(cli, images, tmp_path):
+    config, whole, resumed = tmp_path / "config.json", tmp_path / "whole", tmp_path / "resumed"
+    training = {"max_steps": 2, "checkpoint_every": 1, "caption_template": "[name], [filewords]", "progress": False}
+    config.write_text(json.dumps({"training": {"learning_rate": 0.01, **training}}))
+    words = ("train", TINY_SD, images, "--config", config, "--recipe", "none", "--output-dir")
+    assert cli(*words, whole, "--name", "red")[0] == 0
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-000002")
+    for file in resumed.glob("red*"):
+        file.unlink()
+    assert cli(*words, resumed, "--resume")[0] == 0
+    expected, actual = (hn.load_hypernetwork(out / "red.pt").state_dict() for out in (whole, resumed))
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+
+
+def test_train_begins_with_a_network_as_it_is(cli, style, images, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"training": {"max_steps": 1, "progress": False}, "network": {"activation": "tanh"}}))
+    words = ("train", TINY_SD, images, "--config", config, "--init-from", style, "--output-dir", tmp_path / "run")
+    code, _, err = cli(*words, "--kind", "weights")
+    assert code == 1
+    assert "--init-from takes the network as it is; leave out --kind weights" in err
+    code, out, _ = cli(*words, "--name", "other")
+    assert code == 0
+    assert f"the config's 'network' is left aside: {style} is taken as it is" in out
+    assert hn.load_hypernetwork(tmp_path / "run" / "other.pt").config.activation == "relu"
+
+
+def test_a_picture_is_written_whole_or_not_at_all(cli, tmp_path, monkeypatch):
+    file = tmp_path / "picture.png"
+    file.write_bytes(b"before")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = cli("sample", TINY_SD, "digit one", "--out", file, "--steps", 1)
+    assert code == 1
+    assert f"{file}: the system reports 'No space left on device'" in err
+    assert file.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_style_is_given_once(cli, tmp_path):
+    net = tmp_path / "net.safetensors"
+    hn.WeightHypernetwork("attn2.v", embedding_dim=8, hidden_dim=8, rank=2, styles=("ink", "oil")).save(net)
+    code, _, err = cli("generate", net, tmp_path / "out.safetensors", "--style", "ink:0.5", "--style", "ink:0.2")
+    assert code == 1
+    assert "--style ink is given twice; give it once, with its weight" in err
 
 
 @pytest.fixture(scope="module")

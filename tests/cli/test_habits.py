@@ -80,7 +80,16 @@ def test_names_are_shown_as_they_are(tmp_path, name):
     assert shell("info", missing, COLUMNS="80").stderr == f"error: {missing}: does not exist; check the path\n"
     hn.save_hypernetwork(hn.Hypernetwork((4,), name=name), missing)
     assert shell("convert", missing, target, COLUMNS="80").stdout == f"wrote {target}\n"
-    assert name in shell("info", target).stdout.replace("\n", "")
+    assert name in shell("info", target, COLUMNS="20").stdout
+
+
+def test_a_name_that_the_terminal_cannot_write_is_no_fault(tmp_path):
+    source, target = tmp_path / "a.pt", tmp_path / "\N{CJK UNIFIED IDEOGRAPH-6F22}.safetensors"
+    hn.save_hypernetwork(hn.Hypernetwork((4,)), source)
+    done = shell("convert", source, target, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"wrote {tmp_path}/\\u6f22.safetensors\n"
+    assert target.exists()
 
 
 def test_a_folder_in_the_place_of_a_file_is_called_one(cli, tmp_path):

@@ -176,3 +176,12 @@ def test_a_run_with_an_average_is_resumed_bit_for_bit(tmp_path):
     trainer.train(resume=tmp_path / "whole" / "checkpoints" / "step-000003")
     nets = [hn.load_hypernetwork(tmp_path / name / "hypernetwork.safetensors") for name in ("whole", "rest")]
     assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("piecewise_constant", {}), ("cosine", {"last_epoch": 3}), ("polynomial", {"lr_end": 1.0})]
+)
+def test_a_scheduler_that_cannot_be_made_is_refused(name, args):
+    config = TrainingConfig(learning_rate=0.01, lr_scheduler=name, lr_scheduler_args=args)
+    with pytest.raises(ValueError, match=rf"lr_scheduler '{name}' with .* cannot be made: "):
+        learning_rate_at(config, 10)

@@ -210,12 +210,19 @@ def _image(name: Any, column: str, folder: Path, root: Path, suffixes: Sequence[
 def _caption(text: Any, column: str) -> str:
     if not isinstance(text, str):
         raise _RowError(f'{column} must be a text in quotes, "" for none, not {shown(text)}')
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        fault = f"{column} has half of a character in it, {shown(text)}; write it whole, or leave it out"
+        raise _RowError(fault) from None
     return text
 
 
 def _condition(condition: Any) -> str | dict[str, float] | None:
-    if condition is None or isinstance(condition, str):
-        return condition
+    if isinstance(condition, str):
+        return _caption(condition, "condition")
+    if condition is None:
+        return None
     if isinstance(condition, dict) and condition and all(map(_is_weight, condition.values())):
         return condition
     raise _RowError(f"condition must be a style's name or {{style: weight}}, not {shown(condition)}")

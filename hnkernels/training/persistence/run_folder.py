@@ -76,6 +76,11 @@ class RunFolder:
         stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
         suffixes = (".safetensors",) if isinstance(net, WeightHypernetwork) else (".safetensors", ".pt")
         files = tuple(self.path / f"{stem}{suffix}" for suffix in suffixes)
+        if self.start in files:
+            raise InputError(
+                f"the network's name {name!r} is that of {self.start.name}, in which a run keeps what it began with; "
+                "give it another"
+            )
         if any(len(os.fsencode(file.name)) > _NAME_AT_MOST for file in files):
             raise InputError(
                 f"the network's name makes the file name {files[0].name[:40]}…, which is longer than {_NAME_AT_MOST} "
@@ -113,9 +118,10 @@ class RunFolder:
     def check_resumable(self) -> None:
         """Raises ``ValueError`` if there are no checkpoints."""
         if not checkpoints_in(self.checkpoints):
+            first = f"remove {self.log} and " if rows_of(self.log) else ""
             raise InputError(
-                f"there is no checkpoint to resume in {self.checkpoints}; start a run without resume (--resume), or "
-                "name the output_dir of one that was interrupted"
+                f"there is no checkpoint to resume in {self.checkpoints}; {first}start a run without resume "
+                "(--resume), or name the output_dir of one that was interrupted"
             )
 
 

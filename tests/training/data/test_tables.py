@@ -87,6 +87,10 @@ def test_a_backslash_separates_folders(folder):
         (rows((["a.png"], "x")), "file_name must be"),
         (rows(("a.png", None)), "text must be a text in quotes, .* not None"),
         (rows(("a.png", 5)), "text must be"),
+        (
+            '{"file_name": "a.png", "text": "x\\ud800"}\n',
+            "text has half of a character in it, .*; write it whole, or leave it out",
+        ),
         (rows(("a.png", True)), "text must be"),
         (rows(("a.png", ["x", "y"])), "text must be"),
         (rows(("a.png", {"en": "x"})), "text must be"),

@@ -330,6 +330,25 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(tmp_path, monke
     assert trainer(tmp_path).train(resume=True).step == 4
 
 
+def test_a_run_without_a_checkpoint_says_what_to_remove(tmp_path):
+    with pytest.raises(RuntimeError, match="early"):
+        trainer(tmp_path, callback=fail_at(1)).train()
+    with pytest.raises(
+        ValueError, match=r"no checkpoint to resume.*; remove .*log\.csv and start a run without resume"
+    ):
+        trainer(tmp_path).train(resume=True)
+    (tmp_path / "log.csv").unlink()
+    assert trainer(tmp_path).train().step == 4
+
+
+def fail_at(number):
+    def callback(step, metrics):
+        if step == number:
+            raise RuntimeError("early")
+
+    return callback
+
+
 def test_a_divergence_at_the_start_can_be_resumed(tmp_path):
     net = make_net()
     next(net.parameters()).register_hook(lambda g: g * torch.nan)
@@ -404,6 +423,7 @@ def test_a_run_with_a_log_cut_in_a_row_goes_on(tmp_path):
         ("..", "makes no file name"),
         (None, "makes no file name"),
         ("ü" * 130, "shorten the"),
+        ("start", "is that of start.safetensors, in which a run keeps what it began with; give it another"),
     ],
 )
 def test_a_name_that_makes_no_file_is_refused_at_once(tmp_path, name, message):
