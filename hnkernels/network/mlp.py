@@ -160,7 +160,20 @@ class Prepared:
         try:
             return [parameters[name] for parameters, name in self._sources]  # type: ignore[misc]
         except KeyError:  # another tool has put something in a parameter's place
+            for layer in self.layers:
+                _check_linear(layer.linear)
             return [getattr(module, name) for module, name in self._owners]
+
+
+def _check_linear(linear: nn.Linear) -> None:
+    if linear.bias is None:
+        raise InputError("a linear of a network has no bias; give it one of zeros, as its files have")
+    if linear._forward_pre_hooks and "weight" not in linear._parameters and not hasattr(linear, "parametrizations"):
+        raise InputError(
+            "a hook computes the weight of a linear whenever that is called, which only the network itself does, as a "
+            "module; make it lasting (torch.nn.utils: prune.remove, remove_weight_norm), or use "
+            "torch.nn.utils.parametrizations"
+        )
 
 
 class HypernetworkMLP(nn.Module):
@@ -195,6 +208,7 @@ class HypernetworkMLP(nn.Module):
                 f"{_MOST_UNITS}, at width {dim}"
             )
         activation = resolve(config.activation, config.allow_legacy_activations)
+        self._activation = () if activation is None else type(activation.build())
         count = len(widths) - 1
         sublayers: list[nn.Module] = []
         for i in range(count):
@@ -209,17 +223,28 @@ class HypernetworkMLP(nn.Module):
         self.reset_parameters()
 
     def layers(self) -> list[Layer]:
-        """The sub-layers grouped by linear, in order."""
+        """The sub-layers grouped by linear, in order.
+
+        Raises:
+            InputError: another tool has put in what the MLP was not built with, or computes a weight in a hook.
+        """
         groups: list[dict[str, Any]] = []
         for module in self.linear:
             if isinstance(module, nn.Linear):
+                _check_linear(module)
                 groups.append({"linear": module, "activation": None, "norm": None, "dropout": 0.0})
             elif isinstance(module, nn.LayerNorm):
                 groups[-1]["norm"] = module
             elif isinstance(module, nn.Dropout):
                 groups[-1]["dropout"] = module.p
-            else:
+            elif isinstance(module, self._activation):
                 groups[-1]["activation"] = module
+            else:
+                kind = f"{type(module).__module__}.{type(module).__name__}"
+                raise InputError(
+                    f"a network holds a {kind}, with which it was not built, and which only the network itself runs, "
+                    "called as a module; take it out first (peft: merge_and_unload)"
+                )
         return [Layer(**group) for group in groups]
 
     def prepared(self) -> Prepared:

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
+import hnkernels as hn
 import reference
 from hnkernels import hyper_context, hyper_kv, hyper_qkv
 from tests.accuracy import Call, check_fp32, check_half
@@ -522,3 +524,46 @@ def test_the_portable_backend_plans_on_the_meta_device():
     mlp, x, w = make_mlp(8).to("meta"), torch.empty(3, 8, device="meta"), torch.empty(6, 8, device="meta")
     k, v = hyper_kv(x, mlp, mlp, w, w, backend="portable")
     assert k.shape == v.shape == (3, 6)
+
+
+def with_another_activation(net):
+    net[16][0].linear[1] = torch.nn.GELU()
+
+
+def without_a_bias(net):
+    net[16][0].linear[0].bias = None
+
+
+def pruned(net):
+    prune.l1_unstructured(net[16][0].linear[0], "weight", 0.5)
+
+
+def with_lora(net):
+    peft = pytest.importorskip("peft")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["linear.2"]), net)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_another_activation, r"a network holds a torch\.nn\..*\.GELU, with which it was not built.*; take it out"),
+        (with_lora, r"a network holds a peft\..*Linear, with which it was not built.*\(peft: merge_and_unload\)"),
+        (without_a_bias, "has no bias; give it one of zeros"),
+        (pruned, r"a hook computes the weight of a linear.*; make it lasting \(torch\.nn\.utils: prune\.remove"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_a_network_was_not_built_with_is_refused(change, message):
+    net, x, w = hn.Hypernetwork((16,)), torch.randn(2, 16), torch.randn(8, 16)
+    hn.hyper_kv(x, *net[16], w, w, backend="portable")
+    change(net)
+    with pytest.raises(hn.InputError, match=message):
+        hn.hyper_kv(x, *net[16], w, w, backend="portable")
+
+
+def test_pruning_that_was_made_lasting_counts():
+    net, x, w = hn.Hypernetwork((16,)), torch.randn(2, 16), torch.randn(8, 16)
+    pruned(net)
+    prune.remove(net[16][0].linear[0], "weight")
+    k, _ = hn.hyper_kv(x, *net[16], w, w, backend="portable")
+    assert relative_error(k, torch.nn.functional.linear(net[16][0](x), w)) < FORWARD_TOLERANCE
