@@ -160,7 +160,7 @@ class Host:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model's linears; fp32 where these are quantised."""
+        """Of the model's linears; fp32 where these are quantised, or stored in 8 bits and computed in another dtype."""
         dtypes = (p.dtype for layer in self.layers for p in layer.attention.parameters())
         return next((d for d in dtypes if d.is_floating_point and d.itemsize > 1), torch.float32)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from hnkernels.cli.arguments import print_json
 from hnkernels.cli.terminal import printable, say, show
@@ -108,7 +108,7 @@ def library(
         say(f"no network here matches {printable(search)}" if everything else f"no networks in {home}")
         return
     headings = ("run", "kind", "base", "widths", "structure", "activation", "step", "MB", "hash", "A1111")
-    table = Table(Column("name"), *headings, box=None)
+    table = Table("name", *headings, box=None)
     for entry in entries:
         facts = entry.facts
         if facts.problem:

@@ -37,11 +37,11 @@ def doctor(
         for name, folder in report.caches.items():
             table.add_row(f"cache of {name}", printable(folder), "" if Path(folder).exists() else "nothing there yet")
         show(table)
-        devices = Table("device", "", "backend", Column("why not the kernels"), box=None)
+        devices = Table("device", "", "backend", "why not the kernels", box=None)
         for device in report.devices:
             devices.add_row(device.name, printable(device.what), device.backend, printable(device.why))
         show(devices)
-        checks = Table("device", "tried", "error", Column(""), box=None)
+        checks = Table("device", "tried", "error", "", box=None)
         for check in report.checks:
             error = "" if check.error is None else f"{check.error:.2f} x eager's"
             said = Text(printable(check.fault), "red") if check.fault else "right"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from hnkernels.cli.arguments import Model, check_target, model_folder, one_each, print_json
 from hnkernels.cli.terminal import say, show
@@ -64,8 +64,7 @@ def export_lora(
         print_json({"file": str(out), **asdict(report), "worst": report.worst, "mean": report.mean})
         return
     title, caption = f"LoRA of rank {report.rank}", "lost: the share of a constant that the LoRA cannot hold"
-    # The names must come out whole on 80 columns.
-    table = Table(Column("projection"), "error", "lost", title=title, caption=caption, box=None)
+    table = Table("projection", "error", "lost", title=title, caption=caption, box=None)
     for layer in report.layers:
         table.add_row(layer.name, f"{layer.error:.2%}", f"{layer.dropped:.2%}")
     table.add_section()

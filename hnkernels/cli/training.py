@@ -92,7 +92,8 @@ def train(
         net = new_network(kind, unet, training.target_layers, title, settings["network"], contents.rows)
     else:
         net = load_hypernetwork(init_from)
-        net.provenance.name = net.provenance.name if name is None else name
+        if name is not None:
+            net.provenance.name = name
     check_fit(net, unet, training.target_layers)
     folder = RunFolder(training.output_dir)
     folder.files_for(net)

@@ -122,7 +122,7 @@ def test_info_shows_what_a_file_holds(cli, style):
     code, out, _ = cli("info", style)
     assert code == 0
     said = {line.split()[0]: line.split(maxsplit=1)[1].strip() for line in out.splitlines()}
-    assert said["name"] == "style"
+    assert (said["name"], said["dtype"]) == ("style", "float32")
     assert (said["sizes"], said["layer_structure"]) == ("48, 80, 96", "1, 2, 1")
     assert (said["activation"], said["layer_norm"], said["dropout_structure"]) == ("relu", "no", "–")
 
